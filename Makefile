@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV ?= .venv
+PEER_VENV ?= .venv-peer
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+PEER_READY = $(PEER_VENV)/.ready
+
+TEXT ?= Hello. This sentence was spoken on this machine.
+OUT ?= say.wav
+export SAY_TEXT = $(value TEXT)
+export SAY_OUT = $(value OUT)
+
+.PHONY: say test test-slow test-peer peer-env style format clean
+
+say: $(READY)
+	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
+
+test-peer: $(READY) $(PEER_READY)
+	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
+
+style: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+peer-env: $(PEER_READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
+	test -x $(PEER_VENV)/bin/python || $(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements.txt
+	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-nodeps.txt
+	@touch $@
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache

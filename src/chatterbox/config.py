@@ -1,0 +1,271 @@
+"""Every size and default of the package, as frozen dataclasses.
+
+Owns: model sizes (defaults = the published checkpoints), sampling and generation defaults, their validation and the
+conversion to and from plain dictionaries (``config.json`` of a checkpoint folder).
+Does not know: torch, files, Hydra. The YAML under ``configs/`` mirrors these classes and holds no number of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+SPEECH_CODES = 6561  # 3 ** 8 FSQ codes; also the start token's id
+START_SPEECH_TOKEN = 6561
+STOP_SPEECH_TOKEN = 6562
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Llama backbone of T3 (English and multilingual)."""
+
+    num_layers: int = 30
+    hidden_size: int = 1024
+    num_heads: int = 16
+    head_dim: int = 64
+    intermediate_size: int = 4096
+    vocab_size: int = 8  # unused at inference, present in the checkpoints
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_factor: float = 8.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_len: int = 8192
+
+
+@dataclass(frozen=True)
+class T3Config:
+    """Text tokens to speech tokens. Upstream's names where upstream has one."""
+
+    text_tokens_dict_size: int = 704
+    start_text_token: int = 255
+    stop_text_token: int = 0
+    max_text_tokens: int = 2048
+    speech_tokens_dict_size: int = 8194
+    start_speech_token: int = START_SPEECH_TOKEN
+    stop_speech_token: int = STOP_SPEECH_TOKEN
+    max_speech_tokens: int = 4096
+    speech_cond_prompt_len: int = 150
+    speaker_embed_size: int = 256
+    perceiver_queries: int = 32
+    perceiver_heads: int = 4
+    backbone: LlamaConfig = field(default_factory=LlamaConfig)
+
+    @classmethod
+    def english_only(cls) -> T3Config:
+        return cls()
+
+    @classmethod
+    def multilingual(cls) -> T3Config:
+        return cls(text_tokens_dict_size=2454)
+
+    @property
+    def n_channels(self) -> int:
+        return self.backbone.hidden_size
+
+    @property
+    def is_multilingual(self) -> bool:
+        return self.text_tokens_dict_size == 2454
+
+    @property
+    def cond_len(self) -> int:
+        """Positions of the conditioning prefix: speaker, perceiver output, emotion."""
+        return 1 + self.perceiver_queries + 1
+
+
+@dataclass(frozen=True)
+class VoiceEncoderConfig:
+    """LSTM speaker embedding. Window, hop and mel layout are those of the published model."""
+
+    num_mels: int = 40
+    sample_rate: int = 16_000
+    hidden_size: int = 256
+    num_layers: int = 3
+    embed_size: int = 256
+    n_fft: int = 400
+    hop_len: int = 160
+    window_frames: int = 160
+    windows_per_second: float = 1.3
+    min_coverage: float = 0.8
+
+
+@dataclass(frozen=True)
+class S3TokenizerConfig:
+    """S3 speech tokenizer v2, 25 codes a second."""
+
+    num_mels: int = 128
+    hidden_size: int = 1280
+    num_heads: int = 20
+    num_layers: int = 6
+    fsmn_kernel: int = 31
+
+
+@dataclass(frozen=True)
+class CAMPPlusConfig:
+    """CAM++ speaker embedding (x-vector)."""
+
+    num_mels: int = 80
+    head_channels: int = 32
+    tdnn_channels: int = 128
+    growth_rate: int = 32
+    bottleneck_factor: int = 4  # bottleneck channels = factor * growth_rate
+    block_layers: tuple[int, ...] = (12, 24, 16)
+    block_dilations: tuple[int, ...] = (1, 2, 2)
+    embed_size: int = 192
+    segment_len: int = 100
+
+
+@dataclass(frozen=True)
+class FlowEncoderConfig:
+    """Upsampling conformer encoder with lookahead (tokens at 25 Hz to frames at 50 Hz)."""
+
+    hidden_size: int = 512
+    num_heads: int = 8
+    feed_forward_size: int = 2048
+    num_layers: int = 6
+    num_up_layers: int = 4
+    lookahead_len: int = 3
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """Velocity network of the conditional flow matching decoder."""
+
+    channels: int = 256
+    num_mid_blocks: int = 12
+    num_transformers: int = 4  # per block
+    num_heads: int = 8
+    head_dim: int = 64
+    feed_forward_factor: int = 4
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Speech tokens to mel spectrogram."""
+
+    vocab_size: int = SPEECH_CODES
+    num_mels: int = 80
+    speaker_embed_size: int = 192
+    num_steps: int = 10
+    num_meanflow_steps: int = 2
+    guidance_rate: float = 0.7
+    encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+
+
+@dataclass(frozen=True)
+class HiFTConfig:
+    """HiFT vocoder: mel spectrogram to 24 kHz waveform."""
+
+    num_mels: int = 80
+    sample_rate: int = 24_000
+    base_channels: int = 512
+    f0_channels: int = 512
+    num_harmonics: int = 8  # above the fundamental
+    upsample_rates: tuple[int, ...] = (8, 5, 3)
+    upsample_kernels: tuple[int, ...] = (16, 11, 7)
+    resblock_kernels: tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: tuple[int, ...] = (1, 3, 5)
+    source_resblock_kernels: tuple[int, ...] = (7, 7, 11)
+    istft_n_fft: int = 16
+    istft_hop: int = 4
+    sine_amplitude: float = 0.1
+    noise_std: float = 0.003
+    voiced_threshold: float = 10.0  # Hz, strict
+    audio_limit: float = 0.99
+
+    @property
+    def hop_len(self) -> int:
+        """Samples per mel frame."""
+        return math.prod(self.upsample_rates) * self.istft_hop
+
+
+@dataclass(frozen=True)
+class S3GenConfig:
+    """Speech tokens to waveform, with everything that reads a reference recording."""
+
+    tokenizer: S3TokenizerConfig = field(default_factory=S3TokenizerConfig)
+    speaker_encoder: CAMPPlusConfig = field(default_factory=CAMPPlusConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    vocoder: HiFTConfig = field(default_factory=HiFTConfig)
+
+
+def _check_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}; {remedy}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next speech token is drawn. ``temperature`` 0 is greedy."""
+
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    repetition_penalty: float = 1.2
+    min_p: float = 0.05
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
+        _check_range("cfg_weight", self.cfg_weight, 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
+        _check_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1 turns it off, 1.2 is usual")
+        _check_range("min_p", self.min_p, 0.0, 1.0, "0 turns it off, 0.05 is usual")
+        _check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
+        if self.top_p == 0.0:
+            raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything ``config.json`` of a checkpoint folder may say. Defaults: the published English model."""
+
+    t3: T3Config = field(default_factory=T3Config)
+    s3gen: S3GenConfig = field(default_factory=S3GenConfig)
+    voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dictionary of a configuration (tuples become lists), ready for JSON."""
+    return {
+        f.name: to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+    }
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
+    """Build ``cls`` from a plain dictionary; missing keys keep their defaults.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong kind; the message names key, value and choices.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a table of settings, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where} has no setting {key!r}; it has {', '.join(sorted(known))}")
+        arguments[key] = _convert(known[key], value, f"{where}.{key}")
+    return cls(**arguments)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, where)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_convert(typing.get_args(kind)[0], v, where) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Drawing speech tokens: `sampling` (logits to probabilities) and `decode` (prefill, step, loop)."""

@@ -1,0 +1,1 @@
+"""The published models: one package per checkpoint file or part of one."""

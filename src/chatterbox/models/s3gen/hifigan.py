@@ -1,0 +1,220 @@
+"""HiFT vocoder: mel spectrogram to 24 kHz waveform (HiFTNet, https://arxiv.org/abs/2309.09493).
+
+Owns: the harmonic source, the upsampling decoder and the inverse STFT head.
+Does not know: speech tokens, voices, chunks of a stream. The random parts (phase, noise) can be handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.config import HiFTConfig
+from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
+from chatterbox.models.s3gen.weight_norm import fold_weight_norm, weight_norm
+
+MAX_MAGNITUDE = 100.0
+
+
+class Snake(nn.Module):
+    """``x + sin(alpha x)^2 / alpha`` with one alpha per channel (https://arxiv.org/abs/2006.08195)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha = self.alpha[:, None]  # (C, 1)
+        wave = torch.sin(x * alpha)
+        return torch.addcmul(x, wave * (1.0 / (alpha + 1e-9)), wave)
+
+
+class ResBlock(nn.Module):
+    """Residual stack of Snake and dilated convolutions; length and channels stay."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Conv1d:
+            padding = dilation * (kernel - 1) // 2
+            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
+
+        self.convs1 = nn.ModuleList(conv(d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for act1, conv1, act2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True):
+            x = x + conv2(act2(conv1(act1(x))))
+        return x
+
+
+class SineGen(nn.Module):
+    """Harmonics of F0 with noise, the noise alone where there is no voice. Has no weights; passes no gradient to F0."""
+
+    def __init__(self, config: HiFTConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def forward(
+        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sines for F0 (B, 1, N) in Hz at the sample rate, computed in float32.
+
+        Args:
+            phase: (B, H, 1) in [-pi, pi], H = harmonics + 1; the fundamental's entry is not used. Default: drawn.
+            noise: (B, H, N) standard normal. Default: drawn.
+            generator: source of the draws; None is torch's global one, in upstream's order and shapes.
+
+        Returns:
+            Sines with noise (B, H, N), voiced flags (B, 1, N), noise alone (B, H, N).
+        """
+        c = self.config
+        f0 = f0.float()
+        batch, _, num_samples = f0.shape
+        shape = (batch, c.num_harmonics + 1, num_samples)
+        if phase is None:
+            # Upstream draws the phase on the CPU, whatever the device of the model.
+            where = generator.device if generator is not None else "cpu"
+            phase = torch.rand(batch, c.num_harmonics + 1, 1, generator=generator, device=where) * (2 * math.pi) - math.pi
+        if noise is None:
+            noise = _randn(shape, f0, generator)
+        order = torch.arange(1, c.num_harmonics + 2, device=f0.device, dtype=f0.dtype)[:, None]  # (H, 1)
+        turns = torch.cumsum(f0 * order / c.sample_rate, dim=-1) % 1  # (B, H, N)
+        phase = torch.where(order > 1, phase.to(f0), 0.0)
+        voiced = (f0 > c.voiced_threshold).to(f0)
+        noise = (voiced * c.noise_std + (1 - voiced) * c.sine_amplitude / 3) * noise.to(f0)
+        sines = c.sine_amplitude * torch.sin(2 * math.pi * turns + phase) * voiced + noise
+        return sines, voiced, noise
+
+
+class HarmonicSource(nn.Module):
+    """Learned mix of the harmonics into one excitation signal."""
+
+    def __init__(self, config: HiFTConfig) -> None:
+        super().__init__()
+        self.l_sin_gen = SineGen(config)
+        self.l_linear = nn.Linear(config.num_harmonics + 1, 1)
+
+    def forward(
+        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Excitation (B, 1, N) for F0 (B, 1, N); see :class:`SineGen` for the random parts."""
+        sines, _, _ = self.l_sin_gen(f0, phase, noise, generator)
+        if noise is None and generator is None:
+            _randn((f0.shape[0], f0.shape[2], 1), f0, None)  # upstream's unused noise branch advances the generator
+        sines = sines.transpose(1, 2).to(self.l_linear.weight.dtype)  # (B, N, H)
+        return torch.tanh(self.l_linear(sines)).transpose(1, 2)
+
+
+class HiFTGenerator(nn.Module):
+    """The vocoder. Every method but :meth:`inference` is differentiable and takes any batch size."""
+
+    stft_window: Tensor
+
+    def __init__(self, config: HiFTConfig = HiFTConfig()) -> None:
+        super().__init__()
+        self.config = config
+        spectrum = config.istft_n_fft + 2  # real and imaginary parts, or log-magnitude and phase
+        widths = [config.base_channels // 2**i for i in range(len(config.upsample_rates) + 1)]
+        self.m_source = HarmonicSource(config)
+        self.conv_pre = weight_norm(nn.Conv1d(config.num_mels, widths[0], 7, padding=3))
+        self.ups = nn.ModuleList()
+        self.source_downs = nn.ModuleList()
+        self.source_resblocks = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for i, (rate, kernel) in enumerate(zip(config.upsample_rates, config.upsample_kernels, strict=True)):
+            width = widths[i + 1]
+            up = nn.ConvTranspose1d(widths[i], width, kernel, rate, padding=(kernel - rate) // 2)
+            self.ups.append(weight_norm(up))
+            down = math.prod(config.upsample_rates[i + 1 :])
+            self.source_downs.append(nn.Conv1d(spectrum, width, 2 * down if down > 1 else 1, down, padding=down // 2))
+            self.source_resblocks.append(ResBlock(width, config.source_resblock_kernels[i], config.resblock_dilations))
+            self.resblocks.extend(ResBlock(width, k, config.resblock_dilations) for k in config.resblock_kernels)
+        self.conv_post = weight_norm(nn.Conv1d(widths[-1], spectrum, 7, padding=3))
+        self.register_buffer("stft_window", torch.hann_window(config.istft_n_fft), persistent=False)
+        self.f0_predictor = ConvRNNF0Predictor(config.num_mels, config.f0_channels)
+
+    def source(
+        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Excitation (B, 1, T * hop) for F0 (B, T) in Hz per mel frame; see :class:`SineGen` for the random parts."""
+        return self.m_source(f0[:, None].repeat_interleave(self.config.hop_len, dim=-1), phase, noise, generator)
+
+    def decode(self, x: Tensor, s: Tensor) -> Tensor:
+        """Waveform (B, T * hop) within the audio limit, from mel ``x`` (B, num_mels, T) and excitation ``s`` (B, 1, T * hop)."""
+        spectrum = self._stft(s[:, 0]).to(s.dtype)
+        num_kernels, last = len(self.config.resblock_kernels), len(self.ups) - 1
+        x = self.conv_pre(x)
+        for i, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, 0.1))
+            if i == last:
+                x = F.pad(x, (1, 0), mode="reflect")  # as many frames as the source's STFT
+            x = x + self.source_resblocks[i](self.source_downs[i](spectrum))
+            blocks = self.resblocks[i * num_kernels : (i + 1) * num_kernels]
+            x = reduce(torch.add, [block(x) for block in blocks]) / num_kernels
+        x = self.conv_post(F.leaky_relu(x, 0.01))
+        log_magnitude, phase = x.float().chunk(2, dim=1)
+        wav = self._istft(torch.exp(log_magnitude), torch.sin(phase))
+        return wav.clamp(-self.config.audio_limit, self.config.audio_limit).to(x.dtype)
+
+    def forward(
+        self,
+        speech_feat: Tensor,
+        cache_source: Tensor | None = None,
+        *,
+        phase: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Waveform (B, T * hop) and excitation (B, 1, T * hop) of mel (B, num_mels, T).
+
+        ``cache_source`` (B or 1, 1, n) replaces the first n samples of the excitation: the tail of the chunk before.
+        """
+        source = self.source(self.f0_predictor(speech_feat), phase, noise, generator)
+        if cache_source is not None and cache_source.shape[2]:
+            head = cache_source[..., : source.shape[2]].to(source).expand(source.shape[0], -1, -1)
+            source = torch.cat([head, source[..., head.shape[2] :]], dim=2)
+        return self.decode(speech_feat, source), source
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        speech_feat: Tensor,
+        cache_source: Tensor | None = None,
+        *,
+        phase: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` without autograd."""
+        return self.forward(speech_feat, cache_source, phase=phase, noise=noise, generator=generator)
+
+    def remove_weight_norm(self) -> None:
+        """Fold the weight normalisation into plain weights: half the memory, but no longer the checkpoint's keys."""
+        fold_weight_norm(self)
+
+    def _stft(self, wav: Tensor) -> Tensor:
+        """Real, then imaginary parts (B, n_fft + 2, N / hop + 1) of ``wav`` (B, N), in float32."""
+        c = self.config
+        window = self.stft_window.float()
+        spectrum = torch.stft(wav.float(), c.istft_n_fft, c.istft_hop, window=window, return_complex=True)
+        return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+    def _istft(self, magnitude: Tensor, phase: Tensor) -> Tensor:
+        """Waveform (B, N) of magnitude and phase (B, n_fft / 2 + 1, N / hop + 1)."""
+        c = self.config
+        magnitude = magnitude.clamp(max=MAX_MAGNITUDE)
+        spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+        return torch.istft(spectrum, c.istft_n_fft, c.istft_hop, window=self.stft_window.float())
+
+
+def _randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    where = generator.device if generator is not None else like.device
+    return torch.randn(shape, generator=generator, device=where, dtype=torch.float32).to(like.device)

@@ -1,0 +1,53 @@
+"""Weight normalisation that inference pays for once.
+
+Owns: the parametrization ``weight = g * v / |v|`` under torch's state-dict keys
+(``parametrizations.weight.original0`` is g, ``original1`` is v) and the reuse of its result while g and v stay unchanged.
+Does not know: what the convolution is for.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Conv = TypeVar("Conv", bound=nn.Module)
+
+
+class CachedWeightNorm(nn.Module):
+    """``g * v / |v|`` with the norm over every dimension but the first (the input channel of a transposed convolution).
+
+    Without autograd the product is kept until g or v is written or moved. The kept entry is one tuple, replaced as a
+    whole, so threads that share the module see either the old or the new one.
+    """
+
+    _kept: tuple[tuple[int, ...], Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or g.is_inference() or v.is_inference():
+            return torch._weight_norm(v, g, 0)
+        state = (g._version, v._version, g.data_ptr(), v.data_ptr())
+        kept = self._kept
+        if kept is None or kept[0] != state or kept[1] is not g or kept[2] is not v or kept[3].dtype != v.dtype:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (state, g, v, torch._weight_norm(v, g, 0))
+            self._kept = kept
+        return kept[3]
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.norm_except_dim(weight, 2, 0), weight
+
+
+def weight_norm(conv: Conv) -> Conv:
+    """Parametrize ``conv.weight`` in place; returns ``conv``."""
+    parametrize.register_parametrization(conv, "weight", CachedWeightNorm())
+    return conv
+
+
+def fold_weight_norm(module: nn.Module) -> None:
+    """Replace every normalised weight below ``module`` by its plain value. Changes the state-dict keys."""
+    for child in module.modules():
+        if parametrize.is_parametrized(child, "weight"):
+            parametrize.remove_parametrizations(child, "weight")

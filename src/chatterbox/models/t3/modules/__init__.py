@@ -1,0 +1,1 @@
+"""Parts of T3, under upstream's import paths."""

@@ -1,0 +1,76 @@
+"""What T3 knows beside the text: speaker, speech prompt, emotion.
+
+Owns: `T3Cond`, the container people build and store, and `T3CondEnc`, which turns it into the conditioning prefix.
+Does not know: how a reference recording becomes a `T3Cond` (`chatterbox.conditioning`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from chatterbox.config import T3Config
+from chatterbox.models.t3.modules.perceiver import Perceiver
+
+
+@dataclass
+class T3Cond:
+    """Conditioning of one voice.
+
+    speaker_emb: (B, 256) voice-encoder embedding. cond_prompt_speech_tokens: (B, T) codes of the reference.
+    cond_prompt_speech_emb: (B, T, hidden), only if precomputed. emotion_adv: exaggeration, a number or (B, 1, 1).
+    clap_emb: must stay None; it exists because stored conditionals have the field.
+    """
+
+    speaker_emb: Tensor
+    clap_emb: Tensor | None = None
+    cond_prompt_speech_tokens: Tensor | None = None
+    cond_prompt_speech_emb: Tensor | None = None
+    emotion_adv: Tensor | float | None = 0.5
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> T3Cond:
+        """A copy on ``device``; ``dtype`` applies to floating-point fields only."""
+
+        def move(value: Tensor | float | None) -> Tensor | float | None:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return T3Cond(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+    def save(self, fpath: str | Path) -> None:
+        torch.save({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, fpath)
+
+    @staticmethod
+    def load(fpath: str | Path, map_location: torch.device | str = "cpu") -> T3Cond:
+        return T3Cond(**torch.load(fpath, map_location=map_location, weights_only=True))
+
+
+class T3CondEnc(nn.Module):
+    """Conditioning prefix: speaker (1), perceiver over the embedded prompt, emotion (1), in that order."""
+
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.spkr_enc = nn.Linear(config.speaker_embed_size, config.n_channels)
+        self.emotion_adv_fc = nn.Linear(1, config.n_channels, bias=False)
+        self.perceiver = Perceiver(config.perceiver_queries, config.n_channels, config.perceiver_heads)
+
+    def forward(self, cond: T3Cond, prompt_emb: Tensor) -> Tensor:
+        """Args: ``prompt_emb`` (B, T, hidden), the embedded speech prompt. Returns (B, cond_len, hidden).
+
+        Raises:
+            ValueError: a CLAP embedding is given (no published model has one), or no emotion.
+        """
+        if cond.clap_emb is not None:
+            raise ValueError("clap_emb must be None: no published model reads a CLAP embedding")
+        if cond.emotion_adv is None:
+            raise ValueError("emotion_adv must be a number (0.5 is neutral), got None")
+        weight = self.spkr_enc.weight
+        speaker = self.spkr_enc(cond.speaker_emb.to(weight).view(-1, 1, weight.shape[1]))  # (B, 1, hidden)
+        emotion = torch.as_tensor(cond.emotion_adv, dtype=weight.dtype, device=weight.device)
+        emotion = self.emotion_adv_fc(emotion.reshape(-1, 1, 1)).expand(speaker.shape[0], -1, -1)
+        return torch.cat([speaker, self.perceiver(prompt_emb), emotion], dim=1)

@@ -1,0 +1,229 @@
+"""T3: text tokens to speech tokens.
+
+Owns: embeddings, heads and the order of the input sequence, [conditioning][text][speech]. Does not know: how tokens
+are drawn (`chatterbox.generation`), which cache is used, what a voice is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.models.t3.backbone import LlamaBackbone
+from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
+from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
+
+# The stop position and the doubled start token need room beyond the longest text and speech.
+EXTRA_TEXT_POSITIONS = 2
+EXTRA_SPEECH_POSITIONS = 4
+
+
+@dataclass(frozen=True)
+class T3Output:
+    """Teacher-forced outputs. Logits are (B, T, vocabulary), latents (B, T, hidden)."""
+
+    text_logits: Tensor
+    text_latents: Tensor
+    speech_logits: Tensor
+    speech_latents: Tensor
+    hidden_states: Tensor
+
+
+class T3(nn.Module):
+    def __init__(self, hp: T3Config | None = None) -> None:
+        super().__init__()
+        self.hp = hp = T3Config() if hp is None else hp
+        self.dim = hp.n_channels
+        self.tfmr = LlamaBackbone(hp.backbone)
+        self.cond_enc = T3CondEnc(hp)
+        self.text_emb = nn.Embedding(hp.text_tokens_dict_size, self.dim)
+        self.speech_emb = nn.Embedding(hp.speech_tokens_dict_size, self.dim)
+        self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
+        self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
+        self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
+        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.speech_head.weight.device
+
+    def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
+        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded anew unless ``t3_cond`` brings its embedding."""
+        prompt_emb = t3_cond.cond_prompt_speech_emb
+        if prompt_emb is None:
+            tokens = t3_cond.cond_prompt_speech_tokens
+            if tokens is None:
+                raise ValueError("T3Cond needs cond_prompt_speech_tokens or cond_prompt_speech_emb; both are None")
+            prompt_emb = self.embed_speech(tokens.to(self.device))
+        return self.cond_enc(t3_cond, prompt_emb)
+
+    def embed_text(self, text_tokens: Tensor) -> Tensor:
+        """(B, S) ids to (B, S, hidden), positions added.
+
+        Raises:
+            ValueError: more tokens than learned text positions.
+        """
+        limit = self.text_pos_emb.emb.num_embeddings
+        if text_tokens.shape[1] > limit:
+            raise ValueError(
+                f"text of {text_tokens.shape[1]} tokens is longer than the model's {limit} positions; split it into sentences"
+            )
+        return self.text_emb(text_tokens) + self.text_pos_emb(text_tokens)
+
+    def embed_speech(self, speech_tokens: Tensor) -> Tensor:
+        """(B, T) ids to (B, T, hidden), positions 0.. added."""
+        return self.speech_emb(speech_tokens) + self.speech_pos_emb(speech_tokens)
+
+    def prepare_input_embeds(
+        self, *, t3_cond: T3Cond, text_tokens: Tensor, speech_tokens: Tensor, cfg_weight: float = 0.0
+    ) -> tuple[Tensor, int]:
+        """Input sequence [conditioning][text][speech].
+
+        Args:
+            text_tokens: (B, S) ids with start and stop.
+            speech_tokens: (B, T) ids.
+            cfg_weight: above 0, row 1 becomes the unconditional row: its text embedding is zero, its text positions stay.
+
+        Returns:
+            (B, cond_len + S + T, hidden) and cond_len.
+        """
+        cond_emb = self.prepare_conditioning(t3_cond)
+        text_emb = self.embed_text(text_tokens)
+        if cfg_weight > 0.0:
+            if text_emb.shape[0] < 2:
+                raise ValueError(f"cfg_weight {cfg_weight} needs two rows of text tokens, got {text_emb.shape[0]}")
+            text_emb = torch.stack([text_emb[0], self.text_pos_emb(text_tokens), *text_emb[2:]])
+        speech_emb = self.embed_speech(speech_tokens)
+        cond_emb = cond_emb.expand(text_emb.shape[0], -1, -1)
+        return torch.cat([cond_emb, text_emb, speech_emb], dim=1), cond_emb.shape[1]
+
+    def forward(
+        self,
+        *,
+        t3_cond: T3Cond,
+        text_tokens: Tensor,
+        text_token_lens: Tensor,
+        speech_tokens: Tensor,
+        speech_token_lens: Tensor,
+        training: bool = False,
+    ) -> T3Output:
+        """Teacher-forced pass over padded (B, S) text and (B, T) speech ids; latents beyond a row's length are zero.
+
+        ``training`` is accepted for compatibility: nothing here depends on it.
+        """
+        embeds, cond_len = self.prepare_input_embeds(
+            t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens
+        )
+        hidden = self.tfmr(embeds)
+        text_latents = _keep(hidden[:, cond_len : cond_len + text_tokens.shape[1]], text_token_lens)
+        speech_latents = _keep(hidden[:, cond_len + text_tokens.shape[1] :], speech_token_lens)
+        return T3Output(
+            text_logits=self.text_head(text_latents),
+            text_latents=text_latents,
+            speech_logits=self.speech_head(speech_latents),
+            speech_latents=speech_latents,
+            hidden_states=hidden,
+        )
+
+    def loss(
+        self,
+        *,
+        t3_cond: T3Cond,
+        text_tokens: Tensor,
+        text_token_lens: Tensor,
+        speech_tokens: Tensor,
+        speech_token_lens: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean next-token cross-entropy, in nats, of the text and of the speech of a teacher-forced batch."""
+        out = self.forward(
+            t3_cond=t3_cond,
+            text_tokens=text_tokens,
+            text_token_lens=text_token_lens,
+            speech_tokens=speech_tokens,
+            speech_token_lens=speech_token_lens,
+        )
+        return (
+            _next_token_loss(out.text_logits, text_tokens, text_token_lens),
+            _next_token_loss(out.speech_logits, speech_tokens, speech_token_lens),
+        )
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        *,
+        t3_cond: T3Cond,
+        text_tokens: Tensor,
+        initial_speech_tokens: Tensor | None = None,
+        prepend_prompt_speech_tokens: Tensor | None = None,
+        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        stop_on_eos: bool = True,
+        do_sample: bool = True,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        length_penalty: float = 1.0,
+        repetition_penalty: float = 1.2,
+        cfg_weight: float = 0.5,
+        use_cache: bool = True,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Draw speech tokens for one text. Upstream's signature, plus ``use_cache`` and ``seed``.
+
+        Args:
+            text_tokens: (S,) or (rows, S) ids of one text, with start and stop; further rows are ignored, guidance
+                makes its own.
+            max_new_tokens: at most this many tokens (default: the speech position table's length).
+            stop_on_eos: stop at the stop token, which is part of the result.
+            do_sample: False is greedy, like ``temperature=0``.
+            use_cache: False recomputes the whole sequence at every step: slow, and what everything else is checked against.
+            seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
+
+        Returns:
+            (1, N) ids.
+
+        Raises:
+            ValueError: a knob out of range, text without start or stop token, or longer than the position tables.
+        """
+        # On the model because callers know it there; the loop itself is one layer up.
+        from chatterbox.generation.decode import DecodeRequest, generate
+
+        for name, value, supported in (
+            ("prepend_prompt_speech_tokens", prepend_prompt_speech_tokens, None),
+            ("initial_speech_tokens", initial_speech_tokens, None),
+            ("num_return_sequences", num_return_sequences, 1),
+            ("length_penalty", length_penalty, 1.0),
+        ):
+            if value is not supported and value != supported:
+                raise ValueError(f"{name} must be {supported}, got {value!r}; no published model uses it")
+        request = DecodeRequest(
+            t3_cond=t3_cond,
+            text_tokens=text_tokens,
+            sampling=SamplingConfig(
+                temperature=temperature if do_sample else 0.0,
+                cfg_weight=cfg_weight,
+                repetition_penalty=repetition_penalty,
+                min_p=min_p,
+                top_p=top_p,
+            ),
+            max_new_tokens=max_new_tokens,
+            stop_on_eos=stop_on_eos,
+            seed=seed,
+        )
+        return generate(self, request, use_cache=use_cache)[None]
+
+
+def _keep(latents: Tensor, lens: Tensor) -> Tensor:
+    """Zero the positions of (B, T, hidden) that lie beyond each row's length."""
+    inside = torch.arange(latents.shape[1], device=latents.device) < lens[:, None].to(latents.device)
+    return latents * inside[..., None].to(latents.dtype)
+
+
+def _next_token_loss(logits: Tensor, tokens: Tensor, lens: Tensor) -> Tensor:
+    targets = tokens[:, 1:].to(logits.device)
+    outside = torch.arange(1, tokens.shape[1], device=logits.device) >= lens[:, None].to(logits.device)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.masked_fill(outside, -100).flatten(), ignore_index=-100)

@@ -1,0 +1,1 @@
+"""Training from scratch on speech that flite speaks: the embedded voice `tiny`, stage by stage."""
