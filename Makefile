@@ -43,6 +43,7 @@ $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
 	test -x $(PEER_VENV)/bin/python || $(PYTHON) -m venv $(PEER_VENV)
 	$(PEER_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-nodeps.txt
+	rm -f $(PEER_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # built against CUDA, and not needed
 	@touch $@
 
 clean:

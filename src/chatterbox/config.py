@@ -194,29 +194,32 @@ class S3GenConfig:
     vocoder: HiFTConfig = field(default_factory=HiFTConfig)
 
 
-def _check_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
+def check_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}; {remedy}")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next speech token is drawn. ``temperature`` 0 is greedy."""
+    """How the next speech token is drawn, and how many at most. ``temperature`` 0 is greedy."""
 
     temperature: float = 0.8
     cfg_weight: float = 0.5
     repetition_penalty: float = 1.2
     min_p: float = 0.05
     top_p: float = 1.0
+    max_new_tokens: int = 1000  # 25 a second
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
-        _check_range("cfg_weight", self.cfg_weight, 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
-        _check_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1 turns it off, 1.2 is usual")
-        _check_range("min_p", self.min_p, 0.0, 1.0, "0 turns it off, 0.05 is usual")
-        _check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
+        check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
+        check_range("cfg_weight", self.cfg_weight, 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
+        check_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1 turns it off, 1.2 is usual")
+        check_range("min_p", self.min_p, 0.0, 1.0, "0 turns it off, 0.05 is usual")
+        check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number from 1, got {self.max_new_tokens!r}; 1000 is 40 s")
 
 
 @dataclass(frozen=True)
@@ -229,12 +232,37 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which weights to load, and where they run."""
+
+    source: str = "tiny"  # "tiny", "chatterbox" or a folder
+    device: str = "auto"
+    local_files_only: bool = False
+
+
+@dataclass(frozen=True)
+class SayConfig:
+    """One run of ``chatterbox say``, beside its text and output file."""
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    sampling: dict = field(default_factory=dict)  # SamplingConfig fields that replace the checkpoint's own
+    voice: str | None = None  # reference recording; None is the checkpoint's built-in voice
+    exaggeration: float = 0.5
+    seed: int | None = None
+    use_cache: bool = True
+    watermark: bool = True
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dictionary of a configuration (tuples become lists), ready for JSON."""
-    return {
-        f.name: to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
-        for f in dataclasses.fields(config)
-    }
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return to_dict(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:

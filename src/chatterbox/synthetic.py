@@ -1,8 +1,8 @@
 """Deterministic stand-in weights: every value follows from a seed, a state-dict key and a shape.
 
 Owns: the number stream, and the rule that turns it into weights of a sensible size for each kind of tensor. The same
-rule made the reference numbers under ``tests/data/goldens``, so it must not change by a bit; it uses integer and float32
-arithmetic only, no random distribution of any library.
+rule made the reference numbers under ``tests/data/goldens``, so it must not change by a bit; it uses integer and
+float32 arithmetic only, no random distribution of any library.
 Does not know: the models. It sees keys as they stand in a published checkpoint file, and shapes.
 """
 

@@ -44,7 +44,7 @@ def manifest(layout: str) -> dict[str, tuple[int, ...]]:
 
 
 def fill(module: torch.nn.Module, prefix: str = "", seed: int = SEED) -> torch.nn.Module:
-    """Fill ``module`` with the goldens' synthetic weights; ``prefix`` is its place in the checkpoint. Returns it in eval mode."""
+    """Fill ``module``, which stands at ``prefix`` in its checkpoint, with the goldens' weights; returns it in eval mode."""
     return fill_module(module, prefix=prefix, seed=seed).eval()
 
 
@@ -60,7 +60,11 @@ def check(case: str, key: str, actual: torch.Tensor) -> None:
     actual = actual.detach().cpu()
     assert actual.shape == golden.shape, f"{case}/{key}: shape {tuple(actual.shape)}, golden {tuple(golden.shape)}"
     if not golden.is_floating_point():
-        assert torch.equal(actual.long(), golden), f"{case}/{key}: {int((actual.long() != golden).sum())} integers differ"
+        assert torch.equal(actual.long(), golden), (
+            f"{case}/{key}: {int((actual.long() != golden).sum())} integers differ"
+        )
         return
     rtol, atol = tolerance(case, key)
-    torch.testing.assert_close(actual.double(), golden.double(), rtol=rtol, atol=atol, msg=lambda m: f"{case}/{key}: {m}")
+    torch.testing.assert_close(
+        actual.double(), golden.double(), rtol=rtol, atol=atol, msg=lambda m: f"{case}/{key}: {m}"
+    )

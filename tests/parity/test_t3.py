@@ -148,7 +148,9 @@ def test_sampling_loop_probabilities(small: T3) -> None:
 def test_sampling_chain() -> None:
     golden = load_golden("sampling_chain")
     for index, call in enumerate(load_meta("sampling_chain")["calls"]):
-        sampling = SamplingConfig(**{k: call[k] for k in ("cfg_weight", "temperature", "repetition_penalty", "min_p", "top_p")})
+        sampling = SamplingConfig(
+            **{k: call[k] for k in ("cfg_weight", "temperature", "repetition_penalty", "min_p", "top_p")}
+        )
         logits = golden[f"in.{index}.logits"]
         seen = torch.zeros(1, logits.shape[-1], dtype=torch.bool)
         seen[0, 6561] = True

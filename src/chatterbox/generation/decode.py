@@ -24,8 +24,8 @@ from chatterbox.models.t3.t3 import T3
 class DecodeRequest:
     """One text to speak.
 
-    text_tokens: (S,) or (rows, S) ids with start and stop; row 0 counts. max_new_tokens: None is as many as the model has
-    positions for. seed: None draws from torch's global generator.
+    text_tokens: (S,) or (rows, S) ids with start and stop; row 0 counts. max_new_tokens: None is as many as the model
+    has positions for. seed: None draws from torch's global generator.
     """
 
     t3_cond: T3Cond
@@ -67,7 +67,9 @@ def stream(t3: T3, request: DecodeRequest, *, use_cache: bool = True) -> Iterato
         yield (drawn := int(token))
         if request.stop_on_eos and drawn == t3.hp.stop_speech_token:
             return
-        next_embeds = (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(step + 1)).expand(len(embeds), -1, -1)
+        next_embeds = (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(step + 1)).expand(
+            len(embeds), -1, -1
+        )
 
 
 def checked_limit(t3: T3, request: DecodeRequest) -> int:
@@ -103,7 +105,13 @@ def allocate_cache(t3: T3, rows: int, capacity: int) -> KVCache:
     backbone = t3.hp.backbone
     weight = t3.speech_head.weight
     return StaticKVCache(
-        backbone.num_layers, rows, backbone.num_heads, backbone.head_dim, capacity, dtype=weight.dtype, device=weight.device
+        backbone.num_layers,
+        rows,
+        backbone.num_heads,
+        backbone.head_dim,
+        capacity,
+        dtype=weight.dtype,
+        device=weight.device,
     )
 
 

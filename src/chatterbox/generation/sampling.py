@@ -20,7 +20,7 @@ def guide(conditional: Tensor, unconditional: Tensor, cfg_weight: float) -> Tens
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens with ``seen`` (bool, (..., V)) less likely, once however often they occurred (CTRL, Keskar et al. 2019)."""
+    """Make tokens with ``seen`` (bool, (..., V)) less likely, once however often they occurred (Keskar et al. 2019)."""
     if penalty == 1.0:
         return logits
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)

@@ -41,8 +41,8 @@ class KVCache(abc.ABC):
             values: same shape.
 
         Returns:
-            keys and values of shape (rows, heads, kept, head_dim), and the absolute position of each kept slot, (kept,).
-            They may be views of the cache's memory: valid until the next call that mutates it, never to be written to.
+            keys and values of shape (rows, heads, kept, head_dim), and the absolute position of each kept slot,
+            (kept,). They may be views of the cache's memory: valid until the next call that mutates it, never to be written to.
 
         Raises:
             ValueError: the sequence would outgrow `capacity`.
@@ -77,4 +77,3 @@ def require_room(length: int, new_len: int, capacity: int) -> None:
             f"key-value cache is full: {length} + {new_len} positions, capacity {capacity}; "
             "allocate a larger capacity or lower max_new_tokens"
         )
-

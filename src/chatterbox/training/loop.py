@@ -56,7 +56,9 @@ class Stage(ABC):
         return {}
 
 
-def train(stage: Stage, work: Path, *, minutes: float = math.inf, report_every: int = 50, save_every: int = 300) -> None:
+def train(
+    stage: Stage, work: Path, *, minutes: float = math.inf, report_every: int = 50, save_every: int = 300
+) -> None:
     """Train ``stage`` until its schedule ends or ``minutes`` have passed; continue where the last run stopped.
 
     Writes ``work/NAME.pt`` (everything needed to resume, replaced whole) and appends to ``work/NAME.jsonl``.

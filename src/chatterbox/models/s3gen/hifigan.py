@@ -49,8 +49,9 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
-        for act1, conv1, act2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True):
-            x = x + conv2(act2(conv1(act1(x))))
+        stages = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
+        for activation1, conv1, activation2, conv2 in stages:
+            x = x + conv2(activation2(conv1(activation1(x))))
         return x
 
 
@@ -63,7 +64,11 @@ class SineGen(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        f0: Tensor,
+        phase: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sines for F0 (B, 1, N) in Hz at the sample rate, computed in float32.
 
@@ -82,7 +87,7 @@ class SineGen(nn.Module):
         if phase is None:
             # Upstream draws the phase on the CPU, whatever the device of the model.
             where = generator.device if generator is not None else "cpu"
-            phase = torch.rand(batch, c.num_harmonics + 1, 1, generator=generator, device=where) * (2 * math.pi) - math.pi
+            phase = torch.rand(*shape[:2], 1, generator=generator, device=where) * (2 * math.pi) - math.pi
         if noise is None:
             noise = _randn(shape, f0, generator)
         order = torch.arange(1, c.num_harmonics + 2, device=f0.device, dtype=f0.dtype)[:, None]  # (H, 1)
@@ -103,7 +108,11 @@ class HarmonicSource(nn.Module):
         self.l_linear = nn.Linear(config.num_harmonics + 1, 1)
 
     def forward(
-        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        f0: Tensor,
+        phase: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Excitation (B, 1, N) for F0 (B, 1, N); see :class:`SineGen` for the random parts."""
         sines, _, _ = self.l_sin_gen(f0, phase, noise, generator)
@@ -142,13 +151,17 @@ class HiFTGenerator(nn.Module):
         self.f0_predictor = ConvRNNF0Predictor(config.num_mels, config.f0_channels)
 
     def source(
-        self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        f0: Tensor,
+        phase: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Excitation (B, 1, T * hop) for F0 (B, T) in Hz per mel frame; see :class:`SineGen` for the random parts."""
         return self.m_source(f0[:, None].repeat_interleave(self.config.hop_len, dim=-1), phase, noise, generator)
 
     def decode(self, x: Tensor, s: Tensor) -> Tensor:
-        """Waveform (B, T * hop) within the audio limit, from mel ``x`` (B, num_mels, T) and excitation ``s`` (B, 1, T * hop)."""
+        """Waveform (B, T * hop) of mel ``x`` (B, num_mels, T) and excitation ``s`` (B, 1, T * hop), clipped."""
         spectrum = self._stft(s[:, 0]).to(s.dtype)
         num_kernels, last = len(self.config.resblock_kernels), len(self.ups) - 1
         x = self.conv_pre(x)

@@ -1,7 +1,7 @@
 """Weight normalisation that inference pays for once.
 
-Owns: the parametrization ``weight = g * v / |v|`` under torch's state-dict keys
-(``parametrizations.weight.original0`` is g, ``original1`` is v) and the reuse of its result while g and v stay unchanged.
+Owns: the parametrization ``weight = g * v / |v|`` under torch's state-dict keys (g is
+``parametrizations.weight.original0``, v ``original1``) and the reuse of its result while g and v stay unchanged.
 Does not know: what the convolution is for.
 """
 

@@ -52,7 +52,7 @@ class T3(nn.Module):
         return self.speech_head.weight.device
 
     def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
-        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded anew unless ``t3_cond`` brings its embedding."""
+        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded unless ``t3_cond`` brings its embedding."""
         prompt_emb = t3_cond.cond_prompt_speech_emb
         if prompt_emb is None:
             tokens = t3_cond.cond_prompt_speech_tokens
@@ -70,7 +70,8 @@ class T3(nn.Module):
         limit = self.text_pos_emb.emb.num_embeddings
         if text_tokens.shape[1] > limit:
             raise ValueError(
-                f"text of {text_tokens.shape[1]} tokens is longer than the model's {limit} positions; split it into sentences"
+                f"text of {text_tokens.shape[1]} tokens is longer than the model's {limit} positions; "
+                "split it into sentences"
             )
         return self.text_emb(text_tokens) + self.text_pos_emb(text_tokens)
 
@@ -86,7 +87,7 @@ class T3(nn.Module):
         Args:
             text_tokens: (B, S) ids with start and stop.
             speech_tokens: (B, T) ids.
-            cfg_weight: above 0, row 1 becomes the unconditional row: its text embedding is zero, its text positions stay.
+            cfg_weight: above 0, row 1 becomes the unconditional row: text embedding zero, text positions kept.
 
         Returns:
             (B, cond_len + S + T, hidden) and cond_len.
@@ -180,7 +181,7 @@ class T3(nn.Module):
             max_new_tokens: at most this many tokens (default: the speech position table's length).
             stop_on_eos: stop at the stop token, which is part of the result.
             do_sample: False is greedy, like ``temperature=0``.
-            use_cache: False recomputes the whole sequence at every step: slow, and what everything else is checked against.
+            use_cache: False recomputes the whole sequence at every step: slow, what all else is checked against.
             seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
 
         Returns:
@@ -226,4 +227,6 @@ def _keep(latents: Tensor, lens: Tensor) -> Tensor:
 def _next_token_loss(logits: Tensor, tokens: Tensor, lens: Tensor) -> Tensor:
     targets = tokens[:, 1:].to(logits.device)
     outside = torch.arange(1, tokens.shape[1], device=logits.device) >= lens[:, None].to(logits.device)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.masked_fill(outside, -100).flatten(), ignore_index=-100)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets.masked_fill(outside, -100).flatten(), ignore_index=-100
+    )

@@ -1,0 +1,28 @@
+"""Text to speech with voice cloning: a drop-in replacement for ``chatterbox-tts`` on a native key-value cache.
+
+Owns: the public names, resolved on first use, so that importing a part loads that part alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chatterbox.tts import ChatterboxTTS
+    from chatterbox.vc import ChatterboxVC
+
+__version__ = "0.1.0"
+__all__ = ["ChatterboxTTS", "ChatterboxVC", "__version__"]
+
+_HOMES = {"ChatterboxTTS": "chatterbox.tts", "ChatterboxVC": "chatterbox.vc"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

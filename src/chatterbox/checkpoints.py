@@ -1,0 +1,265 @@
+"""Where weights come from, and how they get into models.
+
+Owns: the embedded voice, checkpoint folders and the hub; strict loading with its listed exceptions; the device check.
+Does not know: what the models compute.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from chatterbox.conditioning import Conditionals
+from chatterbox.config import ModelConfig, from_dict
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.t3 import T3
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.voice_encoder import VoiceEncoder
+
+logger = logging.getLogger(__name__)
+
+REPO_ID = "ResembleAI/chatterbox"
+EMBEDDED_VOICES = Path(__file__).parent / "voices"
+TTS_FILES = ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt")
+VC_FILES = ("s3gen.safetensors", "conds.pt")
+CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
+
+# Computed by the tokenizer itself; older files lack them.
+MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be found or does not fit; the message is one line and names the remedy."""
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """A complete text-to-speech model on one device. ``conds`` is the built-in voice, if the checkpoint has one."""
+
+    t3: T3
+    s3gen: S3Gen
+    voice_encoder: VoiceEncoder
+    tokenizer: EnTokenizer
+    device: torch.device
+    config: ModelConfig
+    conds: Conditionals | None = None
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that exists here. "auto" is CUDA if present, else the CPU; "mps" falls back to the CPU, as upstream.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {device!r} does not exist; use 'cpu', 'cuda', 'cuda:0' or 'mps'") from None
+    if resolved.type == "cpu":
+        return resolved
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        logger.warning("device mps is not available here, using cpu")
+        return torch.device("cpu")
+    if (resolved.index or 0) >= (count := _count_devices(resolved.type)):
+        raise ValueError(f"device {str(device)!r} does not exist: {count} {resolved.type} here; 'cpu' always works")
+    return resolved
+
+
+def _count_devices(kind: str) -> int:
+    try:
+        return torch.get_device_module(kind).device_count()
+    except (RuntimeError, AttributeError):  # a kind that this build of torch does not run on
+        return 0
+
+
+def find_checkpoint(model: str | Path, files: Sequence[str] = TTS_FILES, *, local_files_only: bool = False) -> Path:
+    """Folder of a model.
+
+    Args:
+        model: "tiny" (the embedded voice), "chatterbox" (the published model, from the hub) or a folder.
+        files: what to fetch if it comes from the hub.
+        local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
+
+    Raises:
+        CheckpointError: no such model, or the hub cannot be reached.
+    """
+    if model == "chatterbox":
+        return _download(files, local_files_only)
+    if model in embedded_voices():
+        return EMBEDDED_VOICES / model
+    if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
+        return Path(model)
+    embedded = ", ".join(repr(name) for name in embedded_voices())
+    raise CheckpointError(f"no model {str(model)!r}: use {embedded}, 'chatterbox' or a checkpoint folder that exists")
+
+
+def embedded_voices() -> list[str]:
+    """Names of the models that are part of this package."""
+    return sorted(path.parent.name for path in EMBEDDED_VOICES.glob("*/config.json"))
+
+
+def load_models(folder: str | Path, device: str | torch.device) -> LoadedModels:
+    """Load a text-to-speech checkpoint folder (upstream's layout; ``config.json`` optional).
+
+    Raises:
+        CheckpointError: a file is missing, unreadable or of another model.
+        ValueError: the device does not exist.
+    """
+    folder, device = Path(folder), resolve_device(device)
+    paths = {name: _required(folder, name) for name in TTS_FILES if not name.startswith("conds")}
+    config = load_config(folder)
+    try:
+        tokenizer = EnTokenizer(paths["tokenizer.json"])
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if tokenizer.largest_id >= config.t3.text_tokens_dict_size:
+        raise CheckpointError(
+            f"{paths['tokenizer.json']} has ids up to {tokenizer.largest_id}, but t3 embeds only "
+            f"{config.t3.text_tokens_dict_size} text tokens; the two belong to different models"
+        )
+    return LoadedModels(
+        t3=load_module(lambda: T3(config.t3), paths["t3_cfg.safetensors"], device),
+        s3gen=load_s3gen(folder, device, config),
+        voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), paths["ve.safetensors"], device),
+        tokenizer=tokenizer,
+        device=device,
+        config=config,
+        conds=load_conditionals(folder, device),
+    )
+
+
+def load_s3gen(folder: Path, device: torch.device, config: ModelConfig) -> S3Gen:
+    return load_module(lambda: S3Gen(config=config.s3gen), _required(folder, "s3gen.safetensors"), device, MAY_LACK)
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """``config.json`` of a folder; without one, the published model's sizes and sampling defaults."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return ModelConfig()
+    try:
+        return from_dict(ModelConfig, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # JSON's own errors included
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_conditionals(folder: Path, device: torch.device) -> Conditionals | None:
+    """The built-in voice of a folder, or None if it has none."""
+    for path in (folder / name for name in CONDITIONALS_FILES):
+        if path.is_file():
+            try:
+                return Conditionals.load(path, map_location=device)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
+    return None
+
+
+def load_module(
+    build: Callable[[], Module], path: Path, device: torch.device, may_lack: frozenset[str] = frozenset()
+) -> Module:
+    """Build a module and fill it from a safetensors file; every key and shape must match, ``may_lack`` excepted.
+
+    Tensors are read one at a time into the module's own memory and cast to its dtypes, so that the peak is the model
+    plus one tensor. All keys and shapes are compared before the first is read.
+    """
+    with _open_tensors(path) as (shapes, read):
+        with _WithoutInitialisation():
+            module = build()
+        module = module.to(device).eval()
+        targets = module.state_dict()
+        _compare(path, shapes, {key: tuple(target.shape) for key, target in targets.items()}, may_lack)
+        with torch.no_grad():
+            for key in shapes:
+                targets[key].copy_(read(key))
+    return module.requires_grad_(False)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Skips the random filling of fresh parameters, which loading overwrites: their memory is first touched then."""
+
+    FILLS = frozenset(
+        getattr(owner, name)
+        for owner, names in (
+            (nn.init, ("kaiming_uniform_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "orthogonal_")),
+            (Tensor, ("uniform_", "normal_")),
+        )
+        for name in names
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
+    """Shapes by key, and a function that reads one tensor to the CPU."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        reason = "it is a pickle" if _looks_pickled(path) else str(error)
+        raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def _looks_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def _compare(
+    path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], may_lack: frozenset[str]
+) -> None:
+    lacking, unknown = wanted.keys() - found.keys() - may_lack, found.keys() - wanted.keys()
+    for kind, keys in (("lacks", lacking), ("has unknown", unknown)):
+        if keys:
+            shown = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+            raise CheckpointError(
+                f"{path} {kind} tensors: {shown} ({len(keys)}); it belongs to another model or version"
+            )
+    for key, shape in found.items():
+        if shape != wanted[key]:
+            raise CheckpointError(
+                f"{path}: {key} has shape {shape}, this model needs {wanted[key]}; config.json must be the file's own"
+            )
+
+
+def _required(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        what = f"has no {name}" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint folder {folder} {what}; it needs {', '.join(TTS_FILES[:-1])}")
+    return path
+
+
+def _download(files: Sequence[str], local_files_only: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    for name in files:
+        try:
+            path = hf_hub_download(repo_id=REPO_ID, filename=name, local_files_only=local_files_only)
+        except Exception as error:  # the hub's client, its HTTP library and the file system each have their own
+            logger.debug("fetching %s of %s failed", name, REPO_ID, exc_info=error)
+            raise CheckpointError(
+                f"{name} of {REPO_ID} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
+                "go online, pass a checkpoint folder, or use model='tiny', which works offline"
+            ) from None
+    return Path(path).parent

@@ -1,0 +1,205 @@
+"""The ``chatterbox`` command.
+
+Owns: arguments, progress, the output file, exit codes (0 done, 1 failed, 2 wrong usage).
+Does not know: how speech is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatterbox.config import SamplingConfig, SayConfig, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from chatterbox.pipeline import SpeechResult
+
+USAGE = 2
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)  # settings may stand before, between and behind the options
+    overrides = [*arguments.settings, *rest]
+    if stray := [item for item in overrides if item.startswith("-") or "=" not in item]:
+        parser.error(f"unrecognised argument {stray[0]!r}; quote the text, and write settings as key=value")
+    try:
+        return _say(arguments, overrides)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except UsageError as error:
+        return _fail(str(error), USAGE)
+    except Exception as error:
+        if arguments.debug:
+            raise
+        explains_itself = str(error) and isinstance(error, (ValueError, TypeError, OSError, RuntimeError))
+        return _fail(str(error) if explains_itself else repr(error), 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chatterbox", description="Text to speech with voice cloning.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    say = commands.add_parser(
+        "say",
+        help="speak a text into an audio file",
+        description="Speak TEXT into an audio file.",
+        epilog="Settings as key=value: model.local_files_only, sampling (checkpoint, greedy), sampling.temperature, "
+        "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
+        "exaggeration, use_cache, watermark. Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
+    )
+    say.add_argument("text", metavar="TEXT", help="what to say")
+    say.add_argument("-o", "--output", required=True, metavar="FILE", help="audio file to write (.wav, .flac, .ogg)")
+    say.add_argument("--voice", metavar="FILE", help="recording of the voice to speak in (default: the built-in voice)")
+    say.add_argument("--model", metavar="MODEL", help="tiny (default, works offline), chatterbox or a folder")
+    say.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
+    say.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto (default)")
+    say.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    say.add_argument("settings", nargs="*", metavar="key=value", help="settings, listed below")
+    return parser
+
+
+def _say(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    config = _configuration(arguments, overrides)
+    output = _checked_output(Path(arguments.output))
+    started = time.perf_counter()
+    with _progress() as report, _quiet_libraries():
+        result = _speak(arguments.text, config, report)
+        _write(output, result)
+    elapsed = time.perf_counter() - started
+    making = result.tokens_time + result.audio_time
+    print(
+        f"{output}: {result.duration:.2f} s of audio in {making:.2f} s (real-time factor "
+        f"{making / result.duration:.2f}; {elapsed:.1f} s with loading), model {config.model.source}"
+    )
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace, overrides: Sequence[str]) -> SayConfig:
+    from chatterbox.compose import ConfigError, compose_say
+
+    try:
+        config = compose_say(overrides)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    model = {"source": arguments.model, "device": arguments.device}
+    model = dataclasses.replace(config.model, **{key: value for key, value in model.items() if value is not None})
+    given = {"voice": arguments.voice, "seed": arguments.seed}
+    return dataclasses.replace(config, model=model, **{key: value for key, value in given.items() if value is not None})
+
+
+def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
+    from chatterbox.checkpoints import find_checkpoint, load_models, resolve_device
+    from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.pipeline import SpeechRequest, speak
+
+    try:
+        device = resolve_device(config.model.device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    report.stage("loading the model")
+    models = load_models(find_checkpoint(config.model.source, local_files_only=config.model.local_files_only), device)
+    voice = models.conds
+    if config.voice is not None:
+        report.stage("listening to the voice")
+        prompt_len = models.config.t3.speech_cond_prompt_len
+        voice = prepare_conditionals(models.s3gen, models.voice_encoder, config.voice, prompt_len=prompt_len)
+    if voice is None:
+        raise UsageError(f"model {config.model.source} has no built-in voice; give a recording with --voice")
+    try:
+        request = SpeechRequest(
+            text=text,
+            conditionals=voice,
+            sampling=from_dict(SamplingConfig, {**to_dict(models.config.sampling), **config.sampling}, "sampling"),
+            exaggeration=config.exaggeration,
+            seed=config.seed,
+            use_cache=config.use_cache,
+            watermark=config.watermark,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return speak(models.t3, models.s3gen, models.tokenizer, request, on_token=report.tokens)
+
+
+def _checked_output(path: Path) -> Path:
+    """``path``, if a file of its kind can be written there; asked before the work is done."""
+    import soundfile
+
+    kinds = soundfile.available_formats()
+    if path.suffix[1:].upper() not in kinds:
+        raise UsageError(f"cannot write {str(path)!r}: the name must end in .wav, .flac, .ogg or another audio format")
+    if path.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: it is a folder")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: its folder does not exist")
+    return path
+
+
+def _write(path: Path, result: SpeechResult) -> None:
+    """Write beside the target and rename, so that ``path`` is a whole file or what it was before."""
+    import soundfile
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        soundfile.write(part, result.audio[0].numpy(), result.sample_rate, format=path.suffix[1:].upper())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Progress:
+    """What is being done, on one line of a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def stage(self, text: str) -> None:
+        if self._shown:
+            print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+
+    def tokens(self, count: int) -> None:
+        if count % 5 == 1:
+            self.stage(f"speaking: {count / 25:.1f} s")
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[_Progress]:
+    report = _Progress()
+    try:
+        yield report
+    finally:
+        report.clear()
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep what third parties print and warn about (resemble-perth does both) off the user's terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _fail(reason: str, code: int) -> int:
+    print("chatterbox: error: " + reason.strip().partition("\n")[0], file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

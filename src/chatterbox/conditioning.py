@@ -1,0 +1,141 @@
+"""What a voice is: `Conditionals`, made from a reference recording or read from a file.
+
+Owns: which part of a recording each model reads, and both file forms (``conds.pt``, ``.safetensors``). Does not know:
+text, sampling, where checkpoints live.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox.audio import load_reference, resample_hq
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.voice_encoder import VoiceEncoder
+
+ENC_COND_SECONDS = 6  # of the reference, for T3's speech prompt
+DEC_COND_SECONDS = 10  # of the reference, for S3Gen
+
+Reference = str | os.PathLike[str] | BinaryIO | np.ndarray | Tensor
+
+_GEN_KEYS = ("prompt_token", "prompt_token_len", "prompt_feat", "prompt_feat_len", "embedding")
+
+
+@dataclass
+class Conditionals:
+    """One voice: ``t3`` conditions the speech tokens, ``gen`` (the dict of `S3Gen.embed_ref`) the waveform.
+
+    Nothing in this package changes one after it was made; every method returns a new one.
+    """
+
+    t3: T3Cond
+    gen: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> Conditionals:
+        gen = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.gen.items()}
+        return Conditionals(self.t3.to(device=device), gen)
+
+    def with_exaggeration(self, exaggeration: float) -> Conditionals:
+        """The same voice with another emotion (0.5 is neutral)."""
+        emotion = torch.full((1, 1, 1), float(exaggeration), device=self.t3.speaker_emb.device)
+        return Conditionals(dataclasses.replace(self.t3, emotion_adv=emotion), self.gen)
+
+    def save(self, fpath: str | Path) -> None:
+        """Write upstream's ``conds.pt`` form, or safetensors if the name ends in ``.safetensors``."""
+        t3 = {field.name: getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)}
+        if Path(fpath).suffix != ".safetensors":
+            torch.save({"t3": t3, "gen": self.gen}, fpath)
+            return
+        from safetensors.torch import save_file
+
+        t3["emotion_adv"] = torch.as_tensor(t3["emotion_adv"]).reshape(-1, 1, 1)
+        values = {f"{part}.{key}": value for part, d in (("t3", t3), ("gen", self.gen)) for key, value in d.items()}
+        save_file({key: value.contiguous().cpu() for key, value in values.items() if value is not None}, str(fpath))
+
+    @classmethod
+    def load(cls, fpath: str | Path, map_location: str | torch.device = "cpu") -> Conditionals:
+        """Read either form. Pickles are read as plain data; half-precision tensors become float32.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file holds something else.
+        """
+        if not Path(fpath).is_file():
+            raise FileNotFoundError(f"conditionals {str(fpath)!r} do not exist; save makes them")
+        try:
+            parts = (_read_safetensors if Path(fpath).suffix == ".safetensors" else _read_pickle)(fpath, map_location)
+            gen = {key: _restored(parts["gen"].get(key)) for key in _GEN_KEYS}
+            t3 = T3Cond(**{key: _restored(value) for key, value in parts["t3"].items()})
+        except Exception as error:  # truncated, no pickle, not plain data, other keys: each library has its own class
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{fpath} holds no conditionals of a voice ({type(error).__name__}: {reason})") from None
+        if lacking := [key for key in ("prompt_token", "prompt_feat", "embedding") if gen[key] is None]:
+            raise ValueError(f"{fpath} holds no conditionals of a voice: gen lacks {', '.join(lacking)}")
+        return cls(t3, gen)
+
+
+def prepare_conditionals(
+    s3gen: S3Gen,
+    voice_encoder: VoiceEncoder,
+    reference: Reference,
+    *,
+    prompt_len: int,
+    exaggeration: float = 0.5,
+    source_rate: int | None = None,
+) -> Conditionals:
+    """Conditionals of the voice in a reference recording.
+
+    Args:
+        reference: a file, or samples at ``source_rate`` Hz (24 kHz if None).
+        prompt_len: T3's speech prompt, in codes (``T3Config.speech_cond_prompt_len``).
+        exaggeration: emotion, 0.5 is neutral.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`.
+    """
+    wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
+    wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
+    with torch.no_grad():
+        gen = s3gen.embed_ref(wav_24[: DEC_COND_SECONDS * S3GEN_SR], S3GEN_SR, device=s3gen.device)
+        codes, _ = s3gen.tokenizer([wav_16[: ENC_COND_SECONDS * S3_SR]], max_len=prompt_len)  # (1, <= prompt_len)
+    speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
+    t3 = T3Cond(
+        speaker_emb=speaker,
+        cond_prompt_speech_tokens=codes.to(s3gen.device),
+        emotion_adv=torch.full((1, 1, 1), float(exaggeration), device=s3gen.device),
+    )
+    return Conditionals(t3, gen)
+
+
+def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, source_rate: int | None = None) -> dict[str, Any]:
+    """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s of the recording."""
+    wav = load_reference(reference, S3GEN_SR, source_rate=source_rate, max_seconds=DEC_COND_SECONDS)
+    with torch.no_grad():
+        return s3gen.embed_ref(wav, S3GEN_SR, device=s3gen.device)
+
+
+def _read_pickle(path: str | Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _read_safetensors(path: str | Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:
+    from safetensors.torch import load_file
+
+    parts: dict[str, dict[str, Any]] = {"t3": {}, "gen": {}}
+    for key, value in load_file(str(path)).items():
+        part, _, name = key.partition(".")
+        parts[part][name] = value.to(map_location)
+    return parts
+
+
+def _restored(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

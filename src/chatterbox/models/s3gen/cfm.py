@@ -1,0 +1,104 @@
+"""Flow matching: from noise to a mel spectrogram in a few Euler steps.
+
+Owns: the time grid, guidance, the solver and where the noise comes from.
+Does not know: what the conditions mean, or how they were made (https://arxiv.org/abs/2210.02747).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from chatterbox.config import FlowConfig
+from chatterbox.models.s3gen.estimator import ConditionalDecoder
+
+
+def cosine_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Times 0 = t_0 < ... < t_n = 1 (n + 1,) of the standard model: short steps first."""
+    return 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, device=device) * 0.5 * torch.pi)
+
+
+class CausalConditionalCFM(nn.Module):
+    """The solver around an estimator; the only weights are the estimator's."""
+
+    def __init__(self, config: FlowConfig = FlowConfig(), meanflow: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.meanflow = meanflow
+        self.estimator = ConditionalDecoder(config, meanflow)
+
+    def forward(
+        self,
+        mu: Tensor,
+        mask: Tensor | None,
+        spks: Tensor,
+        cond: Tensor,
+        n_timesteps: int | None = None,
+        noised_mels: Tensor | None = None,
+        *,
+        z: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mel (B, num_mels, T) in the dtype of ``mu``.
+
+        Args:
+            mu, mask, spks, cond: as the estimator takes them.
+            n_timesteps: Euler steps; None is the model's own number.
+            noised_mels: (B or 1, num_mels, n), noise of the last n frames (upstream's mean-flow call draws it first).
+            z: (B or 1, num_mels, T or more) standard normal noise, frame by frame; surplus frames are not used.
+            generator: source of the noise when ``z`` is None; None is torch's global one.
+
+        Raises:
+            ValueError: no step, or noise of a shape that does not fit ``mu``.
+        """
+        if n_timesteps is None:
+            n_timesteps = self.config.num_meanflow_steps if self.meanflow else self.config.num_steps
+        if n_timesteps < 1:
+            raise ValueError(f"n_timesteps must be at least 1, got {n_timesteps}; None is the model's default")
+        x = _noise(mu, z, generator)
+        if noised_mels is not None:
+            if noised_mels.shape[2] > x.shape[2]:
+                raise ValueError(f"noised_mels has {noised_mels.shape[2]} frames, the mel {x.shape[2]}; pass fewer")
+            head = x[..., : x.shape[2] - noised_mels.shape[2]]
+            x = torch.cat([head, noised_mels.to(x).expand(x.shape[0], -1, -1)], dim=2)
+        if self.meanflow:
+            return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
+        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
+
+    def _solve_guided(
+        self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
+    ) -> Tensor:
+        """Two estimator rows per request: with the conditions, and with zeros in their place."""
+        dtype, rate = self.estimator.dtype, self.config.guidance_rate
+        mu, spks, cond = (torch.cat([c, torch.zeros_like(c)]).to(dtype) for c in (mu, spks, cond))
+        mask = None if mask is None else torch.cat([mask, mask])
+        times = cosine_times(num_steps, x.device)
+        for i in range(num_steps):
+            t = times[i].expand(mu.shape[0])
+            velocity = self.estimator(torch.cat([x, x]).to(dtype), mask, mu, t, spks, cond)
+            conditional, unconditional = velocity.float().chunk(2)
+            x = x + (times[i + 1] - times[i]) * ((1 + rate) * conditional - rate * unconditional)
+        return x
+
+    def _solve_meanflow(
+        self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
+    ) -> Tensor:
+        """Average velocity from t to r in one estimator row; guidance is distilled into the weights."""
+        dtype = self.estimator.dtype
+        mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
+        times = torch.linspace(0, 1, num_steps + 1, device=x.device)
+        for i in range(num_steps):
+            t, r = times[i].expand(mu.shape[0]), times[i + 1].expand(mu.shape[0])
+            x = x + (r[0] - t[0]) * self.estimator(x.to(dtype), mask, mu, t, spks, cond, r).float()
+        return x
+
+
+def _noise(mu: Tensor, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Float32 noise of mu's shape: ``z`` if given, else drawn in mu's dtype, as upstream does."""
+    if z is None:
+        where = generator.device if generator is not None else mu.device
+        return torch.randn(mu.shape, generator=generator, device=where, dtype=mu.dtype).to(mu.device, torch.float32)
+    batch, channels, num_frames = mu.shape
+    if z.dim() != 3 or z.shape[0] not in (1, batch) or z.shape[1] != channels or z.shape[2] < num_frames:
+        raise ValueError(f"z must be ({batch} or 1, {channels}, {num_frames} or more), got {tuple(z.shape)}")
+    return z[..., :num_frames].to(mu.device, torch.float32).expand(mu.shape)

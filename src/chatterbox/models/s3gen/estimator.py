@@ -1,0 +1,197 @@
+"""Velocity network of the flow matching decoder.
+
+Owns: one forward pass from a noisy mel and its conditions to a velocity.
+Does not know: the solver, guidance, tokens. There is one resolution level, so the "down" and "up" blocks of the
+checkpoint's names change nothing in time; all convolutions look back only, the attention looks everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.config import EstimatorConfig, FlowConfig
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution padded with zeros on the left only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class CausalBlock(nn.Module):
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        conv = CausalConv1d(width_in, width_out, 3)
+        # Index 2 is the norm's place in the checkpoint.
+        self.block = nn.Sequential(conv, nn.Identity(), ChannelNorm(width_out), nn.Mish())
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return _masked(self.block(_masked(x, mask)), mask)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, width_in: int, width_out: int, time_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_size, width_out))
+        self.block1 = CausalBlock(width_in, width_out)
+        self.block2 = CausalBlock(width_out, width_out)
+        self.res_conv = nn.Conv1d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
+        h = self.block1(x, mask) + self.mlp(time)[..., None]
+        return self.block2(h, mask) + self.res_conv(_masked(x, mask))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_k = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_v = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(num_heads * head_dim, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        heads = (self.num_heads, -1)
+        q, k, v = (proj(x).unflatten(-1, heads).transpose(1, 2) for proj in (self.to_q, self.to_k, self.to_v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, d)
+        return self.to_out(out.transpose(1, 2).flatten(-2))
+
+
+class GELUProjection(nn.Module):
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width_in, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, factor: int) -> None:
+        super().__init__()
+        # Index 2 is the output layer's place in the checkpoint.
+        self.net = nn.Sequential(GELUProjection(width, factor * width), nn.Identity(), nn.Linear(factor * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, config: EstimatorConfig) -> None:
+        super().__init__()
+        width = config.channels
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, config.num_heads, config.head_dim)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width, config.feed_forward_factor)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), mask)
+        return x + self.ff(self.norm3(x))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1], scaled by 1000, and two linear layers."""
+
+    def __init__(self, num_sinusoids: int, time_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(num_sinusoids, time_size)
+        self.linear_2 = nn.Linear(time_size, time_size)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.linear_1.in_features // 2
+        rate = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10_000.0) / (half - 1)))
+        angle = 1000 * t.float()[:, None] * rate  # (B, half)
+        sinusoids = torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
+class ConditionalDecoder(nn.Module):
+    """``v = estimator(x, mask, mu, t, spks, cond)``; a mean-flow model also takes the end time ``r`` of the step."""
+
+    def __init__(self, config: FlowConfig = FlowConfig(), meanflow: bool = False) -> None:
+        super().__init__()
+        c = config.estimator
+        num_inputs, width, time_size = 4 * config.num_mels, c.channels, 4 * c.channels
+        self.meanflow = meanflow
+        self.time_mlp = TimeEmbedding(num_inputs, time_size)
+        self.time_embed_mixer = nn.Linear(2 * time_size, time_size, bias=False) if meanflow else None
+
+        def stage(width_in: int) -> list[nn.Module]:
+            transformers = nn.ModuleList(TransformerBlock(c) for _ in range(c.num_transformers))
+            return [ResnetBlock(width_in, width, time_size), transformers]
+
+        self.down_blocks = nn.ModuleList([nn.ModuleList([*stage(num_inputs), CausalConv1d(width, width, 3)])])
+        self.mid_blocks = nn.ModuleList(nn.ModuleList(stage(width)) for _ in range(c.num_mid_blocks))
+        self.up_blocks = nn.ModuleList([nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 3)])])
+        self.final_block = CausalBlock(width, width)
+        self.final_proj = nn.Conv1d(width, config.num_mels, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.final_proj.weight.dtype
+
+    def embed_time(self, t: Tensor, r: Tensor | None = None) -> Tensor:
+        """Time vector (B, time_size) of times ``t`` (B,); ``r`` (B,) is needed by mean-flow models and by no other."""
+        if (r is not None) != self.meanflow:
+            raise ValueError(f"r must be {'given to' if self.meanflow else 'left out of'} a {self._kind} estimator")
+        time = self.time_mlp(t)
+        return time if r is None else self.time_embed_mixer(torch.cat([time, self.time_mlp(r)], dim=1))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None
+    ) -> Tensor:
+        """Velocity (B, num_mels, T).
+
+        Args:
+            x: (B, num_mels, T), the sample at time t.
+            mask: (B, 1, T), 1 at valid frames; None when nothing is padded.
+            mu: (B, num_mels, T), the encoder's output.
+            t: (B,), time in [0, 1].
+            spks: (B, num_mels), the speaker.
+            cond: (B, num_mels, T), known frames, zero elsewhere.
+            r: (B,), end of the step; mean-flow only.
+        """
+        time = self.embed_time(t, r)
+        keys = None if mask is None else mask.bool()[:, None]  # (B, 1, 1, T)
+        x = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[2]), cond], dim=1)
+        for resnet, transformers, conv in self.down_blocks:
+            x = skip = _stage(resnet, transformers, x, mask, keys, time)
+            x = conv(_masked(x, mask))
+        for resnet, transformers in self.mid_blocks:
+            x = _stage(resnet, transformers, x, mask, keys, time)
+        for resnet, transformers, conv in self.up_blocks:
+            x = _stage(resnet, transformers, torch.cat([x, skip], dim=1), mask, keys, time)
+            x = conv(_masked(x, mask))
+        x = self.final_block(x, mask)
+        return _masked(self.final_proj(x), mask)
+
+    @property
+    def _kind(self) -> str:
+        return "mean-flow" if self.meanflow else "standard"
+
+
+def _stage(
+    resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None, keys: Tensor | None, time: Tensor
+) -> Tensor:
+    x = resnet(x, mask, time).transpose(1, 2)  # (B, T, C)
+    for block in transformers:
+        x = block(x, keys)
+    return x.transpose(1, 2)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask.to(x.dtype)

@@ -1,0 +1,5 @@
+"""Text tokenizers."""
+
+from chatterbox.models.tokenizers.tokenizer import EnTokenizer
+
+__all__ = ["EnTokenizer"]

@@ -1,0 +1,84 @@
+"""Text before the tokenizer: what is spoken for an empty text, punctuation, sentences.
+
+Owns: the punctuation tables of the published models (data, one `PunctuationRules` each).
+Does not know: tokens, languages.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+EMPTY_TEXT = "You need to add some text for me to talk."
+
+
+@dataclass(frozen=True)
+class PunctuationRules:
+    """Replacements, applied one after the other in this order, and the endings that need no full stop."""
+
+    replacements: tuple[tuple[str, str], ...]
+    sentence_enders: tuple[str, ...]
+
+
+_STRAIGHT_QUOTES = (("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"))
+ENGLISH = PunctuationRules(
+    replacements=(
+        ("...", ", "),
+        ("…", ", "),
+        (":", ","),
+        (" - ", ", "),
+        (";", ", "),
+        ("—", "-"),
+        ("–", "-"),
+        (" ,", ","),
+        *_STRAIGHT_QUOTES,
+    ),
+    sentence_enders=(".", "!", "?", "-", ","),
+)
+MULTILINGUAL = PunctuationRules(ENGLISH.replacements, (*ENGLISH.sentence_enders, "、", "，", "。", "？", "！"))
+TURBO = PunctuationRules(
+    tuple(pair for pair in ENGLISH.replacements if pair[0] not in ("...", " - ", ";")), ENGLISH.sentence_enders
+)
+
+
+def punc_norm(text: str, rules: PunctuationRules = ENGLISH) -> str:
+    """Normalise punctuation the way the published models were driven.
+
+    A leading space keeps the first letter lower-case, replacements may leave double spaces, and text of spaces alone
+    becomes a full stop: upstream's behaviour. `speakable` is what treats such text as empty.
+    """
+    if not text:
+        return EMPTY_TEXT
+    text = " ".join((text[0].upper() + text[1:] if text[0].islower() else text).split())
+    for written, spoken in rules.replacements:
+        text = text.replace(written, spoken)
+    text = text.rstrip(" ")
+    return text if text.endswith(rules.sentence_enders) else text + "."
+
+
+def speakable(text: str, rules: PunctuationRules = ENGLISH) -> str:
+    """Validated, normalised text; empty and whitespace-only text is upstream's sentence that asks for some.
+
+    Raises:
+        TypeError: ``text`` is not a string.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}; pass the words to speak")
+    return punc_norm(text if text.strip() else "", rules)
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of ``text`` in order, with their punctuation, stripped; whitespace alone has none.
+
+    Splits behind ``. ! ?`` (closing quotes and brackets included) that whitespace follows, and behind their CJK forms.
+    Abbreviations are not recognised: "Dr. Who" is two.
+    """
+    sentences, start = [], 0
+    for match in _SENTENCE_END.finditer(text):
+        sentences.append(text[start : match.end()].strip())
+        start = match.end()
+    sentences.append(text[start:].strip())
+    return [sentence for sentence in sentences if sentence]

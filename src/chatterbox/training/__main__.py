@@ -1,0 +1,102 @@
+"""Train the embedded voice: ``python -m chatterbox.training STAGE --work DIR``; data first, then speakers, then others."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from pathlib import Path
+
+import torch
+
+from chatterbox.training.corpus import sentences
+from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
+from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
+from chatterbox.training.teacher import build, rotate
+from chatterbox.training.tiny import TINY
+
+NUM_ACOUSTIC, NUM_TEXT, NUM_HELD_OUT = 4800, 16000, 160
+STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
+
+SCHEDULES = {
+    "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
+    "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
+    "flow": Schedule(steps=16000, learning_rate=1e-3),
+    "vocoder": Schedule(steps=16000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "t3": Schedule(steps=24000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+}
+
+
+def make_data(work: Path) -> None:
+    """Speak the corpus with flite: recordings for the acoustic stages, alignments for T3."""
+    build(work / "acoustic", rotate(sentences(NUM_ACOUSTIC, seed=11), 1), with_audio=True)
+    build(work / "t3", rotate(sentences(NUM_TEXT, seed=12), 2))
+
+
+def make_stage(name: str, work: Path) -> Stage:
+    """The stage with its data in memory. Raises FileNotFoundError when an earlier stage has not been trained."""
+    torch.manual_seed(20250718)
+    spoken = load(work / "acoustic")
+    scale = PitchScale.of(spoken)
+    recordings = Recordings(spoken[NUM_HELD_OUT:], scale)
+    held_out = Recordings(spoken[:NUM_HELD_OUT], scale)
+    schedule = SCHEDULES[name]
+    if name == "speakers":
+        from chatterbox.training.speakers import SpeakerStage
+
+        return SpeakerStage(TINY.voice_encoder, TINY.s3gen.speaker_encoder, recordings, held_out, schedule)
+    if name == "tokenizer":
+        from chatterbox.training.tokenizer import TokenizerStage
+
+        return TokenizerStage(TINY.s3gen.tokenizer, recordings, held_out, schedule)
+    if name == "vocoder":
+        from chatterbox.training.vocoder import VocoderStage
+
+        return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule)
+    voices, xvectors = speaker_banks(work, recordings)
+    if name == "flow":
+        from chatterbox.training.flow import FlowStage
+
+        return FlowStage(TINY.s3gen.flow, recordings, held_out, xvectors, schedule)
+    from chatterbox.training.text_to_speech import TextToSpeechStage
+
+    aligned = load(work / "t3")
+    utterances, rest = Utterances(aligned[NUM_HELD_OUT:], scale), Utterances(aligned[:NUM_HELD_OUT], scale)
+    return TextToSpeechStage(TINY.t3, utterances, rest, voices, schedule)
+
+
+def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, SpeakerBank]:
+    """Embeddings of every voice at every speed, for T3 and for the flow; computed once and kept in ``work``."""
+    from chatterbox.training.speakers import SpeakerStage, embed_voices
+
+    path = work / "speaker_banks.pt"
+    if not path.exists():
+        stage = SpeakerStage(
+            TINY.voice_encoder, TINY.s3gen.speaker_encoder, recordings, recordings, SCHEDULES["speakers"]
+        )
+        stage.module.load_state_dict(averaged_weights(work, "speakers"))
+        torch.save(embed_voices(stage.module, recordings), path)
+    voices, xvectors = torch.load(path, weights_only=True)
+    return SpeakerBank(voices), SpeakerBank(xvectors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m chatterbox.training", description=__doc__)
+    parser.add_argument("stage", choices=("data", *STAGES))
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of data and checkpoints; a stage resumes from it"
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next run goes on")
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.stage == "data":
+        make_data(arguments.work)
+    else:
+        train(make_stage(arguments.stage, arguments.work), arguments.work, minutes=arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()

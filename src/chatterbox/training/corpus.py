@@ -1,0 +1,125 @@
+"""Training text for the embedded voice: natural-looking English sentences, made from a grammar and a word list.
+
+Owns the sentence generator and the two fixed evaluation sets. Knows nothing of speech, phones or models. All text is
+a pure function of (count, seed); a larger count extends a smaller one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import cache
+
+from .lexicon import Lexicon, lexicon, read_lines, read_sections
+
+MAX_CHARS = 110
+RANDOM_SHARE = 0.2  # of the sentences: unrelated words, so that every word form occurs
+_SLOT = re.compile(r"\{([^}]+)\}")
+_ARTICLE = re.compile(r"\b([Aa]) (?=([A-Za-z']+|\d+))")
+_LIKE_CONSONANT = re.compile(r"(?i)(uni(?!m|n)|use|usual|util|euro|one\b|once\b|ewe)")
+_LIKE_VOWEL = re.compile(r"(?i)(hour|honest|honor|heir|herb)")
+_WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
+
+
+def evaluation_set(name: str) -> list[str]:
+    """The held-out sentences: `known` (60, every word in the word list) or `unseen` (20, 1 to 3 new words in each)."""
+    if name not in ("known", "unseen"):
+        raise ValueError(f"evaluation set {name!r} does not exist: use 'known' or 'unseen'")
+    return read_lines(f"eval_{name}.txt")
+
+
+def words_of(sentence: str) -> list[str]:
+    """The lower-case words of a sentence, without numbers; contractions stay whole, a possessive 's is dropped."""
+    words = [word.lower() for word in _WORD.findall(sentence)]
+    whole = _contractions()
+    return [word if word in whole else word.removesuffix("'s") for word in words]
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """`count` distinct sentences of at most MAX_CHARS characters, none of them in an evaluation set.
+
+    One in five is three to nine unrelated words. Every slot draws from a shuffled pack of its words which is
+    reshuffled only when empty, so rare words occur as often as common ones.
+    """
+    if count < 0:
+        raise ValueError(f"count is {count}: ask for 0 or more sentences")
+    writer = _Writer(random.Random(seed), lexicon())
+    seen = {*evaluation_set("known"), *evaluation_set("unseen")}
+    made: list[str] = []
+    while len(made) < count:
+        sentence = writer.sentence()
+        if len(sentence) <= MAX_CHARS and sentence not in seen:
+            seen.add(sentence)
+            made.append(sentence)
+    return made
+
+
+@cache
+def _grammar() -> dict[str, list[str]]:
+    return read_sections("grammar.txt")
+
+
+@cache
+def _contractions() -> frozenset[str]:
+    return frozenset(word.lower() for word in lexicon().vocabulary if "'" in word)
+
+
+class _Writer:
+    """One stream of sentences: the generator, the grammar, and what is left of each shuffled pack."""
+
+    def __init__(self, rng: random.Random, words: Lexicon):
+        self.rng = rng
+        self.forms = words.forms
+        self.vocabulary = words.vocabulary
+        self.packs: dict[str, list[str]] = {}
+
+    def sentence(self) -> str:
+        if self.rng.random() < RANDOM_SHARE:
+            return self._random_words()
+        text = self._expand(self._draw("sentence", _grammar()["sentence"]))
+        text = _ARTICLE.sub(lambda m: m[1] + ("n " if _starts_with_vowel(m[2]) else " "), text)
+        return text[0].upper() + text[1:]
+
+    def _draw(self, key: str, options: list[str]) -> str:
+        pack = self.packs.get(key)
+        if not pack:
+            pack = self.packs[key] = self.rng.sample(options, len(options))
+        return pack.pop()
+
+    def _expand(self, text: str) -> str:
+        return _SLOT.sub(lambda slot: self._fill(slot[1]), text)
+
+    def _fill(self, slot: str) -> str:
+        """A word or phrase for {slot}; {Slot} capitalises it."""
+        key = slot[0].lower() + slot[1:]
+        number = self._number(key)
+        if number:
+            return number
+        grammar = _grammar()
+        text = self._expand(self.rng.choice(grammar[key])) if key in grammar else self._draw(key, self.forms[key])
+        return text[0].upper() + text[1:] if key != slot else text
+
+    def _number(self, key: str) -> str:
+        rng = self.rng
+        if key == "digits":
+            return str(rng.randint(2, 30) if rng.random() < 0.6 else rng.randint(31, 999))
+        if key == "clocks":
+            return f"{rng.randint(1, 12)}:{5 * rng.randrange(11):02d}"
+        if key == "dates":
+            return str(rng.randint(1, 31))
+        return str(rng.randint(1801, 1999)) if key == "years" else ""
+
+    def _random_words(self) -> str:
+        rng = self.rng
+        words = [self._draw("vocabulary", self.vocabulary) for _ in range(rng.randint(3, 9))]
+        last = len(words) - 1
+        text = " ".join(word + ("," if i < last and rng.random() < 0.08 else "") for i, word in enumerate(words))
+        return text[0].upper() + text[1:] + rng.choices(".?!", (8, 1, 1))[0]
+
+
+def _starts_with_vowel(word: str) -> bool:
+    if word[0].isdigit():
+        return word[0] == "8" or word in ("11", "18")
+    if _LIKE_VOWEL.match(word):
+        return True
+    return word[0].lower() in "aeiou" and not _LIKE_CONSONANT.match(word)

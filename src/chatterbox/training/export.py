@@ -1,0 +1,124 @@
+"""From trained stages to a checkpoint folder in the published layout, half precision for the large matrices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from chatterbox.conditioning import prepare_conditionals
+from chatterbox.config import to_dict
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.t3 import T3
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.training.loop import averaged_weights
+from chatterbox.training.recordings import CHARACTER_IDS, Recordings
+from chatterbox.training.tables import dense_state, factorize
+from chatterbox.training.teacher import VOICES
+from chatterbox.training.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
+
+REFERENCE_RATE = 24_000
+REFERENCE_SECONDS = 4.0
+
+
+def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "slt") -> None:
+    """Write config.json, tokenizer.json, the three weight files and the built-in voice to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    voice_encoder, s3gen, t3 = assemble(work)
+    for name, module in (("ve", voice_encoder), ("s3gen", s3gen), ("t3_cfg", t3)):
+        save_file(compact(module), str(folder / f"{name}.safetensors"))
+    (folder / "config.json").write_text(json.dumps(to_dict(TINY), indent=1) + "\n")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_file(), indent=1) + "\n")
+    reference = reference_of(recordings, VOICES.index(default_voice))
+    conditionals = prepare_conditionals(
+        s3gen, voice_encoder, reference, prompt_len=TINY.t3.speech_cond_prompt_len, source_rate=REFERENCE_RATE
+    )
+    conditionals.save(folder / "conds.safetensors")
+
+
+def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
+    """The models with the averaged weights of their stages, in evaluation mode."""
+    voice_encoder, s3gen, t3 = VoiceEncoder(TINY.voice_encoder), S3Gen(config=TINY.s3gen), T3(TINY.t3)
+    speakers = averaged_weights(work, "speakers")
+    voice_encoder.load_state_dict(_part(speakers, "voice_encoder."))
+    s3gen.speaker_encoder.load_state_dict(_part(speakers, "campplus."))
+    s3gen.tokenizer.load_state_dict(averaged_weights(work, "tokenizer"))
+    s3gen.mel2wav.load_state_dict(averaged_weights(work, "vocoder"))
+    flow_state = averaged_weights(work, "flow")
+    factorize(s3gen.flow.input_embedding, std=0.0)
+    s3gen.flow.load_state_dict(flow_state)
+    t3_state = averaged_weights(work, "t3")
+    for table in (t3.speech_emb, t3.speech_head):
+        factorize(table, std=0.0)
+    t3.load_state_dict(t3_state)
+    plain_t3, plain_s3gen = T3(TINY.t3), S3Gen(config=TINY.s3gen)
+    plain_t3.load_state_dict(dense_state(t3))
+    plain_s3gen.load_state_dict(dense_state(s3gen))
+    return voice_encoder.eval(), plain_s3gen.eval(), plain_t3.eval()
+
+
+def compact(module: nn.Module) -> dict[str, Tensor]:
+    """State dict with matrices in float16; vectors (norms, biases, running statistics) keep their precision."""
+    return {
+        key: value.detach()
+        .to(torch.float16 if value.is_floating_point() and value.ndim > 1 else value.dtype)
+        .contiguous()
+        for key, value in module.state_dict().items()
+        if key.rsplit(".", 1)[-1] not in ("_mel_filters", "window")
+    }
+
+
+def reference_of(recordings: Recordings, voice: int) -> np.ndarray:
+    """(N,) float32 at 24 kHz: recordings of a voice, joined to a few seconds."""
+    pieces, total = [], 0
+    for index in recordings.by_voice[voice]:
+        pieces.append(recordings.audio(index, NATURAL_SPEED, REFERENCE_RATE))
+        total += len(pieces[-1])
+        if total >= REFERENCE_SECONDS * REFERENCE_RATE:
+            break
+    return np.concatenate(pieces)
+
+
+def tokenizer_file() -> dict[str, object]:
+    """A character tokenizer in the file format of the published one: no merges, text is lower-cased first."""
+    special = [
+        {
+            "id": CHARACTER_IDS[token],
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in SPECIAL_TOKENS
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": CHARACTER_IDS,
+            "merges": [],
+        },
+    }
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,97 @@
+"""Stage `speakers`: the voice encoder (for T3) and CAM++ (for the flow), trained to tell voices and speeds apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.config import CAMPPlusConfig, VoiceEncoderConfig
+from chatterbox.models.s3gen.xvector import CAMPPlus
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.models.voice_encoder.melspec import melspectrogram
+from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.recordings import Recordings
+from chatterbox.training.teacher import VOICES
+from chatterbox.training.tiny import SPEEDS
+
+SHARPNESS = 12.0  # of the cosine similarities before the softmax
+SAMPLE_RATE = 16_000
+
+
+class SpeakerStage(Stage):
+    name = "speakers"
+
+    def __init__(
+        self,
+        voice_encoder: VoiceEncoderConfig,
+        campplus: CAMPPlusConfig,
+        recordings: Recordings,
+        held_out: Recordings,
+        schedule: Schedule,
+        *,
+        batch: int = 24,
+    ) -> None:
+        self.recordings, self.held_out, self.schedule, self.batch = recordings, held_out, schedule, batch
+        classes = len(VOICES) * len(SPEEDS)
+        self.module = nn.ModuleDict(
+            {
+                "voice_encoder": VoiceEncoder(voice_encoder),
+                "campplus": CAMPPlus(campplus),
+                "voice_prototypes": nn.Linear(voice_encoder.embed_size, classes, bias=False),
+                "xvector_prototypes": nn.Linear(campplus.embed_size, classes, bias=False),
+            }
+        )
+        self.crop_len = voice_encoder.window_frames * voice_encoder.hop_len
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._batch_loss(self.recordings, rng)
+
+    def validate(self) -> dict[str, float]:
+        rng = np.random.default_rng(1)
+        figures = [self._batch_loss(self.held_out, rng)[1] for _ in range(8)]
+        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+
+    def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        wavs, labels = self._draw(source, rng)
+        config = self.module["voice_encoder"].config
+        mels = torch.stack([melspectrogram(w, config).T[: config.window_frames] for w in wavs])
+        features = torch.stack([self.module["campplus"].features(w) for w in wavs])
+        figures, total = {}, wavs.new_zeros(())
+        for name, embedding in (
+            ("voice", self.module["voice_encoder"](mels)),
+            ("xvector", self.module["campplus"](features)),
+        ):
+            prototypes = F.normalize(self.module[f"{name}_prototypes"].weight, dim=1)
+            logits = SHARPNESS * F.normalize(embedding, dim=1) @ prototypes.T
+            total = total + F.cross_entropy(logits, labels)
+            figures[f"{name}_accuracy"] = float((logits.argmax(1) == labels).float().mean())
+        return total, figures
+
+    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Crops (B, L) at 16 kHz of random loudness, and their class (B,)."""
+        wavs, labels = [], []
+        while len(wavs) < self.batch:
+            index, speed = source.draw(rng)
+            audio = source.audio(index, speed, SAMPLE_RATE)
+            if len(audio) < self.crop_len:
+                continue
+            start = int(rng.integers(len(audio) - self.crop_len + 1))
+            wavs.append(torch.from_numpy(audio[start : start + self.crop_len] * float(rng.uniform(0.4, 1.4))))
+            labels.append(source.voice(index) * len(SPEEDS) + speed)
+        return torch.stack(wavs), torch.tensor(labels)
+
+
+@torch.no_grad()
+def embed_voices(module: nn.ModuleDict, recordings: Recordings, per_class: int = 24) -> tuple[Tensor, Tensor]:
+    """Voice-encoder and x-vector embeddings of whole recordings, each (voices, speeds, per_class, D)."""
+    module.eval()
+    voice_rows, xvector_rows = [], []
+    for voice in range(len(VOICES)):
+        for speed in range(len(SPEEDS)):
+            wavs = [recordings.audio(i, speed, SAMPLE_RATE) for i in recordings.by_voice[voice][:per_class]]
+            voice_rows.append(torch.from_numpy(module["voice_encoder"].embeds_from_wavs(wavs, SAMPLE_RATE)))
+            xvector_rows.append(torch.cat([module["campplus"].inference([torch.from_numpy(w)]) for w in wavs]))
+    shape = (len(VOICES), len(SPEEDS), per_class, -1)
+    return torch.stack(voice_rows).view(shape).clone(), torch.stack(xvector_rows).view(shape).clone()

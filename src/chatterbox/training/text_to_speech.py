@@ -1,0 +1,263 @@
+"""Stage `t3`: text to speech codes, teacher-forced.
+
+Owns: layouts of the training sequence, corruption, guidance dropout, the attention guide. Does not know: audio.
+
+Layouts: one sentence; `history` (two or three sentences as one longer text and one longer speech); `append` (each
+further text and its start tokens follow the speech before it). In all of them the stop token is learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox.config import T3Config
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.backbone import rotate
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.training.codes import SILENCE, SYMBOL_NAMES, to_symbols
+from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.recordings import SpeakerBank, Utterances
+from chatterbox.training.tables import factorize
+
+NEUTRAL_EMOTION = 0.5
+GUIDED_LAYERS = (1, 3)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class T3Recipe:
+    positions_per_batch: int = 1500
+    max_batch: int = 16
+    unconditional_share: float = 0.12  # text embedding zeroed, as guidance does at inference
+    emotional_share: float = 0.5
+    corrupted_share: float = 0.06
+    joined_share: float = 0.25  # batches of several sentences, half `history`, half `append`
+    single_only_steps: int = 1500
+    guide_weight: float = 0.5
+    guide_steps: int = 6000
+    guide_width: float = 3.0  # characters
+
+
+def stretch_of(emotion: float) -> float:
+    """Duration factor of an exaggeration: livelier is faster."""
+    return 1.0 - 0.3 * (emotion - NEUTRAL_EMOTION)
+
+
+def spread_of(emotion: float) -> float:
+    """Factor on the pitch range of an exaggeration."""
+    return emotion / NEUTRAL_EMOTION
+
+
+@dataclass
+class Sequence:
+    """One training sequence without the conditioning prefix. All arrays have one entry per position."""
+
+    ids: list[int]
+    positions: list[int]
+    is_text: list[bool]
+    targets: list[int]
+    guide: list[float]  # index in the sequence of the character being spoken; NaN where unknown
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def add_segment(sequence: Sequence, hp: T3Config, text: list[int], codes: np.ndarray, heard: np.ndarray) -> None:
+    """Append [start text stop][BOS BOS][codes]: targets are ``codes`` and the stop token, inputs are ``heard``."""
+    text_start = len(sequence)
+    tokens = [hp.start_text_token, *text, hp.stop_text_token]
+    sequence.ids += tokens
+    sequence.positions += range(len(tokens))
+    sequence.is_text += [True] * len(tokens)
+    sequence.targets += [IGNORE] * len(tokens)
+    sequence.guide += [np.nan] * len(tokens)
+    sequence.ids += [hp.start_speech_token] * 2 + heard.tolist()
+    sequence.positions += [0, *range(len(codes) + 1)]
+    sequence.is_text += [False] * (len(codes) + 2)
+    sequence.targets += [IGNORE, *codes.tolist(), hp.stop_speech_token]
+    sequence.guide += [np.nan, *(text_start + 1 + spoken_character(codes, len(text))), np.nan]
+
+
+def spoken_character(codes: np.ndarray, num_characters: int) -> np.ndarray:
+    """Rough index of the character each code speaks: phones spread evenly over the text, NaN in pauses."""
+    symbols = to_symbols(codes)[::2]
+    silent = np.array([SYMBOL_NAMES.get(s, SILENCE) == SILENCE for s in symbols])
+    changes = np.cumsum(np.diff(symbols, prepend=symbols[0]) != 0)
+    share = changes / max(1, changes[-1])
+    return np.where(silent, np.nan, share * (num_characters - 1))
+
+
+class TextToSpeechStage(Stage):
+    name = "t3"
+
+    def __init__(
+        self,
+        config: T3Config,
+        utterances: Utterances,
+        held_out: Utterances,
+        speakers: SpeakerBank,
+        schedule: Schedule,
+        recipe: T3Recipe = T3Recipe(),
+    ) -> None:
+        self.utterances, self.held_out, self.speakers = utterances, held_out, speakers
+        self.schedule, self.recipe = schedule, recipe
+        self.module = T3(config)
+        initialize(self.module)
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        guide_left = max(0.0, 1.0 - step / self.recipe.guide_steps)
+        joined = step >= self.recipe.single_only_steps and rng.random() < self.recipe.joined_share
+        layout = ("history" if rng.random() < 0.5 else "append") if joined else "single"
+        return self._batch_loss(
+            self.utterances, rng, layout, self.recipe.guide_weight * guide_left, self.recipe.corrupted_share
+        )
+
+    def validate(self) -> dict[str, float]:
+        figures = {}
+        for layout in ("single", "history", "append"):
+            rng = np.random.default_rng(1)
+            losses = [self._batch_loss(self.held_out, rng, layout, 0.0, 0.0, neutral=True)[1] for _ in range(4)]
+            for key in ("cross_entropy", "accuracy"):
+                figures[f"held_out_{layout}_{key}"] = float(np.mean([f[key] for f in losses]))
+        return figures
+
+    def _batch_loss(
+        self,
+        source: Utterances,
+        rng: np.random.Generator,
+        layout: str,
+        guide_weight: float,
+        corrupted: float,
+        neutral: bool = False,
+    ) -> tuple[Tensor, dict[str, float]]:
+        sequences, voices, emotions = self._draw(source, rng, layout, corrupted, neutral)
+        cond = self._condition(source, rng, voices, emotions)
+        drop = torch.zeros(len(sequences), dtype=torch.bool)
+        if not neutral:
+            drop = torch.from_numpy(rng.random(len(sequences)) < self.recipe.unconditional_share)
+        x, offset, targets = self._embed(sequences, cond, drop)
+        hidden, guide_loss = self._run(x, sequences, offset, guide_weight, drop)
+        wanted = targets != IGNORE
+        logits = self.module.speech_head(hidden[:, offset:][wanted])
+        cross_entropy = F.cross_entropy(logits, targets[wanted])
+        accuracy = (logits.argmax(-1) == targets[wanted]).float().mean()
+        figures = {
+            "cross_entropy": float(cross_entropy.detach()),
+            "accuracy": float(accuracy),
+            "guide": float(guide_loss.detach()),
+        }
+        return cross_entropy + guide_weight * guide_loss, figures
+
+    def _draw(
+        self, source: Utterances, rng: np.random.Generator, layout: str, corrupted: float, neutral: bool
+    ) -> tuple[list[Sequence], list[int], list[float]]:
+        parts = 1 if layout == "single" else int(rng.integers(2, 4))
+        anchor = int(rng.integers(len(source)))
+        length = source.approximate_len(anchor) * parts
+        size = int(np.clip(self.recipe.positions_per_batch // length, 2, self.recipe.max_batch))
+        sequences, voices, emotions = [], [], []
+        for index in source.near(anchor, size, rng):
+            voice = source.voice(index)
+            emotion = NEUTRAL_EMOTION
+            if not neutral and rng.random() < self.recipe.emotional_share:
+                emotion = float(rng.uniform(0.25, 1.25))
+            chosen = [index, *source.same_voice(voice, parts - 1, rng)]
+            texts = [source.text_ids(i) for i in chosen]
+            codes = [source.codes(i, stretch=stretch_of(emotion), spread=spread_of(emotion)) for i in chosen]
+            if layout == "history":
+                texts, codes = [source.join_texts(texts)], [np.concatenate(codes)]
+            sequence = Sequence([], [], [], [], [])
+            for text, spoken in zip(texts, codes, strict=True):
+                heard = spoken.copy()
+                wrong = rng.random(len(heard)) < corrupted
+                heard[wrong] = rng.choice(spoken, size=int(wrong.sum()))
+                add_segment(sequence, self.module.hp, text, spoken, heard)
+            sequences.append(sequence)
+            voices.append(voice)
+            emotions.append(emotion)
+        return sequences, voices, emotions
+
+    def _condition(
+        self, source: Utterances, rng: np.random.Generator, voices: list[int], emotions: list[float]
+    ) -> T3Cond:
+        prompt_len = self.module.hp.speech_cond_prompt_len
+        prompts = [source.prompt(voice, prompt_len, rng) for voice in voices]
+        return T3Cond(
+            speaker_emb=torch.stack([self.speakers.draw(voice, rng) for voice in voices]),
+            cond_prompt_speech_tokens=torch.from_numpy(np.stack(prompts)),
+            emotion_adv=torch.tensor(emotions, dtype=torch.float32).view(-1, 1, 1),
+        )
+
+    def _embed(self, sequences: list[Sequence], cond: T3Cond, drop: Tensor) -> tuple[Tensor, int, Tensor]:
+        t3 = self.module
+        longest = max(len(s) for s in sequences)
+
+        def padded(rows: list[list], fill: int) -> Tensor:
+            return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
+        ids, positions = padded([s.ids for s in sequences], 0), padded([s.positions for s in sequences], 0)
+        is_text = padded([s.is_text for s in sequences], False)[..., None]
+        text = t3.text_emb(ids.where(is_text[..., 0], 0)) * (~drop)[:, None, None] + t3.text_pos_emb.emb(
+            positions.clamp(max=t3.text_pos_emb.emb.num_embeddings - 1)
+        )
+        speech = t3.speech_emb(ids.where(~is_text[..., 0], 0)) + t3.speech_pos_emb.emb(positions)
+        cond_emb = t3.prepare_conditioning(cond)
+        return (
+            torch.cat([cond_emb, torch.where(is_text, text, speech)], dim=1),
+            cond_emb.shape[1],
+            padded([s.targets for s in sequences], IGNORE),
+        )
+
+    def _run(
+        self, x: Tensor, sequences: list[Sequence], offset: int, guide_weight: float, drop: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's forward with the attention guide on one head of two layers."""
+        backbone = self.module.tfmr
+        positions = torch.arange(x.shape[1])
+        cos, sin = backbone.rotary(positions)
+        guide_loss = x.new_zeros(())
+        if guide_weight > 0.0:
+            guide = torch.tensor(
+                [s.guide + [np.nan] * (x.shape[1] - offset - len(s)) for s in sequences], dtype=torch.float32
+            )
+            guide[drop] = np.nan
+        for index, layer in enumerate(backbone.layers):
+            if guide_weight > 0.0 and index in GUIDED_LAYERS:
+                guide_loss = guide_loss + self._guide_loss(layer, x, cos, sin, guide, offset)
+            x = layer(x, cos, sin, positions, index, None)
+        return backbone.norm(x), guide_loss
+
+    def _guide_loss(
+        self, layer: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor, guide: Tensor, offset: int
+    ) -> Tensor:
+        attention, normed = layer.self_attn, layer.input_layernorm(x)
+        size = attention.head_dim
+        query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
+        key = rotate((normed @ attention.k_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
+        scores = query @ key.transpose(1, 2) / size**0.5  # (B, T, T)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)[:, offset:, offset:]
+        distance = torch.arange(weights.shape[1]) - guide[..., None]  # (B, T, T)
+        far = 1.0 - torch.exp(-0.5 * (distance / self.recipe.guide_width) ** 2)
+        known = ~guide.isnan()
+        # What goes to the conditioning prefix counts as far too.
+        miss = (weights * far.nan_to_num(0.0)).sum(-1) + 1.0 - weights.sum(-1)
+        return miss[known].mean()
+
+
+def initialize(t3: T3) -> None:
+    """Small embeddings, residual branches that start near zero, and code tables by symbol."""
+    width = t3.dim
+    for name, parameter in t3.named_parameters():
+        if parameter.ndim >= 2 and "pre_attention_query" not in name:
+            torch.nn.init.normal_(parameter, std=0.02 if "emb" in name else width**-0.5)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data.mul_((2 * t3.hp.backbone.num_layers) ** -0.5)
+    torch.nn.init.normal_(t3.text_emb.weight, std=0.3)
+    factorize(t3.speech_emb, std=0.2)
+    factorize(t3.speech_head, std=0.04)

@@ -1,0 +1,63 @@
+"""Sizes of the embedded voice and of its training stages. The only place for these numbers."""
+
+from __future__ import annotations
+
+from chatterbox.config import (
+    CAMPPlusConfig,
+    EstimatorConfig,
+    FlowConfig,
+    FlowEncoderConfig,
+    HiFTConfig,
+    LlamaConfig,
+    ModelConfig,
+    S3GenConfig,
+    S3TokenizerConfig,
+    SamplingConfig,
+    T3Config,
+    VoiceEncoderConfig,
+)
+
+# Each teacher voice is also heard faster and slower by resampling, which moves pitch and formants: more speakers.
+SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
+NATURAL_SPEED = SPEEDS.index(1.0)
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-\":;()&%$"
+SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]")
+
+TINY = ModelConfig(
+    t3=T3Config(
+        text_tokens_dict_size=len(SPECIAL_TOKENS) + len(CHARACTERS),
+        start_text_token=SPECIAL_TOKENS.index("[START]"),
+        stop_text_token=SPECIAL_TOKENS.index("[STOP]"),
+        max_text_tokens=600,
+        speech_tokens_dict_size=6564,
+        max_speech_tokens=1000,
+        speech_cond_prompt_len=75,
+        speaker_embed_size=64,
+        perceiver_queries=4,
+        perceiver_heads=4,
+        backbone=LlamaConfig(num_layers=6, hidden_size=256, num_heads=4, head_dim=64, intermediate_size=640),
+    ),
+    s3gen=S3GenConfig(
+        tokenizer=S3TokenizerConfig(hidden_size=192, num_heads=3, num_layers=2),
+        speaker_encoder=CAMPPlusConfig(
+            head_channels=8, tdnn_channels=32, growth_rate=8, block_layers=(3, 4, 3), embed_size=64
+        ),
+        flow=FlowConfig(
+            speaker_embed_size=64,
+            encoder=FlowEncoderConfig(
+                hidden_size=128, num_heads=4, feed_forward_size=384, num_layers=3, num_up_layers=2
+            ),
+            estimator=EstimatorConfig(channels=112, num_mid_blocks=3, num_transformers=1, num_heads=2),
+        ),
+        vocoder=HiFTConfig(
+            base_channels=128,
+            f0_channels=96,
+            resblock_kernels=(3, 7),
+            resblock_dilations=(1, 3),
+            source_resblock_kernels=(7, 7, 7),
+        ),
+    ),
+    voice_encoder=VoiceEncoderConfig(hidden_size=64, num_layers=2, embed_size=64),
+    sampling=SamplingConfig(temperature=0.5, cfg_weight=0.0, repetition_penalty=1.0, min_p=0.1, top_p=0.95),
+)

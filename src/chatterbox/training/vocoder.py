@@ -1,0 +1,85 @@
+"""Stage `vocoder`: mel spectrogram to waveform, on short crops with true F0 for the excitation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox.config import HiFTConfig
+from chatterbox.models.s3gen.hifigan import HiFTGenerator
+from chatterbox.models.s3gen.mel import mel_spectrogram
+from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.recordings import Recordings
+
+STFT_SIZES = (256, 512, 1024, 2048)
+MAGNITUDE_FLOOR = 1e-3
+F0_SCALE = 20.0  # Hz of error that cost as much as a nat of log magnitude
+
+
+class VocoderStage(Stage):
+    name = "vocoder"
+
+    def __init__(
+        self,
+        config: HiFTConfig,
+        recordings: Recordings,
+        held_out: Recordings,
+        schedule: Schedule,
+        *,
+        batch: int = 12,
+        crop_frames: int = 32,
+    ) -> None:
+        self.recordings, self.held_out, self.schedule = recordings, held_out, schedule
+        self.batch, self.crop_frames = batch, crop_frames
+        self.module = HiFTGenerator(config)
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._batch_loss(self.recordings, rng)
+
+    def validate(self) -> dict[str, float]:
+        rng = np.random.default_rng(1)
+        figures = [self._batch_loss(self.held_out, rng)[1] for _ in range(4)]
+        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+
+    def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        wav, mel, f0 = self._draw(source, rng)
+        predicted_f0 = self.module.f0_predictor(mel)
+        made = self.module.decode(mel, self.module.source(f0))
+        spectral, convergence = spectral_distance(made, wav)
+        mel_error = (mel_spectrogram(made) - mel).abs().mean()
+        f0_error = (predicted_f0 - f0).abs().mean()
+        loss = spectral + convergence + mel_error + f0_error / F0_SCALE
+        figures = {"spectral": spectral, "convergence": convergence, "mel": mel_error, "f0_hz": f0_error}
+        return loss, {key: float(value.detach()) for key, value in figures.items()}
+
+    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops: waveform (B, frames * hop), mel (B, 80, frames) of the whole recording's frames, F0 (B, frames)."""
+        hop, frames = self.module.config.hop_len, self.crop_frames
+        wavs, mels, f0s = [], [], []
+        while len(wavs) < self.batch:
+            index, speed = source.draw(rng)
+            audio = torch.from_numpy(source.audio(index, speed, self.module.config.sample_rate))
+            total = len(audio) // hop
+            if total < frames:
+                continue
+            start = int(rng.integers(total - frames + 1))
+            gain = float(rng.uniform(0.5, 1.2))
+            audio = audio * gain
+            mels.append(mel_spectrogram(audio[None])[0, :, start : start + frames])
+            wavs.append(audio[start * hop : (start + frames) * hop])
+            f0s.append(torch.from_numpy(source.f0(index, speed, total)[start : start + frames]))
+        return torch.stack(wavs), torch.stack(mels), torch.stack(f0s)
+
+
+def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean log-magnitude difference (nats) and spectral convergence of (B, N) waveforms over several resolutions."""
+    log_error, convergence = made.new_zeros(()), made.new_zeros(())
+    for size in STFT_SIZES:
+        window = torch.hann_window(size, device=made.device)
+        a, b = (torch.stft(w, size, size // 4, window=window, return_complex=True) for w in (made, wanted))
+        a, b = (torch.sqrt(s.real**2 + s.imag**2 + 1e-8) for s in (a, b))
+        log_error = log_error + F.l1_loss(a.clamp_min(MAGNITUDE_FLOOR).log(), b.clamp_min(MAGNITUDE_FLOOR).log())
+        convergence = convergence + (a - b).norm() / b.norm()
+    return log_error / len(STFT_SIZES), convergence / len(STFT_SIZES)

@@ -1,0 +1,151 @@
+"""`ChatterboxTTS`: upstream's English façade over `chatterbox.pipeline`.
+
+Owns: upstream's names, signatures and defaults, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chatterbox.checkpoints import REPO_ID, TTS_FILES, find_checkpoint, load_models, resolve_device
+from chatterbox.conditioning import (
+    DEC_COND_SECONDS,
+    ENC_COND_SECONDS,
+    Conditionals,
+    Reference,
+    prepare_conditionals,
+)
+from chatterbox.config import SamplingConfig
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.models.t3 import T3
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.pipeline import SpeechRequest, speak
+from chatterbox.text import punc_norm
+
+__all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
+
+
+class _ModelDefault(float):
+    """The published model's value in a signature; left in place, it stands for the loaded checkpoint's own setting."""
+
+
+_UPSTREAM = SamplingConfig()
+
+
+class ChatterboxTTS:
+    """Text to speech with voice cloning.
+
+    One instance serves several threads: `generate` changes nothing here. ``conds`` is the voice used when a call names
+    none; only `prepare_conditionals` and the caller assign it, and a call works on the value it found at its start.
+    """
+
+    ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
+    DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
+
+    def __init__(
+        self,
+        t3: T3,
+        s3gen: S3Gen,
+        ve: VoiceEncoder,
+        tokenizer: EnTokenizer,
+        device: str | torch.device,
+        conds: Conditionals | None = None,
+        *,
+        sampling: SamplingConfig = _UPSTREAM,
+    ) -> None:
+        self.sr = S3GEN_SR
+        self.t3 = t3
+        self.s3gen = s3gen
+        self.ve = ve
+        self.tokenizer = tokenizer
+        self.device = device
+        self.conds = conds
+        self.sampling = sampling
+
+    @classmethod
+    def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxTTS:
+        """Load a checkpoint folder.
+
+        Raises:
+            ValueError: a file is missing, broken or of another model, or the device does not exist.
+        """
+        m = load_models(ckpt_dir, device)
+        return cls(m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds, sampling=m.config.sampling)
+
+    @classmethod
+    def from_pretrained(
+        cls, device: str | torch.device, *, model: str | Path = "chatterbox", local_files_only: bool = False
+    ) -> ChatterboxTTS:
+        """Load a model by name: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
+
+        Raises:
+            ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
+        """
+        device = resolve_device(device)
+        return cls.from_local(find_checkpoint(model, TTS_FILES, local_files_only=local_files_only), device)
+
+    def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
+        """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
+        """
+        self.conds = self._voice_of(wav_fpath, exaggeration)
+
+    def generate(
+        self,
+        text: str,
+        repetition_penalty: float = _ModelDefault(_UPSTREAM.repetition_penalty),
+        min_p: float = _ModelDefault(_UPSTREAM.min_p),
+        top_p: float = _ModelDefault(_UPSTREAM.top_p),
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = _ModelDefault(_UPSTREAM.cfg_weight),
+        temperature: float = _ModelDefault(_UPSTREAM.temperature),
+        *,
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
+    ) -> Tensor:
+        """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
+
+        The defaults of the sampling knobs are the published model's. A checkpoint whose ``config.json`` has its own
+        uses those for every knob that the call leaves out.
+
+        Args:
+            audio_prompt_path: recording of the voice for this call alone; None uses ``conds``.
+            exaggeration: emotion, 0.5 is neutral.
+            cfg_weight: guidance, 0 turns it off and halves the work.
+            temperature: 0 is greedy.
+            seed: own random numbers for this call; None draws from torch's global generator, as upstream.
+            use_cache: False recomputes the whole sequence at every step; for checking.
+            watermark: False leaves the audio unmarked.
+
+        Raises:
+            TypeError: ``text`` is not a string.
+            ValueError: no voice, a knob out of range, text too long, or a recording that cannot be used.
+        """
+        knobs = {
+            "repetition_penalty": repetition_penalty,
+            "min_p": min_p,
+            "top_p": top_p,
+            "cfg_weight": cfg_weight,
+            "temperature": temperature,
+        }
+        given = {name: value for name, value in knobs.items() if not isinstance(value, _ModelDefault)}
+        sampling = dataclasses.replace(self.sampling, **given)
+        conds = self.conds if audio_prompt_path is None else self._voice_of(audio_prompt_path, exaggeration)
+        if conds is None:
+            raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
+        request = SpeechRequest(text, conds, sampling, exaggeration, seed, use_cache, watermark)
+        return speak(self.t3, self.s3gen, self.tokenizer, request).audio
+
+    def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
+        prompt_len = self.t3.hp.speech_cond_prompt_len
+        return prepare_conditionals(self.s3gen, self.ve, reference, prompt_len=prompt_len, exaggeration=exaggeration)

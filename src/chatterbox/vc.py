@@ -1,0 +1,98 @@
+"""`ChatterboxVC`: upstream's voice conversion façade over `chatterbox.pipeline`.
+
+Owns: upstream's names and signatures, nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatterbox.checkpoints import (
+    REPO_ID,
+    VC_FILES,
+    find_checkpoint,
+    load_conditionals,
+    load_config,
+    load_s3gen,
+    resolve_device,
+)
+from chatterbox.conditioning import DEC_COND_SECONDS, ENC_COND_SECONDS, Reference, prepare_target_voice
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.pipeline import convert
+
+__all__ = ["REPO_ID", "ChatterboxVC"]
+
+
+class ChatterboxVC:
+    """Says what one recording says in the voice of another.
+
+    ``ref_dict`` is the target voice used when a call names none; only `set_target_voice` and the caller assign it.
+    """
+
+    ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
+    DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
+
+    def __init__(self, s3gen: S3Gen, device: str | torch.device, ref_dict: dict[str, Any] | None = None) -> None:
+        self.sr = S3GEN_SR
+        self.s3gen = s3gen
+        self.device = device
+        self.ref_dict = ref_dict and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in ref_dict.items()}
+
+    @classmethod
+    def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxVC:
+        """Load the S3Gen part of a checkpoint folder; its built-in voice, if any, is the first target.
+
+        Raises:
+            ValueError: a file is missing, broken or of another model, or the device does not exist.
+        """
+        folder, device = Path(ckpt_dir), resolve_device(device)
+        conds = load_conditionals(folder, device)
+        s3gen = load_s3gen(folder, device, load_config(folder))
+        return cls(s3gen, str(device), None if conds is None else conds.gen)
+
+    @classmethod
+    def from_pretrained(
+        cls, device: str | torch.device, *, model: str | Path = "chatterbox", local_files_only: bool = False
+    ) -> ChatterboxVC:
+        """Load a model by name: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
+
+        Raises:
+            ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
+        """
+        device = resolve_device(device)
+        return cls.from_local(find_checkpoint(model, VC_FILES, local_files_only=local_files_only), device)
+
+    def set_target_voice(self, wav_fpath: Reference) -> None:
+        """Make the voice of a recording (file, or samples at 24 kHz) the target of later calls.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
+        """
+        self.ref_dict = prepare_target_voice(self.s3gen, wav_fpath)
+
+    def generate(
+        self,
+        audio: Reference,
+        target_voice_path: Reference | None = None,
+        *,
+        seed: int | None = None,
+        watermark: bool = True,
+    ) -> Tensor:
+        """``audio`` (a file, or samples at 16 kHz) in the target voice: (1, N) float32 on the CPU, at ``sr`` Hz.
+
+        Args:
+            target_voice_path: recording of the target for this call alone; None uses ``ref_dict``.
+            seed, watermark: as `chatterbox.tts.ChatterboxTTS.generate`.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: a recording cannot be used, or there is no target voice.
+        """
+        gen = self.ref_dict if target_voice_path is None else prepare_target_voice(self.s3gen, target_voice_path)
+        if gen is None:
+            raise ValueError("no target voice yet: pass target_voice_path, or call set_target_voice first")
+        return convert(self.s3gen, audio, gen, seed=seed, watermark=watermark)

@@ -1,0 +1,100 @@
+"""Checkpoint folders for tests: synthetic weights of any size, in upstream's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from chatterbox.conditioning import prepare_conditionals
+from chatterbox.config import (
+    CAMPPlusConfig,
+    EstimatorConfig,
+    FlowConfig,
+    FlowEncoderConfig,
+    HiFTConfig,
+    LlamaConfig,
+    ModelConfig,
+    S3GenConfig,
+    S3TokenizerConfig,
+    SamplingConfig,
+    T3Config,
+    VoiceEncoderConfig,
+    to_dict,
+)
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.t3 import T3
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.synthetic import fill_module
+
+# Every part at a size that runs in milliseconds; ids of the tokenizer as in the published model.
+SMALL = ModelConfig(
+    t3=T3Config(
+        text_tokens_dict_size=256,
+        max_text_tokens=120,
+        speech_tokens_dict_size=6563,  # codes, start and stop: hardly a token is not a code
+        max_speech_tokens=60,
+        speech_cond_prompt_len=20,
+        speaker_embed_size=16,
+        perceiver_queries=3,
+        perceiver_heads=2,
+        backbone=LlamaConfig(num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48),
+    ),
+    s3gen=S3GenConfig(
+        tokenizer=S3TokenizerConfig(hidden_size=64, num_heads=1, num_layers=1),
+        speaker_encoder=CAMPPlusConfig(
+            head_channels=4, tdnn_channels=16, growth_rate=4, block_layers=(1, 2, 1), embed_size=24
+        ),
+        flow=FlowConfig(
+            speaker_embed_size=24,
+            num_steps=2,
+            encoder=FlowEncoderConfig(hidden_size=32, num_heads=2, feed_forward_size=48, num_layers=1, num_up_layers=1),
+            estimator=EstimatorConfig(channels=32, num_mid_blocks=1, num_transformers=1, num_heads=1, head_dim=16),
+        ),
+        vocoder=HiFTConfig(base_channels=32, f0_channels=16),
+    ),
+    voice_encoder=VoiceEncoderConfig(hidden_size=16, num_layers=1, embed_size=16),
+    sampling=SamplingConfig(max_new_tokens=8),
+)
+
+
+def recording(seconds: float, rate: int = 24_000, pitch: float = 140.0) -> np.ndarray:
+    """Samples (L,) float32 of a buzz with vibrato and a breath of noise: something that a voice model can read."""
+    t = np.arange(round(seconds * rate)) / rate
+    phase = 2 * np.pi * pitch * t + 3 * np.sin(2 * np.pi * 5 * t)
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 12))
+    noise = np.random.default_rng(0).standard_normal(len(t))
+    return (0.15 * buzz * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t)) + 0.003 * noise).astype(np.float32)
+
+
+def write_tokenizer(path: Path, config: T3Config) -> None:
+    """A tokenizer of single characters with the special tokens where ``config`` expects them."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import BPE
+
+    special = {"[STOP]": config.stop_text_token, "[START]": config.start_text_token, "[UNK]": 1, "[SPACE]": 2}
+    letters = (chr(code) for code in range(33, 127))
+    vocabulary = {**special, **{letter: 3 + index for index, letter in enumerate(letters)}}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.save(str(path))
+
+
+def write_folder(folder: Path, config: ModelConfig = SMALL, *, built_in_voice: bool = True) -> Path:
+    """Write a whole checkpoint folder with synthetic weights, one model after the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    write_tokenizer(folder / "tokenizer.json", config.t3)
+    t3 = fill_module(T3(config.t3))
+    save_file(t3.state_dict(), folder / "t3_cfg.safetensors")
+    del t3
+    voice_encoder = fill_module(VoiceEncoder(config.voice_encoder)).eval()
+    save_file(voice_encoder.state_dict(), folder / "ve.safetensors")
+    s3gen = fill_module(S3Gen(config=config.s3gen)).eval()
+    save_file(s3gen.state_dict(), folder / "s3gen.safetensors")
+    if built_in_voice:
+        prompt_len = config.t3.speech_cond_prompt_len
+        prepare_conditionals(s3gen, voice_encoder, recording(3.0), prompt_len=prompt_len).save(folder / "conds.pt")
+    return folder

@@ -1,0 +1,150 @@
+"""What importing costs, and that imports point down only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "chatterbox"
+HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile", "huggingface_hub", "scipy", "numba")
+
+# Height of each part, longest prefix first to match: a module may import what is not above it.
+LEVELS = {
+    "chatterbox.config": 0,
+    "chatterbox.audio": 1,
+    "chatterbox.text": 1,
+    "chatterbox.kvcache": 1,
+    "chatterbox.synthetic": 1,
+    "chatterbox.models": 2,
+    "chatterbox.watermark": 2,
+    "chatterbox.generation": 3,
+    "chatterbox.conditioning": 3,
+    "chatterbox.checkpoints": 4,
+    "chatterbox.pipeline": 5,
+    "chatterbox.streaming": 5,
+    "chatterbox.tts": 6,
+    "chatterbox.vc": 6,
+    "chatterbox.compose": 6,
+    "chatterbox.cli": 7,
+    "chatterbox.training": 7,
+    "chatterbox": 8,
+}
+# `T3.inference` is upstream's name for what `generation.decode` does; it imports it when called.
+EXCEPTIONS = {("chatterbox.models.t3.t3", "chatterbox.generation.decode")}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_the_package_loads_nothing_else():
+    loaded = loaded_after("import chatterbox; chatterbox.__version__; dir(chatterbox)")
+    assert "chatterbox" in loaded and loaded.isdisjoint({"torch", "numpy", *HEAVY})
+
+
+@pytest.mark.parametrize("statement", ["import chatterbox.models.t3", "import chatterbox.tts, chatterbox.vc"])
+def test_heavy_libraries_wait_until_they_are_needed(statement):
+    loaded = loaded_after(statement)
+    assert "torch" in loaded and loaded.isdisjoint(HEAVY)
+
+
+def test_names_of_the_package():
+    import chatterbox
+    from chatterbox.tts import ChatterboxTTS
+    from chatterbox.vc import ChatterboxVC
+
+    assert chatterbox.ChatterboxTTS is ChatterboxTTS and chatterbox.ChatterboxVC is ChatterboxVC
+    assert {"ChatterboxTTS", "ChatterboxVC", "__version__"} <= set(dir(chatterbox))
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        _ = chatterbox.Nope
+
+
+def test_upstreams_import_paths():
+    from chatterbox.models.s3gen import S3GEN_SR, S3Gen  # noqa: F401
+    from chatterbox.models.s3tokenizer import S3_SR, SPEECH_VOCAB_SIZE, S3Tokenizer, drop_invalid_tokens  # noqa: F401
+    from chatterbox.models.t3 import T3  # noqa: F401
+    from chatterbox.models.t3.modules.cond_enc import T3Cond  # noqa: F401
+    from chatterbox.models.t3.modules.t3_config import T3Config  # noqa: F401
+    from chatterbox.models.tokenizers import EnTokenizer  # noqa: F401
+    from chatterbox.models.voice_encoder import VoiceEncoder  # noqa: F401
+    from chatterbox.tts import REPO_ID, ChatterboxTTS, Conditionals, punc_norm  # noqa: F401
+    from chatterbox.vc import ChatterboxVC  # noqa: F401
+
+    assert (S3GEN_SR, S3_SR, SPEECH_VOCAB_SIZE) == (24_000, 16_000, 6561)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that ``path`` imports for use, wherever in the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {id(n) for node in ast.walk(tree) if is_type_checking(node) for n in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(path.relative_to(PACKAGE.parent).parts[: -node.level]) if node.level else ""
+            source = ".".join(filter(None, (package, node.module)))
+            found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("chatterbox.") and is_module(name)}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def level(module: str) -> int:
+    while module not in LEVELS:
+        module = module.rpartition(".")[0]
+    return LEVELS[module]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    module = module_name(path)
+    if "chatterbox." in module:
+        assert any(module == part or module.startswith(f"{part}.") for part in LEVELS if part != "chatterbox"), (
+            f"{module} has no place in LEVELS"
+        )
+    upward = {name for name in imported_modules(path) if level(name) > level(module)}
+    assert {(module, name) for name in upward} <= EXCEPTIONS
+
+
+def test_kvcache_knows_no_model():
+    for path in (PACKAGE / "kvcache").rglob("*.py"):
+        allowed = ("chatterbox.config", "chatterbox.kvcache")
+        assert all(name.startswith(allowed) for name in imported_modules(path)), path
+
+
+def test_only_compose_imports_hydra():
+    users = {p.name for p in PACKAGE.rglob("*.py") if {"hydra", "omegaconf"} & top_level_names(p)}
+    assert users == {"compose.py"}
+
+
+def test_libraries_that_this_package_does_without():
+    forbidden = {"torchaudio", "diffusers", "einops", "conformer", "onnx", "s3tokenizer", "gradio"}
+    assert not {(p.name, name) for p in PACKAGE.rglob("*.py") for name in forbidden & top_level_names(p)}
+
+
+def top_level_names(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}

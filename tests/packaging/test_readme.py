@@ -1,0 +1,51 @@
+"""The README's snippets, run on the embedded voice."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_snippets(offline):
+    script = "\n".join(snippets("python"))
+    assert "ChatterboxTTS.from_pretrained" in script
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+\.\d seconds of audio\n", done.stdout)
+    assert soundfile.info("cloned.wav").duration > 0.5
+
+
+def test_first_snippet_is_the_two_commands():
+    assert [line.split()[:2] for line in snippets("sh")[0].splitlines()] == [["make", "say"], ["make", "test"]]
+
+
+def test_commands_are_the_commands(offline):
+    """Every command parses; those of the embedded voice run."""
+    from chatterbox.cli import main
+
+    lines = [shlex.split(line) for line in snippets("sh")[1].splitlines()]
+    assert len(lines) == 4 and all(line[:2] == ["chatterbox", "say"] for line in lines)
+    assert main(lines[0][1:]) == 0
+    os.replace("hello.wav", "reference.wav")
+    assert main(lines[1][1:]) == 0
+    assert soundfile.info("hello.wav").duration > 0.3

@@ -1,0 +1,38 @@
+"""Reference recording to conditionals, and the watermark, against chatterbox-tts 0.1.7."""
+
+from __future__ import annotations
+
+import soundfile
+import torch
+
+from chatterbox.conditioning import prepare_conditionals
+from chatterbox.config import T3Config
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.watermark import apply_watermark, read_watermark
+from tests.parity.support import check, fill, load_golden, load_meta
+
+
+def test_english_conditionals(tmp_path):
+    s3gen = S3Gen().eval()  # the flow and the vocoder read no recording and stay as they are
+    fill(s3gen.tokenizer, "tokenizer.")
+    fill(s3gen.speaker_encoder, "speaker_encoder.")
+    path = tmp_path / "reference.wav"
+    soundfile.write(path, load_golden("conditionals")["in.wav"].numpy(), 24_000, subtype="FLOAT")
+    conds = prepare_conditionals(
+        s3gen, fill(VoiceEncoder()), path, prompt_len=T3Config().speech_cond_prompt_len, exaggeration=0.5
+    )
+    for key in ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv"):
+        check("conditionals", f"out.english.{key}", getattr(conds.t3, key))
+    for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding"):
+        check("conditionals", f"out.english.gen.{key}", conds.gen[key])
+    assert conds.gen["prompt_feat_len"] is None and conds.t3.clap_emb is None
+
+
+def test_watermark():
+    wav = load_golden("watermark")["in.wav"].numpy()
+    marked = apply_watermark(wav, 24_000)
+    check("watermark", "out.wav", torch.from_numpy(marked))
+    meta = load_meta("watermark")
+    assert round(read_watermark(marked, 24_000)) == meta["detected_after"]
+    assert round(read_watermark(wav, 24_000)) == meta["detected_before"]

@@ -1,0 +1,204 @@
+"""The command: what it writes and prints, and that nothing ends in a traceback or half a file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from chatterbox.cli import main
+from chatterbox.compose import ConfigError, compose_say
+from chatterbox.config import ModelChoice, SamplingConfig, SayConfig
+from tests.folders import SMALL
+
+SAMPLES = SMALL.sampling.max_new_tokens * 960
+
+
+@pytest.fixture
+def say(small_folder, tmp_path, capfd):
+    """Runs ``chatterbox say`` on the small model: (exit code, standard output, standard error)."""
+
+    def run(*arguments: str, model: str = str(small_folder), output: str = "out.wav") -> tuple[int, str, str]:
+        try:
+            code = main(["say", "Hello there.", "-o", str(tmp_path / output), "--model", model, *arguments])
+        except SystemExit as exit_:  # argparse's way out
+            code = exit_.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def files(tmp_path) -> list[str]:
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_writes_the_file_and_one_line(say, tmp_path):
+    code, out, err = say("--seed", "1")
+    assert code == 0 and err == ""
+    assert re.fullmatch(r".*out\.wav: 0\.32 s of audio in .* s \(real-time factor .*\), model .*\n", out)
+    wav, rate = soundfile.read(tmp_path / "out.wav")
+    assert rate == 24_000 and wav.shape == (SAMPLES,) and np.abs(wav).max() > 0.01
+    assert files(tmp_path) == ["out.wav"]
+
+
+def test_seed_repeats(say, tmp_path):
+    wavs = []
+    for name, seed in (("a.wav", "1"), ("b.wav", "1"), ("c.wav", "2")):
+        assert say("--seed", seed, output=name)[0] == 0
+        wavs.append((tmp_path / name).read_bytes())
+    assert wavs[0] == wavs[1] != wavs[2]
+
+
+def test_settings_stand_anywhere_and_win(say, small_folder, tmp_path):
+    longer = "sampling.max_new_tokens=12"
+    assert say("--seed", "1", longer)[0] == 0
+    assert soundfile.info(tmp_path / "out.wav").frames == 12 * 960
+    before = ["say", "Hello there.", longer, "seed=1", "-o", str(tmp_path / "b.wav")]
+    assert main([*before, "--model", str(small_folder)]) == 0
+    assert soundfile.info(tmp_path / "b.wav").frames == 12 * 960
+
+
+def test_voice_changes_the_sound(say, tmp_path, reference_wav):
+    assert say("--seed", "1", output="a.wav")[0] == 0
+    assert say("--seed", "1", "--voice", str(reference_wav), output="b.wav")[0] == 0
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes()
+
+
+def test_other_formats(say, tmp_path):
+    assert say(output="out.flac")[0] == 0
+    assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "x"], "invalid int value: 'x'"),
+        (["--seed", "-1"], "seed must be a whole number"),
+        (["--device", "foo"], "device 'foo' does not exist"),
+        (["--nonsense"], "unrecognised argument '--nonsense'"),
+        (["stray"], "unrecognised argument 'stray'"),
+        (["temperature=1"], "Could not override 'temperature'"),
+        (["sampling.temperature=-1"], "temperature must be a number from 0 to 10, got -1"),
+        (["sampling.temperature=hot"], "sampling.temperature must be float, got 'hot'"),
+        (["sampling.max_new_tokens=0"], "max_new_tokens must be a whole number from 1"),
+        (["exaggeration=-1"], "exaggeration must be a number from 0 to 10"),
+        (["watermark=maybe"], "say.watermark must be bool"),
+        (["sampling=unknown"], "sampling/unknown"),
+        (["a=[1"], "chatterbox: error: "),
+    ],
+)
+def test_usage_errors(say, tmp_path, arguments, message):
+    code, out, err = say(*arguments)
+    assert code == 2 and out == "" and message in err
+    assert "Traceback" not in err and files(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["say"], ["say", "hello"], ["sing", "hello", "-o", "x.wav"]])
+def test_missing_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2 and "usage: chatterbox" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["out.txt", "out", "absent/out.wav"])
+def test_output_that_cannot_be_written(say, tmp_path, output):
+    code, _, err = say(output=output)
+    assert code == 2 and err.startswith("chatterbox: error: cannot write") and err.count("\n") == 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--voice", "absent.wav"], "'absent.wav' does not exist"),
+        (["--voice", __file__], "cannot be read as audio"),
+    ],
+)
+def test_failures_are_one_line(say, tmp_path, arguments, message):
+    (tmp_path / "out.wav").write_text("what was there before")
+    code, out, err = say(*arguments)
+    assert code == 1 and out == "" and message in err and err.count("\n") == 1
+    assert files(tmp_path) == ["out.wav"] and (tmp_path / "out.wav").read_text() == "what was there before"
+
+
+def test_unknown_model(say):
+    code, _, err = say(model="/no/such/folder")
+    assert code == 1 and "no model '/no/such/folder': use" in err and err.count("\n") == 1
+
+
+def test_text_too_long(small_folder, tmp_path, capfd):
+    code = main(["say", "a" * 500, "-o", str(tmp_path / "out.wav"), "--model", str(small_folder)])
+    assert code == 1 and "split it into sentences" in capfd.readouterr().err
+
+
+def test_failed_write_leaves_the_old_file(say, tmp_path, monkeypatch):
+    def broken_write(path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    (tmp_path / "out.wav").write_text("what was there before")
+    monkeypatch.setattr(soundfile, "write", broken_write)
+    code, _, err = say()
+    assert code == 1 and "no space left on device" in err
+    assert files(tmp_path) == ["out.wav"] and (tmp_path / "out.wav").read_text() == "what was there before"
+
+
+def test_interrupt(say, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chatterbox.cli._speak", interrupted)
+    assert say()[::2] == (1, "chatterbox: error: interrupted\n")
+
+
+def test_unexpected_errors_are_one_line_unless_debugging(say, monkeypatch):
+    def fails(*_, **__):
+        raise KeyError("inner")
+
+    monkeypatch.setattr("chatterbox.cli._speak", fails)
+    assert say()[::2] == (1, "chatterbox: error: KeyError('inner')\n")
+    with pytest.raises(KeyError):
+        say("--debug")
+
+
+def test_as_a_program(small_folder, tmp_path):
+    """The installed command, in a process of its own, offline."""
+    command = [sys.executable, "-m", "chatterbox.cli", "say", "", "-o", str(tmp_path / "out.wav")]
+    done = subprocess.run([*command, "--model", str(small_folder), "--seed", "1"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1
+    assert soundfile.info(tmp_path / "out.wav").frames == SAMPLES
+
+
+def test_composed_defaults_are_the_dataclasses():
+    assert compose_say() == SayConfig(model=ModelChoice(), sampling={})
+
+
+def test_every_setting_of_the_dataclasses_is_in_yaml():
+    knobs = {"temperature": 0.5, "cfg_weight": 0.25, "repetition_penalty": 1.5, "min_p": 0.1, "top_p": 0.75}
+    given = {**knobs, "max_new_tokens": 5}
+    assert given.keys() == SamplingConfig.__dataclass_fields__.keys()
+    overrides = [f"sampling.{key}={value}" for key, value in given.items()]
+    say = {"voice": "v.wav", "exaggeration": 0.75, "seed": 5, "use_cache": False, "watermark": False}
+    overrides += [f"{key}={value}" for key, value in say.items()]
+    model = {"source": "s", "device": "cpu", "local_files_only": True}
+    overrides += [f"model.{key}={value}" for key, value in model.items()]
+    assert compose_say(overrides) == SayConfig(model=ModelChoice(**model), sampling=given, **say)
+
+
+@pytest.mark.parametrize(
+    ("override", "sampling", "source"),
+    [("sampling=greedy", {"temperature": 0}, "tiny"), ("model=chatterbox", {}, "chatterbox")],
+)
+def test_choices(override, sampling, source):
+    config = compose_say([override])
+    assert config.sampling == sampling and config.model.source == source
+
+
+def test_folder_needs_its_source():
+    with pytest.raises(ConfigError, match="Missing mandatory value: source"):
+        compose_say(["model=folder"])
+    assert compose_say(["model=folder", "model.source=/a/b"]).model.source == "/a/b"

@@ -1,0 +1,68 @@
+"""Configuration dataclasses: conversion, unknown keys, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from chatterbox.config import (
+    HiFTConfig,
+    ModelConfig,
+    SamplingConfig,
+    SayConfig,
+    T3Config,
+    from_dict,
+    to_dict,
+)
+from tests.folders import SMALL
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), SMALL, SayConfig(), T3Config.multilingual()])
+def test_round_trip_through_json(config):
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_missing_keys_keep_their_defaults():
+    config = from_dict(ModelConfig, {"t3": {"backbone": {"num_layers": 2}}})
+    assert config.t3.backbone.num_layers == 2
+    assert dataclasses.replace(config, t3=T3Config()) == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nope": 1}, r"config has no setting 'nope'; it has s3gen, sampling, t3, voice_encoder"),
+        ({"t3": {"backbone": {"depth": 2}}}, r"config.t3.backbone has no setting 'depth'"),
+        ({"t3": 3}, "config.t3 must be a table of settings, got 3"),
+        ({"t3": {"max_text_tokens": 1.5}}, "config.t3.max_text_tokens must be int, got 1.5"),
+        ({"t3": {"max_text_tokens": True}}, "config.t3.max_text_tokens must be int, got True"),
+        ({"t3": {"max_text_tokens": None}}, "config.t3.max_text_tokens must be int, got None"),
+        ({"s3gen": {"vocoder": {"upsample_rates": [8, "x"]}}}, "vocoder.upsample_rates must be int, got 'x'"),
+        ({"sampling": {"top_p": 2}}, "top_p must be a number from 0 to 1, got 2.0"),
+    ],
+)
+def test_values_that_do_not_fit(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(ModelConfig, values)
+
+
+@pytest.mark.parametrize("cls", [ModelConfig, T3Config, SamplingConfig, HiFTConfig, SayConfig])
+def test_frozen(cls):
+    config = cls()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, None)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "10"])
+def test_max_new_tokens_is_a_positive_whole_number(value):
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number from 1"):
+        SamplingConfig(max_new_tokens=value)
+
+
+def test_published_sizes():
+    config = ModelConfig()
+    assert config.t3.cond_len == 34 and config.t3.n_channels == 1024 and not config.t3.is_multilingual
+    assert T3Config.english_only() == T3Config() and T3Config.multilingual().is_multilingual
+    assert config.s3gen.vocoder.hop_len == 480

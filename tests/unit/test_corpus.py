@@ -1,0 +1,134 @@
+"""The training text: reproducible, varied, within its limits, and apart from the evaluation sets; its teacher."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from chatterbox.training import corpus, teacher
+from chatterbox.training.lexicon import adverb, lexicon, plural
+
+
+@pytest.fixture(scope="module")
+def large() -> list[str]:
+    return corpus.sentences(24_000, seed=1)
+
+
+def test_same_seed_same_text_and_a_larger_count_extends() -> None:
+    assert corpus.sentences(300, seed=5) == corpus.sentences(500, seed=5)[:300]
+    assert corpus.sentences(300, seed=5) != corpus.sentences(300, seed=6)
+
+
+def test_sentences_are_distinct_and_within_limits(large: list[str]) -> None:
+    assert len(large) == len(set(large)) == 24_000
+    assert max(map(len, large)) <= corpus.MAX_CHARS
+    lengths = np.array([len(sentence.split()) for sentence in large])
+    assert 6 <= lengths.mean() <= 9
+    assert np.mean((lengths >= 3) & (lengths <= 14)) > 0.9
+    assert not any("{" in sentence or "  " in sentence for sentence in large)
+    assert all(sentence[0].isupper() or sentence[0].isdigit() for sentence in large)
+    assert {sentence[-1] for sentence in large} == {".", "?", "!"}
+    assert not any(mark in sentence[:-1] for sentence in large for mark in ".?!")
+
+
+def test_the_alphabet_is_small(large: list[str]) -> None:
+    assert set("".join(large)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!':")
+
+
+def test_every_word_form_occurs(large: list[str]) -> None:
+    assert lexicon().num_bases >= 3_000
+    occurring = {word for sentence in large for word in corpus.words_of(sentence)}
+    assert len(occurring) >= 8_000
+    assert not {word for form in lexicon().vocabulary for word in corpus.words_of(form)} - occurring
+
+
+def test_evaluation_sets_are_held_out(large: list[str]) -> None:
+    known, unseen = corpus.evaluation_set("known"), corpus.evaluation_set("unseen")
+    assert (len(set(known)), len(set(unseen))) == (60, 20)
+    assert not {*known, *unseen} & set(large)
+    occurring = {word for sentence in large for word in corpus.words_of(sentence)}
+    assert not {word for sentence in known for word in corpus.words_of(sentence)} - occurring
+    for sentence in unseen:
+        assert 1 <= len(set(corpus.words_of(sentence)) - occurring) <= 3, sentence
+    with pytest.raises(ValueError, match="'known' or 'unseen'"):
+        corpus.evaluation_set("train")
+
+
+def test_an_evaluation_sentence_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = corpus.sentences(10, seed=3)
+    monkeypatch.setattr(corpus, "evaluation_set", lambda name: first[:1])
+    assert corpus.sentences(9, seed=3) == first[1:]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("person:s", "children wives heroes bosses ladies"),
+        ("transitive:ing", "stopping carrying tying admitting taking rebuilding undoing"),
+        ("transitive:ed", "stopped carried tied admitted took rebuilt undid equipped"),
+        ("transitive:en", "taken rewritten chosen"),
+        ("intransitive:s", "wishes cries buzzes sits"),
+        ("short:er", "bigger happier larger quicker"),
+        ("adverb:ly", "happily terribly basically fully truly usefully"),
+        ("adj", "unhappy useless beautiful washable forgettable incorrect sunny"),
+        ("person", "winner builder consumer director"),
+        ("derived", "happiness judgment friendship childhood snowman"),
+    ],
+)
+def test_inflection(key: str, words: str) -> None:
+    assert set(words.split()) <= set(lexicon().forms[key])
+
+
+def test_spelling_rules() -> None:
+    assert [plural(word) for word in ("box", "day", "city", "church")] == ["boxes", "days", "cities", "churches"]
+    assert [adverb(word) for word in ("public", "whole", "unique")] == ["publicly", "wholly", "uniquely"]
+
+
+def test_pitch_of_a_known_tone() -> None:
+    seconds = np.arange(teacher.SAMPLE_RATE) / teacher.SAMPLE_RATE
+    for f0 in (75.0, 120.0, 233.0, 390.0):
+        tone = sum(np.sin(2 * np.pi * f0 * k * seconds) / k for k in range(1, 8)).astype(np.float32)
+        tone[8000:] = np.random.default_rng(0).normal(size=8000)
+        pitch = teacher.phone_pitch(tone / 8, np.array([0.48, 0.52, 1.0], dtype=np.float32))
+        assert abs(np.exp(pitch[0]) - f0) < 0.01 * f0
+        assert np.isnan(pitch[2])
+
+
+def test_rotation_uses_all_groups_of_voices_equally() -> None:
+    pairs = teacher.rotate([str(i) for i in range(12)], 2)
+    assert len(pairs) == len(set(pairs)) == 24
+    assert {sum(voice == name for _, voice in pairs) for name in teacher.VOICES} == {6}
+
+
+def test_unknown_voice_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'kal' is unknown.*slt"):
+        teacher.speak("Hello.", "kal")
+
+
+def test_missing_program_gives_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="apt-get install flite"):
+        teacher.speak("Hello.", "slt")
+
+
+@pytest.mark.flite
+def test_shards_resume_and_read_back(tmp_path) -> None:
+    pairs = teacher.rotate(["Hello there.", "Did you?", "At 3:30 we left."], 4)
+    paths = teacher.build(tmp_path, pairs, with_audio=True, num_processes=1, shard_size=5)
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    paths[1].unlink()
+    teacher.build(tmp_path, pairs, with_audio=True, num_processes=1, shard_size=5)
+    assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(paths, stamps, strict=True)] == [True, False, True]
+    utterances = [utterance for path in paths for utterance in teacher.read_shard(path)]
+    assert [(u.text, teacher.VOICES[u.voice]) for u in utterances] == pairs
+    for utterance in utterances:
+        wav, phones, ends = teacher.speak(utterance.text, teacher.VOICES[utterance.voice])
+        assert [teacher.PHONES[i] for i in utterance.phones] == phones
+        assert np.array_equal(utterance.ends, ends)
+        assert np.array_equal(utterance.audio, np.round(wav * 32768).astype(np.int16))
+        assert utterance.num_samples == len(wav)
+        assert ends[-1] == pytest.approx(len(wav) / teacher.SAMPLE_RATE)
+        assert (np.diff(ends) >= 0).all()
+        assert len(utterance.pitch) == len(phones)
+    with pytest.raises(ValueError, match="another plan"):
+        teacher.build(tmp_path, pairs[:2])

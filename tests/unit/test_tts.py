@@ -1,0 +1,314 @@
+"""The façades on a small model with random weights: what they return, what they leave alone, what they refuse."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from chatterbox.config import SamplingConfig
+from chatterbox.models.s3gen import S3GEN_SR
+from chatterbox.pipeline import SpeechRequest, speak, valid_codes
+from chatterbox.tts import ChatterboxTTS
+from chatterbox.vc import ChatterboxVC
+from chatterbox.watermark import read_watermark
+from tests.folders import SMALL, recording
+
+TEXT = "Hello there, World."
+
+
+def say(tts: ChatterboxTTS, text: str = TEXT, **options) -> torch.Tensor:
+    return tts.generate(text, **{"seed": 7, "watermark": False, **options})
+
+
+def test_signature_is_upstreams():
+    parameters = inspect.signature(ChatterboxTTS.generate).parameters
+    assert {name: p.default for name, p in parameters.items() if p.default is not p.empty} == {
+        "repetition_penalty": 1.2,
+        "min_p": 0.05,
+        "top_p": 1.0,
+        "audio_prompt_path": None,
+        "exaggeration": 0.5,
+        "cfg_weight": 0.5,
+        "temperature": 0.8,
+        "seed": None,
+        "use_cache": True,
+        "watermark": True,
+    }
+    keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert keyword_only == ["seed", "use_cache", "watermark"]
+
+
+def test_audio(small_tts):
+    assert small_tts.sr == S3GEN_SR
+    audio = say(small_tts)
+    assert audio.shape == (1, SMALL.sampling.max_new_tokens * 960) and audio.dtype == torch.float32
+    assert audio.isfinite().all() and audio.abs().max() > 0.01
+    assert not audio.is_inference()
+
+
+def test_seed_repeats_and_leaves_the_global_generator_alone(small_tts):
+    before = torch.get_rng_state()
+    first = say(small_tts, seed=1)
+    assert torch.equal(first, say(small_tts, seed=1))
+    assert not torch.equal(first, say(small_tts, seed=2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_without_seed_the_global_generator_decides(small_tts):
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return say(small_tts, seed=None)
+
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+
+
+def test_cache_changes_nothing(small_tts):
+    assert torch.equal(say(small_tts, cfg_weight=0.0), say(small_tts, cfg_weight=0.0, use_cache=False))
+    assert torch.equal(say(small_tts), say(small_tts, use_cache=False))
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"temperature": 0.1},
+        {"cfg_weight": 0.0},
+        {"top_p": 0.1},
+        {"min_p": 1.0},
+        {"repetition_penalty": 0.1},
+        {"exaggeration": 2.0},
+        {"text": "Goodbye, moon."},
+    ],
+)
+def test_every_knob_reaches_the_model(small_tts, knob):
+    assert not torch.equal(say(small_tts), say(small_tts, **knob))
+
+
+def test_temperature_zero_is_greedy(small_tts):
+    tokens = [speak_greedily(small_tts, seed) for seed in (1, 2)]
+    assert torch.equal(*tokens)
+
+
+def speak_greedily(tts: ChatterboxTTS, seed: int) -> torch.Tensor:
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=6)
+    request = SpeechRequest(TEXT, tts.conds, greedy, seed=seed, watermark=False)
+    return speak(tts.t3, tts.s3gen, tts.tokenizer, request).speech_codes
+
+
+def test_generate_assigns_nothing(small_tts, reference_wav):
+    before, conds = dict(vars(small_tts)), small_tts.conds
+    gen = {key: value.clone() for key, value in conds.gen.items() if value is not None}
+    emotion = conds.t3.emotion_adv.clone()
+    cloned = say(small_tts, audio_prompt_path=str(reference_wav), exaggeration=1.0)
+    assert not torch.equal(cloned, say(small_tts, exaggeration=1.0))
+    assert vars(small_tts) == before and small_tts.conds is conds
+    assert all(torch.equal(conds.gen[key], value) for key, value in gen.items())
+    assert torch.equal(conds.t3.emotion_adv, emotion) and conds.t3.cond_prompt_speech_emb is None
+
+
+def test_prepare_conditionals_sets_the_voice(small_folder, reference_wav):
+    tts = ChatterboxTTS.from_local(small_folder, "cpu")
+    cloned = say(tts, audio_prompt_path=reference_wav)
+    tts.prepare_conditionals(reference_wav, exaggeration=0.9)
+    assert float(tts.conds.t3.emotion_adv) == pytest.approx(0.9)
+    assert torch.equal(say(tts), cloned)
+
+
+def test_threads_with_different_voices_do_not_mix(small_tts, reference_wav):
+    voices = [None, str(reference_wav)]
+    alone = [say(small_tts, audio_prompt_path=voice) for voice in voices]
+    together: dict[int, torch.Tensor] = {}
+
+    def work(index: int) -> None:
+        for _ in range(3):
+            together[index] = say(small_tts, audio_prompt_path=voices[index % 2])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(together) == 4
+    assert all(torch.equal(audio, alone[index % 2]) for index, audio in together.items())
+
+
+def test_checkpoint_sampling_is_the_default_and_arguments_win(small_folder, small_tts):
+    assert small_tts.sampling == SMALL.sampling
+    greedy = ChatterboxTTS(
+        small_tts.t3, small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu", small_tts.conds,
+        sampling=SamplingConfig(temperature=0.0, max_new_tokens=8),
+    )  # fmt: skip
+    assert torch.equal(say(greedy), say(small_tts, temperature=0.0))
+    assert torch.equal(say(greedy, temperature=0.8), say(small_tts))
+
+
+def test_watermark_is_found(small_tts):
+    marked, unmarked = small_tts.generate(TEXT, seed=7), say(small_tts)
+    assert marked.shape == unmarked.shape and not marked.is_inference()
+    assert read_watermark(marked[0].numpy(), small_tts.sr) > 0.9
+    assert read_watermark(unmarked[0].numpy(), small_tts.sr) < 0.1
+
+
+def test_text_without_words_is_upstreams_sentence(small_tts):
+    expected = say(small_tts, "You need to add some text for me to talk.")
+    assert torch.equal(say(small_tts, ""), expected) and torch.equal(say(small_tts, " \n "), expected)
+
+
+def test_text_must_fit(small_tts):
+    limit = SMALL.t3.max_text_tokens
+    assert say(small_tts, "a" * (limit - 1) + ".").isfinite().all()
+    with pytest.raises(ValueError, match=f"{limit + 3} tokens .* split it into sentences"):
+        say(small_tts, "a" * limit + ".")
+    with pytest.raises(TypeError, match="text must be a string, got int"):
+        say(small_tts, 5)
+
+
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be a number from 0 to 10, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"cfg_weight": -1.0}, "cfg_weight must be"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"top_p": 1.5}, "top_p must be"),
+        ({"min_p": 2.0}, "min_p must be"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be"),
+        ({"exaggeration": -1.0}, "exaggeration must be"),
+        ({"exaggeration": float("inf")}, "exaggeration must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 1.5}, "seed must be"),
+        ({"seed": True}, "seed must be"),
+    ],
+)
+def test_knobs_out_of_range(small_tts, knob, message):
+    with pytest.raises(ValueError, match=message) as error:
+        say(small_tts, **knob)
+    assert "\n" not in str(error.value)
+
+
+def test_no_voice(small_tts):
+    voiceless = ChatterboxTTS(small_tts.t3, small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu")
+    with pytest.raises(ValueError, match="no voice yet: pass audio_prompt_path"):
+        say(voiceless)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "", 7.5, "cpu:x", "meta", "xpu:3"])
+def test_device_that_does_not_exist(small_folder, device):
+    with pytest.raises(ValueError, match=r"device .* does not exist"):
+        ChatterboxTTS.from_local(small_folder, device)
+
+
+def write_reference(path, wav: np.ndarray, rate: int, **options):
+    soundfile.write(path, wav, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path, "does not exist"),
+        (lambda path: path.parent, "is a folder"),
+        (lambda path: (path.write_bytes(b""), path)[1], "cannot be read as audio"),
+        (lambda path: (path.write_bytes(b"not audio at all"), path)[1], "cannot be read as audio"),
+        (lambda path: write_reference(path, np.zeros(0, np.float32), 24_000), "is empty"),
+        (lambda path: write_reference(path, np.zeros(48_000, np.float32), 24_000), "is silent"),
+        (lambda path: write_reference(path, recording(0.01), 24_000), "lasts 0.010 s"),
+        (lambda path: write_reference(path, np.full(48_000, np.nan), 24_000, subtype="FLOAT"), "NaN or infinite"),
+    ],
+    ids=["missing", "folder", "empty file", "text", "no samples", "silent", "10 ms", "NaN"],
+)
+def test_unusable_reference(small_tts, tmp_path, make, message):
+    reference = make(tmp_path / "voice.wav")
+    for use in (lambda: say(small_tts, audio_prompt_path=reference), lambda: small_tts.prepare_conditionals(reference)):
+        before = small_tts.conds
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+            use()
+        assert "\n" not in str(error.value) and small_tts.conds is before
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [(8_000, 1, "PCM_16"), (96_000, 1, "PCM_24"), (24_000, 2, "PCM_16"), (44_100, 2, "FLOAT"), (16_000, 1, "PCM_U8")],
+)
+def test_reference_in_any_form(small_tts, tmp_path, rate, channels, subtype):
+    wav = np.stack([recording(1.0, rate)] * channels, axis=1)
+    path = write_reference(tmp_path / "voice.wav", wav, rate, subtype=subtype)
+    audio = say(small_tts, audio_prompt_path=path)
+    assert audio.isfinite().all() and audio.shape[1] % 480 == 0
+
+
+def test_reference_of_ten_minutes(small_tts, tmp_path):
+    path = write_reference(tmp_path / "long.wav", np.tile(recording(10.0, 16_000), 60), 16_000)
+    assert say(small_tts, audio_prompt_path=path).isfinite().all()
+
+
+def test_reference_as_samples_is_not_changed(small_tts):
+    wav = recording(1.0)
+    before = wav.copy()
+    assert torch.equal(
+        say(small_tts, audio_prompt_path=wav), say(small_tts, audio_prompt_path=torch.from_numpy(wav.copy()))
+    )
+    assert np.array_equal(wav, before)
+
+
+def test_stray_start_tokens():
+    def codes(*tokens: int) -> list[int]:
+        return valid_codes(torch.tensor(tokens)).tolist()
+
+    assert codes(1, 2, 6562) == [1, 2]
+    assert codes(1, 7000, 2, 6562) == [1, 2]
+    assert codes(1, 6561, 2, 6562) == [2]
+    assert codes(6561, 1, 6561, 2, 6562) == [1, 2]
+    assert codes(6562) == []
+
+
+def test_utterance_without_speech(small_tts, monkeypatch):
+    monkeypatch.setattr("chatterbox.pipeline.stream", lambda *_, **__: iter([6562]))
+    with pytest.raises(RuntimeError, match="ended the utterance before it said anything"):
+        say(small_tts)
+
+
+class TestVoiceConversion:
+    @pytest.fixture(scope="class")
+    def vc(self, small_folder) -> ChatterboxVC:
+        return ChatterboxVC.from_local(small_folder, "cpu")
+
+    def test_length_follows_the_recording(self, vc, reference_wav):
+        audio = vc.generate(str(reference_wav), seed=1, watermark=False)
+        assert audio.shape == (1, 50 * 960)  # 2 s at 25 codes a second
+        assert torch.equal(audio, vc.generate(reference_wav, seed=1, watermark=False))
+
+    def test_target_voice(self, vc, reference_wav, tmp_path):
+        target = write_reference(tmp_path / "target.wav", recording(1.5, pitch=300.0), 24_000)
+        before = vc.ref_dict
+        converted = vc.generate(reference_wav, target_voice_path=target, seed=1, watermark=False)
+        assert vc.ref_dict is before
+        assert not torch.equal(converted, vc.generate(reference_wav, seed=1, watermark=False))
+
+    def test_set_target_voice(self, small_folder, reference_wav):
+        vc = ChatterboxVC.from_local(small_folder, "cpu")
+        vc.set_target_voice(reference_wav)
+        audio = vc.generate(reference_wav, seed=1, watermark=False)
+        assert torch.equal(audio, vc.generate(reference_wav, reference_wav, seed=1, watermark=False))
+
+    def test_no_target(self, vc, reference_wav):
+        with pytest.raises(ValueError, match="no target voice yet"):
+            ChatterboxVC(vc.s3gen, "cpu").generate(reference_wav)
+
+    def test_watermark(self, vc, reference_wav):
+        assert read_watermark(vc.generate(reference_wav, seed=1)[0].numpy(), vc.sr) > 0.9
+
+
+def test_watermark_weights_not_installed(small_tts, monkeypatch):
+    from chatterbox import watermark
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    watermark._weights.cache_clear()
+    with pytest.raises(RuntimeError, match=r"pip install 'resemble-perth==1\.0\.1', or pass watermark=False"):
+        small_tts.generate(TEXT, seed=7)
