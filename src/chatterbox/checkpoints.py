@@ -172,8 +172,8 @@ def load_module(
 ) -> Module:
     """Build a module and fill it from a safetensors file; every key and shape must match, ``may_lack`` excepted.
 
-    Tensors are read one at a time into the module's own memory and cast to its dtypes, so that the peak is the model
-    plus one tensor. All keys and shapes are compared before the first is read.
+    Tensors are read one at a time, from the mapped file, into the module's own memory and cast to its dtypes: no second
+    copy of the model is allocated. All keys and shapes are compared before the first is read.
     """
     with _open_tensors(path) as (shapes, read):
         with _WithoutInitialisation():

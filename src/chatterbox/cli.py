@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import io
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +74,7 @@ def _say(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = _configuration(arguments, overrides)
     output = _checked_output(Path(arguments.output))
     started = time.perf_counter()
-    with _progress() as report, _quiet_libraries():
+    with _progress() as report:
         result = _speak(arguments.text, config, report)
         _write(output, result)
     elapsed = time.perf_counter() - started
@@ -186,14 +184,6 @@ def _progress() -> Iterator[_Progress]:
         yield report
     finally:
         report.clear()
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep what third parties print and warn about (resemble-perth does both) off the user's terminal."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _fail(reason: str, code: int) -> int:

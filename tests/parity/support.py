@@ -44,7 +44,7 @@ def manifest(layout: str) -> dict[str, tuple[int, ...]]:
 
 
 def fill(module: torch.nn.Module, prefix: str = "", seed: int = SEED) -> torch.nn.Module:
-    """Fill ``module``, which stands at ``prefix`` in its checkpoint, with the goldens' weights; returns it in eval mode."""
+    """Fill ``module``, at ``prefix`` in its checkpoint, with the goldens' weights; returns it in eval mode."""
     return fill_module(module, prefix=prefix, seed=seed).eval()
 
 

@@ -28,8 +28,9 @@ def main() -> None:
     tts.t3.inference = short_inference
     torch.manual_seed(int(seed))
     wav = tts.generate(text)
+    vc = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen))  # its watermarker draws random numbers when it is made
     torch.manual_seed(int(seed))
-    converted = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen)).generate(source)
+    converted = vc.generate(source)
     values = {f"t3.{key}": value for key, value in vars(tts.conds.t3).items()}
     values |= {f"gen.{key}": value for key, value in tts.conds.gen.items()}
     values |= {"tokens": drawn[0][0], "wav": wav, "converted": converted}

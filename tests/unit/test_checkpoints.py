@@ -125,7 +125,7 @@ class Explosive:
 
 
 def test_conditionals_never_run_code(own_folder):
-    (own_folder / "conds.pt").write_bytes(pickle.dumps(Explosive()))
+    (own_folder / "conds.pt").write_bytes(pickle.dumps(Explosive(), protocol=2))
     assert "conds.pt holds no conditionals of a voice" in refused(own_folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -71,6 +72,18 @@ def test_voice_changes_the_sound(say, tmp_path, reference_wav):
 def test_other_formats(say, tmp_path):
     assert say(output="out.flac")[0] == 0
     assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
+
+
+def test_progress_is_for_terminals(say, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert say("--seed", "1")[0] == 0
+    shown = terminal.getvalue()
+    assert "loading the model ..." in shown and "speaking: " in shown and shown.endswith("\r\033[K")
 
 
 @pytest.mark.parametrize(

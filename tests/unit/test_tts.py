@@ -274,11 +274,12 @@ def test_utterance_without_speech(small_tts, monkeypatch):
         say(small_tts)
 
 
-class TestVoiceConversion:
-    @pytest.fixture(scope="class")
-    def vc(self, small_folder) -> ChatterboxVC:
-        return ChatterboxVC.from_local(small_folder, "cpu")
+@pytest.fixture(scope="module")
+def vc(small_folder) -> ChatterboxVC:
+    return ChatterboxVC.from_local(small_folder, "cpu")
 
+
+class TestVoiceConversion:
     def test_length_follows_the_recording(self, vc, reference_wav):
         audio = vc.generate(str(reference_wav), seed=1, watermark=False)
         assert audio.shape == (1, 50 * 960)  # 2 s at 25 codes a second

@@ -42,7 +42,8 @@ class KVCache(abc.ABC):
 
         Returns:
             keys and values of shape (rows, heads, kept, head_dim), and the absolute position of each kept slot,
-            (kept,). They may be views of the cache's memory: valid until the next call that mutates it, never to be written to.
+            (kept,). They may be views of the cache's memory: valid until the next call that mutates it, and never to
+            be written to.
 
         Raises:
             ValueError: the sequence would outgrow `capacity`.

@@ -1,4 +1,4 @@
-"""Train the embedded voice: ``python -m chatterbox.training STAGE --work DIR``; data first, then speakers, then others."""
+"""Train the embedded voice: ``python -m chatterbox.training STAGE --work DIR``, in the order of the stages."""
 
 from __future__ import annotations
 

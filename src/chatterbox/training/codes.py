@@ -3,8 +3,8 @@
 Owns: the mapping between (phone, pitch level) symbols and the 6,561 FSQ codes. Does not know: audio, models.
 
 A code has eight ternary digits; the first four name what sounds in its first 20 ms, the last four in its second. Of
-each four, one digit is the pitch level for vowels. So codes say what is spoken and how it is intoned, not who speaks, and
-S3Gen's two mel frames per code get one symbol each.
+each four, one digit is the pitch level for vowels. So codes say what is spoken and how it is intoned, not who speaks,
+and S3Gen's two mel frames per code get one symbol each.
 """
 
 from __future__ import annotations

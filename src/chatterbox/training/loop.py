@@ -9,8 +9,12 @@ import json
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +63,10 @@ class Stage(ABC):
 def train(
     stage: Stage, work: Path, *, minutes: float = math.inf, report_every: int = 50, save_every: int = 300
 ) -> None:
-    """Train ``stage`` until its schedule ends or ``minutes`` have passed; continue where the last run stopped.
+    """Train ``stage`` until its schedule ends, ``minutes`` have passed or the process is asked to stop by a signal.
 
-    Writes ``work/NAME.pt`` (everything needed to resume, replaced whole) and appends to ``work/NAME.jsonl``.
+    Continues where the last run stopped. Writes ``work/NAME.pt`` (everything needed to resume, replaced whole) and
+    appends to ``work/NAME.jsonl``.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{stage.name}.pt"
@@ -70,8 +75,8 @@ def train(
         run.load(torch.load(checkpoint, map_location="cpu", weights_only=True))
         logger.info("%s: resumed at step %d of %d", stage.name, run.step, stage.schedule.steps)
     started, recent = time.monotonic(), []
-    with open(work / f"{stage.name}.jsonl", "a") as log:
-        while run.step < stage.schedule.steps and time.monotonic() - started < 60 * minutes:
+    with open(work / f"{stage.name}.jsonl", "a") as log, _stop_requests() as stopped:
+        while run.step < stage.schedule.steps and time.monotonic() - started < 60 * minutes and not stopped:
             recent.append(run.advance())
             if run.step % report_every == 0:
                 figures = {key: float(np.mean([r[key] for r in recent if key in r])) for key in recent[-1]}
@@ -159,6 +164,23 @@ class _Run:
         self.stage.module.load_state_dict(state["module"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that gets the number of each signal asking the process to stop; outside of the main thread it stays empty."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {
+        number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _replace(path: Path, state: dict[str, Any]) -> None:

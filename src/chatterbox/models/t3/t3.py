@@ -52,7 +52,7 @@ class T3(nn.Module):
         return self.speech_head.weight.device
 
     def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
-        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded unless ``t3_cond`` brings its embedding."""
+        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded here unless it comes embedded."""
         prompt_emb = t3_cond.cond_prompt_speech_emb
         if prompt_emb is None:
             tokens = t3_cond.cond_prompt_speech_tokens

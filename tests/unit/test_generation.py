@@ -1,0 +1,190 @@
+"""Sampling against transformers' processors, and the decode loop on a small random T3."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.generation.decode import DecodeRequest, generate
+from chatterbox.generation.sampling import draw, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, process
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+SMALL = T3Config(
+    text_tokens_dict_size=32,
+    start_text_token=1,
+    max_text_tokens=40,
+    speech_tokens_dict_size=6564,
+    max_speech_tokens=48,
+    speaker_embed_size=8,
+    perceiver_queries=3,
+    perceiver_heads=2,
+    backbone=LlamaConfig(num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48),
+)
+
+
+@pytest.fixture(scope="module")
+def t3() -> T3:
+    torch.manual_seed(0)
+    return T3(SMALL).eval()
+
+
+@pytest.fixture
+def request_(t3: T3) -> DecodeRequest:
+    cond = T3Cond(speaker_emb=torch.ones(1, 8), cond_prompt_speech_tokens=torch.arange(10)[None], emotion_adv=0.5)
+    text = torch.tensor([1, 5, 9, 7, 0])
+    return DecodeRequest(cond, text, SamplingConfig(), max_new_tokens=12, seed=1)
+
+
+@pytest.mark.parametrize("cfg_weight", [0.0, 0.5])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_cached_equals_uncached(t3: T3, request_: DecodeRequest, cfg_weight: float, temperature: float) -> None:
+    request_ = dataclasses.replace(request_, sampling=SamplingConfig(temperature=temperature, cfg_weight=cfg_weight))
+    cached = generate(t3, request_)
+    assert len(cached) == 12
+    assert torch.equal(cached, generate(t3, request_, use_cache=False))
+
+
+def test_seed_leaves_the_global_generator_alone(t3: T3, request_: DecodeRequest) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = generate(t3, request_)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, generate(t3, request_))
+    assert not torch.equal(first, generate(t3, dataclasses.replace(request_, seed=2)))
+
+
+def test_without_a_seed_the_global_generator_decides(t3: T3, request_: DecodeRequest) -> None:
+    request_ = dataclasses.replace(request_, seed=None)
+    torch.manual_seed(5)
+    first = generate(t3, request_)
+    second = generate(t3, request_)
+    torch.manual_seed(5)
+    assert torch.equal(first, generate(t3, request_))
+    assert not torch.equal(first, second)
+
+
+def test_stops_at_the_stop_token(request_: DecodeRequest) -> None:
+    torch.manual_seed(0)
+    eager = T3(SMALL).eval()
+    with torch.no_grad():
+        eager.speech_head.weight.zero_()
+        eager.speech_head.weight[6562] = 1.0
+        eager.tfmr.norm.weight.copy_(torch.sign(torch.randn(32)))
+    greedy = SamplingConfig(temperature=0.0, cfg_weight=0.0, repetition_penalty=1.0)
+    tokens = generate(eager, dataclasses.replace(request_, sampling=greedy, max_new_tokens=40))
+    positions = (tokens == 6562).nonzero()
+    assert len(positions) == 1 and int(positions) == len(tokens) - 1
+    going_on = dataclasses.replace(request_, sampling=greedy, max_new_tokens=40, stop_on_eos=False)
+    assert len(generate(eager, going_on)) == 40
+
+
+def test_inference_is_the_same_loop(t3: T3, request_: DecodeRequest) -> None:
+    tokens = t3.inference(
+        t3_cond=request_.t3_cond, text_tokens=request_.text_tokens, max_new_tokens=12, seed=1, top_p=1.0, min_p=0.05
+    )
+    assert torch.equal(tokens, generate(t3, request_)[None])
+
+
+def test_the_callers_conditioning_is_not_changed(t3: T3, request_: DecodeRequest) -> None:
+    generate(t3, request_)
+    assert request_.t3_cond.cond_prompt_speech_emb is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_tokens": torch.tensor([5, 9, 0])}, "lack the start token 1"),
+        ({"text_tokens": torch.tensor([1, 5, 9])}, "lack the stop token 0"),
+        ({"text_tokens": torch.tensor([1, 32, 0])}, "text token 32 is outside of the vocabulary of 32"),
+        ({"text_tokens": torch.tensor([1, *[5] * 50, 0])}, "text of 52 tokens is longer than the model's 42 positions"),
+        ({"max_new_tokens": 49}, "max_new_tokens must be from 1 to the model's 48, got 49"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be from 1"),
+    ],
+)
+def test_bad_requests(t3: T3, request_: DecodeRequest, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(t3, dataclasses.replace(request_, **change))
+
+
+def test_unused_upstream_arguments_are_refused(t3: T3, request_: DecodeRequest) -> None:
+    with pytest.raises(ValueError, match="num_return_sequences must be 1, got 2"):
+        t3.inference(t3_cond=request_.t3_cond, text_tokens=request_.text_tokens, num_return_sequences=2)
+
+
+def test_teacher_forced_forward_matches_decoding(t3: T3, request_: DecodeRequest) -> None:
+    """`forward` sees [start, tokens]; without the second start token only shapes and masks can be compared."""
+    text, speech = request_.text_tokens[None], torch.tensor([[6561, 3, 4, 5]])
+    out = t3(
+        t3_cond=request_.t3_cond,
+        text_tokens=text,
+        text_token_lens=torch.tensor([5]),
+        speech_tokens=speech,
+        speech_token_lens=torch.tensor([3]),
+    )
+    assert out.text_logits.shape == (1, 5, 32)
+    assert out.speech_logits.shape == (1, 4, 6564)
+    assert not out.speech_latents[:, 3].any()
+    loss_text, loss_speech = t3.loss(
+        t3_cond=request_.t3_cond,
+        text_tokens=text,
+        text_token_lens=torch.tensor([5]),
+        speech_tokens=speech,
+        speech_token_lens=torch.tensor([4]),
+    )
+    expected = torch.nn.functional.cross_entropy(out.speech_logits[0, :3], speech[0, 1:])
+    torch.testing.assert_close(loss_speech, expected)
+    assert torch.isfinite(loss_text)
+
+
+@pytest.fixture(scope="module")
+def logits() -> torch.Tensor:
+    return 4 * torch.randn(3, 200, generator=torch.Generator().manual_seed(2))
+
+
+def test_penalty_equals_transformers(logits: torch.Tensor) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    ids = torch.tensor([[1, 5, 5], [7, 8, 9], [0, 0, 0]])
+    seen = torch.zeros(3, 200, dtype=torch.bool).scatter(1, ids, True)
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
+    assert torch.equal(penalize_repetition(logits, seen, 1.3), expected)
+
+
+@pytest.mark.parametrize("value", [0.01, 0.1, 0.5, 1.0])
+def test_min_p_equals_transformers(logits: torch.Tensor, value: float) -> None:
+    from transformers import MinPLogitsWarper
+
+    assert torch.equal(keep_min_p(logits, value), MinPLogitsWarper(value)(None, logits.clone()))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.5, 0.9, 0.99])
+def test_top_p_equals_transformers(logits: torch.Tensor, value: float) -> None:
+    from transformers import TopPLogitsWarper
+
+    assert torch.equal(keep_top_p(logits, value), TopPLogitsWarper(value)(None, logits.clone()))
+
+
+@pytest.mark.parametrize("value", [1, 5, 199, 200, 500])
+def test_top_k_equals_transformers(logits: torch.Tensor, value: int) -> None:
+    from transformers import TopKLogitsWarper
+
+    assert torch.equal(keep_top_k(logits, value), TopKLogitsWarper(value)(None, logits.clone()))
+
+
+def test_switched_off_knobs_change_nothing(logits: torch.Tensor) -> None:
+    seen = torch.ones(3, 200, dtype=torch.bool)
+    off = SamplingConfig(temperature=1.0, repetition_penalty=1.0, min_p=0.0, top_p=1.0)
+    assert torch.equal(process(logits, seen, off), logits.softmax(-1))
+    assert torch.equal(keep_top_k(logits, 0), logits)
+
+
+def test_greedy_draws_nothing(logits: torch.Tensor) -> None:
+    before = torch.get_rng_state()
+    seen = torch.zeros(3, 200, dtype=torch.bool)
+    tokens = draw(logits, seen, SamplingConfig(temperature=0.0))
+    assert torch.equal(tokens, logits.argmax(-1, keepdim=True))
+    assert torch.equal(torch.get_rng_state(), before)

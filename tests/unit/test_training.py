@@ -1,0 +1,226 @@
+"""The embedded voice's training: codes, layouts, tables and the loop, on made-up utterances (no flite)."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from chatterbox.config import LlamaConfig, T3Config
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.training import codes
+from chatterbox.training.export import compact, tokenizer_file
+from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
+from chatterbox.training.recognition import word_errors, words_of
+from chatterbox.training.recordings import CHARACTER_IDS, PitchScale, SpeakerBank, Utterance, Utterances, encode_text
+from chatterbox.training.tables import dense_state, factorize
+from chatterbox.training.teacher import PHONES, VOICES
+from chatterbox.training.text_to_speech import (
+    IGNORE,
+    NEUTRAL_EMOTION,
+    Sequence,
+    T3Recipe,
+    TextToSpeechStage,
+    add_segment,
+    spoken_character,
+    spread_of,
+    stretch_of,
+)
+from chatterbox.training.tiny import CHARACTERS, TINY
+
+SMALL = replace(
+    TINY.t3, backbone=LlamaConfig(num_layers=4, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48)
+)
+
+
+def utterance(voice: int, text: str = "a bad cab", seed: int = 0) -> Utterance:
+    rng = np.random.default_rng(seed)
+    phones = ["pau", "b", "ae", "d", "k", "ae", "b", "pau"]
+    ends = np.cumsum(rng.uniform(0.05, 0.2, len(phones)))
+    pitch = np.where([p in codes.VOWELS for p in phones], rng.normal(5, 0.1, len(phones)), np.nan)
+    return Utterance(text, voice, phones, ends, pitch, None)
+
+
+@pytest.fixture
+def utterances() -> Utterances:
+    items = [utterance(v, seed=10 * v + s) for v in range(len(VOICES)) for s in range(6)]
+    return Utterances(items, PitchScale.of(items))
+
+
+def test_every_phone_has_its_own_symbols() -> None:
+    assert {phone for phone, _ in codes.SYMBOLS} == set(PHONES)
+    phones_of = {}
+    for (phone, _), symbol in codes.SYMBOLS.items():
+        phones_of.setdefault(symbol, set()).add(phone)
+    assert all(len(phones) == 1 for phones in phones_of.values())
+    assert max(phones_of) < codes.NUM_SYMBOLS
+    assert len({codes.SYMBOLS["ae", level] for level in (codes.LOW, codes.MID, codes.HIGH)}) == 3
+
+
+def test_codes_and_symbols_are_inverse() -> None:
+    symbols = np.random.default_rng(0).choice(codes.SYMBOL_IDS, 40)
+    made = codes.to_codes(symbols)
+    assert made.shape == (20,) and made.max() < 6561
+    assert np.array_equal(codes.to_symbols(made), symbols)
+    assert np.array_equal((codes.digits(made) * 3 ** np.arange(8)).sum(-1), made)
+
+
+def test_frames_follow_the_alignment() -> None:
+    frames = codes.frame_symbols(["pau", "ae", "b"], np.array([0.04, 0.1, 0.14]), np.array([np.nan, 2.0, np.nan]))
+    names = [codes.SYMBOL_NAMES[s] for s in frames]
+    assert names == ["pau"] * 2 + ["ae"] * 3 + ["b"] * 3  # seven frames and the last one again
+    assert frames[2] == codes.SYMBOLS["ae", codes.HIGH]
+
+
+@pytest.mark.parametrize(("z", "spread", "level"), [(1, 1, 2), (0.3, 1, 1), (-1, 1, 0), (0.3, 2, 2), (np.nan, 1, 1)])
+def test_pitch_levels(z: float, spread: float, level: int) -> None:
+    assert codes.pitch_level(z, spread) == level
+
+
+def test_emotion_makes_speech_faster_and_livelier() -> None:
+    assert stretch_of(NEUTRAL_EMOTION) == spread_of(NEUTRAL_EMOTION) == 1.0
+    assert stretch_of(1.0) < 1.0 < spread_of(1.0)
+
+
+def test_segment_layout() -> None:
+    spoken = np.array([11, 12, 13])
+    sequence = Sequence([], [], [], [], [])
+    for _ in range(2):
+        add_segment(sequence, SMALL, [7, 8], spoken, heard=np.array([11, 99, 13]))
+    half = len(sequence) // 2
+    start, stop = SMALL.start_text_token, SMALL.stop_text_token
+    assert sequence.ids[:half] == [start, 7, 8, stop, 6561, 6561, 11, 99, 13] == sequence.ids[half:]
+    assert sequence.positions[:half] == [0, 1, 2, 3, 0, 0, 1, 2, 3] == sequence.positions[half:]
+    assert sequence.targets[:half] == [IGNORE] * 5 + [11, 12, 13, 6562] == sequence.targets[half:]
+    assert sequence.is_text[:half] == [True] * 4 + [False] * 5
+    assert len(sequence.guide) == len(sequence)
+
+
+def test_guide_moves_through_the_text() -> None:
+    spoken = codes.to_codes(np.repeat([codes.SYMBOLS[p, codes.MID] for p in ("pau", "b", "ae", "d")], 2))
+    positions = spoken_character(spoken, num_characters=7)
+    assert np.isnan(positions[0])
+    assert positions[1:].tolist() == [2.0, 4.0, 6.0]
+
+
+def test_the_shipped_tokenizer_agrees_with_training(tmp_path: Path) -> None:
+    import json
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer_file()))
+    tokenizer = EnTokenizer(path)
+    text = "Well, it's 12 o'clock - isn't it? ~"
+    assert tokenizer.encode(text) == encode_text(text)
+    assert encode_text("~") == [CHARACTER_IDS["[UNK]"]]
+    assert tokenizer.largest_id + 1 == TINY.t3.text_tokens_dict_size == 4 + len(CHARACTERS)
+
+
+def test_tables_export_what_they_compute() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6564, 8), nn.Linear(8, 6564, bias=False))
+    factorize(model[0], std=0.5)
+    factorize(model[1], std=0.5)
+    ids = torch.tensor([0, 1, 81, 6560, 6561, 6563])
+    expected = model(ids)
+    plain = nn.Sequential(nn.Embedding(6564, 8), nn.Linear(8, 6564, bias=False))
+    plain.load_state_dict(dense_state(model))
+    assert torch.equal(plain(ids), expected)
+    shared = model[0].weight[1] - model[0].weight[0]  # symbols (1, 0) and (0, 0)
+    torch.testing.assert_close(model[0].weight[82] - model[0].weight[81], shared)
+
+
+def test_compact_halves_matrices_only() -> None:
+    state = compact(nn.Linear(3, 2))
+    assert (state["weight"].dtype, state["bias"].dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["single", "history", "append"])
+def test_text_to_speech_learns(utterances: Utterances, layout: str) -> None:
+    torch.manual_seed(0)
+    speakers = SpeakerBank(torch.randn(len(VOICES), 5, 2, SMALL.speaker_embed_size))
+    schedule = Schedule(steps=100, learning_rate=1e-3)
+    stage = TextToSpeechStage(SMALL, utterances, utterances, speakers, schedule, T3Recipe(max_batch=3))
+    optimizer = torch.optim.Adam(stage.module.parameters(), 3e-3)
+    losses = []
+    for step in range(25):
+        loss, figures = stage._batch_loss(utterances, np.random.default_rng(step), layout, 0.5, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(figures["cross_entropy"])
+    assert losses[-1] < 0.7 * losses[0]
+    unused = {"tfmr.embed_tokens.weight", "text_head.weight"}
+    assert {name for name, p in stage.module.named_parameters() if p.grad is None} == unused
+    assert 0.0 <= stage.validate()[f"held_out_{layout}_accuracy"] <= 1.0
+
+
+class _Line(Stage):
+    name = "line"
+    schedule = Schedule(steps=6, learning_rate=0.1, warmup_steps=1)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Linear(1, 1)
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        x = torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32))
+        return (self.module(x) - 3 * x).square().mean(), {"step_seen": float(step)}
+
+
+def test_interrupted_training_equals_uninterrupted(tmp_path: Path) -> None:
+    whole = _Line()
+    train(whole, tmp_path / "whole", report_every=1)
+    first = _Line()
+    train(first, tmp_path / "parts", minutes=0.0)  # stops before the first step, but leaves a checkpoint
+    resumed = _Line()
+    train(resumed, tmp_path / "parts", report_every=1, save_every=2)
+    assert torch.equal(whole.module.weight, resumed.module.weight)
+    averages = [averaged_weights(tmp_path / d, "line")["weight"] for d in ("whole", "parts")]
+    assert torch.equal(*averages)
+    lines = (tmp_path / "parts" / "line.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+def test_a_stopped_run_keeps_its_steps(tmp_path: Path) -> None:
+    class Stopping(_Line):
+        def loss(self, rng: np.random.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return super().loss(rng, step)
+
+    train(Stopping(), tmp_path)
+    assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 4
+
+
+def test_an_untrained_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"run `python -m chatterbox\.training flow` first"):
+        averaged_weights(tmp_path, "flow")
+
+
+def test_schedule_warms_up_and_decays() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=10, decay_share=0.2)
+    factors = [schedule.factor(s) for s in range(101)]
+    assert factors[0] == 0.1 and factors[50] == 1.0 and factors[90] == pytest.approx(0.5) and factors[100] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "heard", "errors"),
+    [("a b c", "a b c", 0), ("a b c", "a c", 1), ("a b", "a x b", 1), ("a b", "c d", 2), ("a", "", 1), ("", "a b", 2)],
+)
+def test_word_errors(wanted: str, heard: str, errors: int) -> None:
+    assert word_errors(words_of(wanted), words_of(heard)) == errors
+
+
+def test_words_are_compared_without_case_and_punctuation() -> None:
+    assert words_of("Don't stop, Anna!") == ["don't", "stop", "anna"]
+
+
+def test_small_configs_hold_the_codes() -> None:
+    assert isinstance(TINY.t3, T3Config)
+    assert TINY.t3.speech_tokens_dict_size >= 6563
+    assert TINY.s3gen.vocoder.hop_len == 480
