@@ -10,7 +10,11 @@ OUT ?= say.wav
 export SAY_TEXT = $(value TEXT)
 export SAY_OUT = $(value OUT)
 
-.PHONY: say test test-slow test-peer peer-env style format clean
+# Data and checkpoints of the embedded voice's training; every stage resumes from here.
+WORK ?= tiny-work
+STAGES ?= data speakers tokenizer flow vocoder t3 export
+
+.PHONY: say test test-slow test-peer peer-env style format clean train-tiny voice-eval memory
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -23,6 +27,15 @@ test-slow: $(READY)
 
 test-peer: $(READY) $(PEER_READY)
 	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
+
+train-tiny: $(READY)
+	set -e; for stage in $(STAGES); do $(BIN)/python -m chatterbox.training $$stage --work $(WORK) $(ARGS); done
+
+voice-eval: $(READY)
+	$(BIN)/python -m chatterbox.training.evaluate -o benchmarks/results/voice_eval.json $(ARGS)
+
+memory: $(READY)
+	$(BIN)/python benchmarks/memory.py -o benchmarks/results/memory.json $(ARGS)
 
 style: $(READY)
 	$(BIN)/ruff check .

@@ -7,10 +7,19 @@ import hashlib
 import pytest
 import torch
 
-from chatterbox.synthetic import SEED, fill_module, fill_tensors, is_derived, synthetic_tensor, uniform
-from tests.parity.support import load_json
+from chatterbox.synthetic import (
+    SEED,
+    _offset_and_scale,
+    fill_module,
+    fill_tensors,
+    is_derived,
+    synthetic_tensor,
+    uniform,
+)
+from tests.parity.support import load_json, manifest
 
 GOLDEN = load_json("synthetic_weights")
+RULES_SHA256 = "d7f9d683d56dcd3cd114359b48234aeb34799787cff69c89b1581797eb83c628"  # from the goldens' generator
 
 
 def test_stream():
@@ -23,6 +32,15 @@ def test_tensor(entry):
     values = synthetic_tensor(entry["key"], entry["shape"])
     assert values.flatten()[:4].tolist() == entry["first"]
     assert hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest() == entry["sha256_float32_le"]
+
+
+def test_rule_of_every_published_key():
+    digest = hashlib.sha256()
+    for layout in ("ve", "t3_cfg", "t3_mtl", "t3_turbo", "s3gen", "s3gen_meanflow"):
+        for key, shape in manifest(layout).items():
+            if not is_derived(key) and not key.endswith("num_batches_tracked"):
+                digest.update("{} {:.9g} {:.9g}\n".format(key, *_offset_and_scale(key, shape)).encode())
+    assert digest.hexdigest() == RULES_SHA256
 
 
 def test_another_seed_gives_other_values():

@@ -327,6 +327,10 @@ def test_s3gen_mel_refuses_short_audio(length):
         mel_spectrogram(torch.ones(length))
 
 
+def test_s3gen_mel_floor():
+    assert torch.equal(mel_spectrogram(torch.zeros(4_800)), torch.full((1, 80, 10), 1e-5).log())
+
+
 @pytest.mark.parametrize("length", [721, 960, 24_001])
 def test_s3gen_mel_frames(length):
     assert mel_spectrogram(np.ones(length, np.float64)).shape == (1, 80, length // 480)

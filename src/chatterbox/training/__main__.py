@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.training.corpus import sentences
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
@@ -21,7 +22,7 @@ STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
-    "flow": Schedule(steps=16000, learning_rate=1e-3),
+    "flow": Schedule(steps=16000, learning_rate=2e-3, warmup_steps=300),
     "vocoder": Schedule(steps=16000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
     "t3": Schedule(steps=24000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
@@ -36,10 +37,7 @@ def make_data(work: Path) -> None:
 def make_stage(name: str, work: Path) -> Stage:
     """The stage with its data in memory. Raises FileNotFoundError when an earlier stage has not been trained."""
     torch.manual_seed(20250718)
-    spoken = load(work / "acoustic")
-    scale = PitchScale.of(spoken)
-    recordings = Recordings(spoken[NUM_HELD_OUT:], scale)
-    held_out = Recordings(spoken[:NUM_HELD_OUT], scale)
+    recordings, held_out, scale = load_recordings(work)
     schedule = SCHEDULES[name]
     if name == "speakers":
         from chatterbox.training.speakers import SpeakerStage
@@ -65,6 +63,13 @@ def make_stage(name: str, work: Path) -> Stage:
     return TextToSpeechStage(TINY.t3, utterances, rest, voices, schedule)
 
 
+def load_recordings(work: Path) -> tuple[Recordings, Recordings, PitchScale]:
+    """Recordings to train on, those held out, and the pitch scale of the voices."""
+    spoken = load(work / "acoustic")
+    scale = PitchScale.of(spoken)
+    return Recordings(spoken[NUM_HELD_OUT:], scale), Recordings(spoken[:NUM_HELD_OUT], scale), scale
+
+
 def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, SpeakerBank]:
     """Embeddings of every voice at every speed, for T3 and for the flow; computed once and kept in ``work``."""
     from chatterbox.training.speakers import SpeakerStage, embed_voices
@@ -82,7 +87,7 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chatterbox.training", description=__doc__)
-    parser.add_argument("stage", choices=("data", *STAGES))
+    parser.add_argument("stage", choices=("data", *STAGES, "export"))
     parser.add_argument(
         "--work", type=Path, required=True, help="folder of data and checkpoints; a stage resumes from it"
     )
@@ -94,6 +99,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.stage == "data":
         make_data(arguments.work)
+    elif arguments.stage == "export":
+        from chatterbox.training.export import export
+
+        export(arguments.work, load_recordings(arguments.work)[0], EMBEDDED_VOICES / "tiny")
     else:
         train(make_stage(arguments.stage, arguments.work), arguments.work, minutes=arguments.minutes)
 

@@ -33,7 +33,7 @@ class FlowStage(Stage):
         schedule: Schedule,
         *,
         batch: int = 8,
-        crop_tokens: int = 120,
+        crop_tokens: int = 90,
     ) -> None:
         self.recordings, self.held_out, self.speakers = recordings, held_out, speakers
         self.schedule, self.batch, self.crop_tokens = schedule, batch, crop_tokens

@@ -109,7 +109,7 @@ class _Run:
         decayed = [p for p in stage.module.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in stage.module.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = {k: v.detach().clone() for k, v in stage.module.state_dict().items()}
 
     def advance(self) -> dict[str, float]:
@@ -168,7 +168,7 @@ class _Run:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """A list that gets the number of each signal asking the process to stop; outside of the main thread it stays empty."""
+    """A list that gets the number of each signal asking the process to stop; it stays empty outside the main thread."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chatterbox.training.codes import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_codes
 from chatterbox.training.teacher import PHONES, SAMPLE_RATE, VOICES, read_shard, track_pitch
-from chatterbox.training.tiny import CHARACTERS, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
+from chatterbox.training.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
 
 LEAD_SECONDS = 0.10  # silence kept before and after an utterance
 TAIL_SECONDS = 0.14
@@ -142,7 +142,7 @@ class SpeakerBank:
 
     def draw(self, voice: int, rng: np.random.Generator) -> Tensor:
         speeds, recordings = self._embeddings.shape[1:3]
-        speed = NATURAL_SPEED if rng.random() < 0.5 else int(rng.integers(speeds))
+        speed = NATURAL_SPEED if rng.random() < NATURAL_SHARE else int(rng.integers(speeds))
         return self._embeddings[voice, speed, int(rng.integers(recordings))]
 
     def at(self, voice: int, speed: int, rng: np.random.Generator) -> Tensor:
@@ -190,5 +190,6 @@ class Recordings:
         return (track[nearest] * SPEEDS[speed]).astype(np.float32)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """A random recording and a random speed."""
-        return int(rng.integers(len(self))), int(rng.integers(len(SPEEDS)))
+        """A random recording and a speed, mostly the natural one."""
+        speed = NATURAL_SPEED if rng.random() < NATURAL_SHARE else int(rng.integers(len(SPEEDS)))
+        return int(rng.integers(len(self))), speed

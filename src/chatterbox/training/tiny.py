@@ -20,6 +20,7 @@ from chatterbox.config import (
 # Each teacher voice is also heard faster and slower by resampling, which moves pitch and formants: more speakers.
 SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
 NATURAL_SPEED = SPEEDS.index(1.0)
+NATURAL_SHARE = 0.6  # of what the stages draw
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-\":;()&%$"
 SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]")
@@ -45,10 +46,13 @@ TINY = ModelConfig(
         ),
         flow=FlowConfig(
             speaker_embed_size=64,
+            num_steps=4,
             encoder=FlowEncoderConfig(
-                hidden_size=128, num_heads=4, feed_forward_size=384, num_layers=3, num_up_layers=2
+                hidden_size=128, num_heads=4, feed_forward_size=256, num_layers=3, num_up_layers=2
             ),
-            estimator=EstimatorConfig(channels=112, num_mid_blocks=3, num_transformers=1, num_heads=2),
+            estimator=EstimatorConfig(
+                channels=160, num_mid_blocks=1, num_transformers=1, num_heads=2, feed_forward_factor=2
+            ),
         ),
         vocoder=HiFTConfig(
             base_channels=128,

@@ -15,6 +15,8 @@ from chatterbox.training.recordings import Recordings
 
 STFT_SIZES = (256, 512, 1024, 2048)
 MAGNITUDE_FLOOR = 1e-3
+SMOOTHED_SHARE = 0.4
+LARGEST_NOISE = 0.3  # nats
 F0_SCALE = 20.0  # Hz of error that cost as much as a nat of log magnitude
 
 
@@ -45,8 +47,9 @@ class VocoderStage(Stage):
 
     def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         wav, mel, f0 = self._draw(source, rng)
-        predicted_f0 = self.module.f0_predictor(mel)
-        made = self.module.decode(mel, self.module.source(f0))
+        seen = imperfect(mel, rng)
+        predicted_f0 = self.module.f0_predictor(seen)
+        made = self.module.decode(seen, self.module.source(f0))
         spectral, convergence = spectral_distance(made, wav)
         mel_error = (mel_spectrogram(made) - mel).abs().mean()
         f0_error = (predicted_f0 - f0).abs().mean()
@@ -71,6 +74,20 @@ class VocoderStage(Stage):
             wavs.append(audio[start * hop : (start + frames) * hop])
             f0s.append(torch.from_numpy(source.f0(index, speed, total)[start : start + frames]))
         return torch.stack(wavs), torch.stack(mels), torch.stack(f0s)
+
+
+def imperfect(mel: Tensor, rng: np.random.Generator) -> Tensor:
+    """Mel (B, C, T) as a flow might make it: some rows smoothed over the bands, all with a little noise."""
+    rows = []
+    for row in mel:
+        if rng.random() < SMOOTHED_SHARE:
+            width = float(rng.uniform(0.5, 2.5))  # bands
+            kernel = torch.exp(-0.5 * (torch.arange(-6, 7) / width) ** 2)
+            padded = F.pad(row.T[:, None], (6, 6), mode="replicate")  # (T, 1, C + 12)
+            row = F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0].T
+        noise = torch.from_numpy(rng.standard_normal(row.shape, dtype=np.float32))
+        rows.append(row + float(rng.uniform(0, LARGEST_NOISE)) * noise)
+    return torch.stack(rows)
 
 
 def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
