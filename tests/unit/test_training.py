@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from chatterbox.config import LlamaConfig, T3Config
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.training import codes
-from chatterbox.training.export import compact, tokenizer_file
+from chatterbox.training.export import compact, tokenizer_file, warm_start
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recognition import word_errors, words_of
 from chatterbox.training.recordings import CHARACTER_IDS, PitchScale, SpeakerBank, Utterance, Utterances, encode_text
@@ -157,6 +158,19 @@ def test_text_to_speech_learns(utterances: Utterances, layout: str) -> None:
     unused = {"tfmr.embed_tokens.weight", "text_head.weight"}
     assert {name for name, p in stage.module.named_parameters() if p.grad is None} == unused
     assert 0.0 <= stage.validate()[f"held_out_{layout}_accuracy"] <= 1.0
+
+
+def test_training_goes_on_from_an_export(utterances: Utterances, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    speakers = SpeakerBank(torch.randn(len(VOICES), 5, 2, SMALL.speaker_embed_size))
+    first, second = (
+        TextToSpeechStage(SMALL, utterances, utterances, speakers, Schedule(10, 1e-3), T3Recipe(max_batch=3))
+        for _ in range(2)
+    )
+    assert not torch.equal(first.module.speech_emb.weight, second.module.speech_emb.weight)
+    save_file({k: v.contiguous() for k, v in dense_state(first.module).items()}, str(tmp_path / "t3_cfg.safetensors"))
+    warm_start(second, tmp_path)
+    assert first.validate() == second.validate()
 
 
 class _Line(Stage):

@@ -11,6 +11,7 @@ import torch
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.training.corpus import sentences
+from chatterbox.training.export import export, warm_start
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
 from chatterbox.training.teacher import build, rotate
@@ -93,6 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next run goes on")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--warm-start", type=Path, help="exported folder to begin from when there is no checkpoint yet")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.threads:
@@ -100,11 +102,12 @@ def main() -> None:
     if arguments.stage == "data":
         make_data(arguments.work)
     elif arguments.stage == "export":
-        from chatterbox.training.export import export
-
         export(arguments.work, load_recordings(arguments.work)[0], EMBEDDED_VOICES / "tiny")
     else:
-        train(make_stage(arguments.stage, arguments.work), arguments.work, minutes=arguments.minutes)
+        stage = make_stage(arguments.stage, arguments.work)
+        if arguments.warm_start:
+            warm_start(stage, arguments.warm_start)
+        train(stage, arguments.work, minutes=arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from chatterbox.conditioning import prepare_conditionals
@@ -15,7 +15,7 @@ from chatterbox.config import to_dict
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.training.loop import averaged_weights
+from chatterbox.training.loop import Stage, averaged_weights
 from chatterbox.training.recordings import CHARACTER_IDS, Recordings
 from chatterbox.training.tables import dense_state, factorize
 from chatterbox.training.teacher import VOICES
@@ -59,6 +59,41 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
     plain_t3.load_state_dict(dense_state(t3))
     plain_s3gen.load_state_dict(dense_state(s3gen))
     return voice_encoder.eval(), plain_s3gen.eval(), plain_t3.eval()
+
+
+# Where a stage's module stands in the exported files: file, then module prefix to key prefix.
+PLACES = {
+    "speakers": (("ve", "voice_encoder.", ""), ("s3gen", "campplus.", "speaker_encoder.")),
+    "tokenizer": (("s3gen", "", "tokenizer."),),
+    "flow": (("s3gen", "", "flow."),),
+    "vocoder": (("s3gen", "", "mel2wav."),),
+    "t3": (("t3_cfg", "", ""),),
+}
+TABLE, TABLE_PARTS = (
+    "parametrizations.weight.original",
+    ("parametrizations.weight.0.first", "parametrizations.weight.0.second"),
+)
+
+
+@torch.no_grad()
+def warm_start(stage: Stage, folder: Path) -> None:
+    """Fill a stage's module with the weights of an exported folder, so that training goes on without its checkpoint.
+
+    A dense code table becomes the residual of its symbol table. What the export leaves out (prototypes, derived buffers)
+    keeps its fresh values.
+    """
+    for file, module_prefix, key_prefix in PLACES[stage.name]:
+        stored = load_file(str(folder / f"{file}.safetensors"))
+        for key, target in stage.module.state_dict().items():
+            if not key.startswith(module_prefix):
+                continue
+            name = key_prefix + key.removeprefix(module_prefix)
+            if key.endswith(TABLE_PARTS):
+                target.zero_()
+            elif key.endswith(TABLE):
+                target.copy_(stored[name.removesuffix(TABLE) + "weight"])
+            elif name in stored:
+                target.copy_(stored[name])
 
 
 def compact(module: nn.Module) -> dict[str, Tensor]:

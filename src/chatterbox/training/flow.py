@@ -10,7 +10,7 @@ from chatterbox.config import FlowConfig
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.training.codes import NUM_SYMBOLS
-from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings, SpeakerBank
 from chatterbox.training.tables import factorize
 
@@ -44,9 +44,7 @@ class FlowStage(Stage):
         return self._batch_loss(self.recordings, rng, dropout=True)
 
     def validate(self) -> dict[str, float]:
-        rng = np.random.default_rng(1)
-        figures = [self._batch_loss(self.held_out, rng, dropout=False)[1] for _ in range(6)]
-        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng, dropout=False), num_batches=6)
 
     def _batch_loss(
         self, source: Recordings, rng: np.random.Generator, *, dropout: bool

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,15 @@ def train(
             if run.step % save_every == 0:
                 _replace(checkpoint, run.state())
     _replace(checkpoint, run.state())
+
+
+def held_out_figures(
+    batch_loss: Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]], num_batches: int
+) -> dict[str, float]:
+    """Means of a stage's figures over ``num_batches`` batches, always the same ones, named ``held_out_*``."""
+    rng = np.random.default_rng(1)
+    figures = [batch_loss(rng)[1] for _ in range(num_batches)]
+    return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
 
 
 def averaged_weights(work: Path, name: str) -> dict[str, Tensor]:

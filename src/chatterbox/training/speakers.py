@@ -11,7 +11,7 @@ from chatterbox.config import CAMPPlusConfig, VoiceEncoderConfig
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.melspec import melspectrogram
-from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings
 from chatterbox.training.teacher import VOICES
 from chatterbox.training.tiny import SPEEDS
@@ -49,9 +49,7 @@ class SpeakerStage(Stage):
         return self._batch_loss(self.recordings, rng)
 
     def validate(self) -> dict[str, float]:
-        rng = np.random.default_rng(1)
-        figures = [self._batch_loss(self.held_out, rng)[1] for _ in range(8)]
-        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=8)
 
     def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         wavs, labels = self._draw(source, rng)

@@ -10,7 +10,7 @@ from torch import Tensor
 from chatterbox.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
 from chatterbox.training.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits, to_symbols
-from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings
 
 SHARPNESS = 3.0  # of the squared distance between eight read digits and a symbol's
@@ -41,9 +41,7 @@ class TokenizerStage(Stage):
         return self._batch_loss(self.recordings, rng)
 
     def validate(self) -> dict[str, float]:
-        rng = np.random.default_rng(1)
-        figures = [self._batch_loss(self.held_out, rng)[1] for _ in range(6)]
-        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=6)
 
     def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         mels, lens, symbols = self._draw(source, rng)

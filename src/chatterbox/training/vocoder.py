@@ -10,7 +10,7 @@ from torch import Tensor
 from chatterbox.config import HiFTConfig
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
-from chatterbox.training.loop import Schedule, Stage
+from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings
 
 STFT_SIZES = (256, 512, 1024, 2048)
@@ -41,9 +41,7 @@ class VocoderStage(Stage):
         return self._batch_loss(self.recordings, rng)
 
     def validate(self) -> dict[str, float]:
-        rng = np.random.default_rng(1)
-        figures = [self._batch_loss(self.held_out, rng)[1] for _ in range(4)]
-        return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=4)
 
     def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         wav, mel, f0 = self._draw(source, rng)

@@ -58,11 +58,15 @@ class S3Tokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, wavs: Sequence[torch.Tensor | np.ndarray] | torch.Tensor, max_len: int | None = None
+        self,
+        wavs: Sequence[torch.Tensor | np.ndarray] | torch.Tensor,
+        accelerator: object | None = None,
+        max_len: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (B, T) and their lengths (B,), int64, of 16 kHz recordings, each (L,) or (1, L).
 
-        ``max_len`` cuts each spectrogram to that many codes. In a batch, ids past a row's length mean nothing.
+        ``max_len`` cuts each spectrogram to that many codes; ``accelerator`` stands where upstream has it and is not
+        used. In a batch, ids past a row's length mean nothing.
         """
         mels = [self.log_mel_spectrogram(wav).reshape(self.config.num_mels, -1) for wav in wavs]
         if max_len is not None:
