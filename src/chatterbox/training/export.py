@@ -77,10 +77,10 @@ TABLE, TABLE_PARTS = (
 
 @torch.no_grad()
 def warm_start(stage: Stage, folder: Path) -> None:
-    """Fill a stage's module with the weights of an exported folder, so that training goes on without its checkpoint.
+    """Fill a stage's module with an exported folder's weights, so that training goes on without its checkpoint.
 
-    A dense code table becomes the residual of its symbol table. What the export leaves out (prototypes, derived buffers)
-    keeps its fresh values.
+    A dense code table becomes the residual of its symbol table. What the export leaves out (prototypes, derived
+    buffers) keeps its fresh values.
     """
     for file, module_prefix, key_prefix in PLACES[stage.name]:
         stored = load_file(str(folder / f"{file}.safetensors"))
