@@ -135,9 +135,15 @@ def test_tables_export_what_they_compute() -> None:
     torch.testing.assert_close(model[0].weight[82] - model[0].weight[81], shared)
 
 
-def test_compact_halves_matrices_only() -> None:
-    state = compact(nn.Linear(3, 2))
-    assert (state["weight"].dtype, state["bias"].dtype) == (torch.float16, torch.float32)
+def test_compact_halves_all_but_running_statistics() -> None:
+    state = compact(nn.BatchNorm1d(3))
+    assert {k: v.dtype for k, v in state.items()} == {
+        "weight": torch.float16,
+        "bias": torch.float16,
+        "running_mean": torch.float32,
+        "running_var": torch.float32,
+        "num_batches_tracked": torch.int64,
+    }
 
 
 @pytest.mark.parametrize("layout", ["single", "history", "append"])

@@ -1,4 +1,4 @@
-"""From trained stages to a checkpoint folder in the published layout, half precision for the large matrices."""
+"""From trained stages to a checkpoint folder in the published layout, in half precision."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ def export(work: Path, recordings: Recordings, folder: Path, default_voice: str 
         s3gen, voice_encoder, reference, prompt_len=TINY.t3.speech_cond_prompt_len, source_rate=REFERENCE_RATE
     )
     conditionals.save(folder / "conds.safetensors")
+    stored = load_file(str(folder / "conds.safetensors"))
+    save_file({key: _halved(key, value) for key, value in stored.items()}, str(folder / "conds.safetensors"))
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
@@ -97,14 +101,17 @@ def warm_start(stage: Stage, folder: Path) -> None:
 
 
 def compact(module: nn.Module) -> dict[str, Tensor]:
-    """State dict with matrices in float16; vectors (norms, biases, running statistics) keep their precision."""
+    """State dict in float16, but for running statistics; what the speech tokenizer computes itself is left out."""
     return {
-        key: value.detach()
-        .to(torch.float16 if value.is_floating_point() and value.ndim > 1 else value.dtype)
-        .contiguous()
+        key: _halved(key, value)
         for key, value in module.state_dict().items()
         if key.rsplit(".", 1)[-1] not in ("_mel_filters", "window")
     }
+
+
+def _halved(key: str, value: Tensor) -> Tensor:
+    keep = not value.is_floating_point() or "running_" in key
+    return value.detach().to(value.dtype if keep else torch.float16).contiguous()
 
 
 def reference_of(recordings: Recordings, voice: int) -> np.ndarray:
