@@ -18,6 +18,7 @@ import torch
 
 from chatterbox.training.corpus import evaluation_set
 from chatterbox.training.recognition import recognize, word_errors, words_of
+from chatterbox.training.recordings import LEAD_SECONDS, TAIL_SECONDS
 from chatterbox.training.teacher import SAMPLE_RATE as TEACHER_RATE
 from chatterbox.training.teacher import VOICES, speak
 from chatterbox.tts import ChatterboxTTS
@@ -73,7 +74,7 @@ def evaluate(
 def spoken_seconds(wav: np.ndarray) -> float:
     """Length of a teacher recording with its outer silence cut as training does."""
     trimmed, _ = librosa.effects.trim(wav, top_db=40)
-    return len(trimmed) / TEACHER_RATE + 0.24
+    return len(trimmed) / TEACHER_RATE + LEAD_SECONDS + TAIL_SECONDS
 
 
 def summarize(rows: list[dict], limit_seconds: float) -> dict:

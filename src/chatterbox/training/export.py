@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import to_dict
-from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.training.loop import Stage, averaged_weights
@@ -21,7 +21,6 @@ from chatterbox.training.tables import dense_state, factorize
 from chatterbox.training.teacher import VOICES
 from chatterbox.training.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
 
-REFERENCE_RATE = 24_000
 REFERENCE_SECONDS = 4.0
 
 
@@ -35,7 +34,7 @@ def export(work: Path, recordings: Recordings, folder: Path, default_voice: str 
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_file(), indent=1) + "\n")
     reference = reference_of(recordings, VOICES.index(default_voice))
     conditionals = prepare_conditionals(
-        s3gen, voice_encoder, reference, prompt_len=TINY.t3.speech_cond_prompt_len, source_rate=REFERENCE_RATE
+        s3gen, voice_encoder, reference, prompt_len=TINY.t3.speech_cond_prompt_len, source_rate=S3GEN_SR
     )
     conditionals.save(folder / "conds.safetensors")
     stored = load_file(str(folder / "conds.safetensors"))
@@ -118,9 +117,9 @@ def reference_of(recordings: Recordings, voice: int) -> np.ndarray:
     """(N,) float32 at 24 kHz: recordings of a voice, joined to a few seconds."""
     pieces, total = [], 0
     for index in recordings.by_voice[voice]:
-        pieces.append(recordings.audio(index, NATURAL_SPEED, REFERENCE_RATE))
+        pieces.append(recordings.audio(index, NATURAL_SPEED, S3GEN_SR))
         total += len(pieces[-1])
-        if total >= REFERENCE_SECONDS * REFERENCE_RATE:
+        if total >= REFERENCE_SECONDS * S3GEN_SR:
             break
     return np.concatenate(pieces)
 

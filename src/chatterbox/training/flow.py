@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import FlowConfig
+from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.training.codes import NUM_SYMBOLS
@@ -18,7 +19,6 @@ UNCONDITIONAL_SHARE = 0.15
 PROMPTED_SHARE = 0.6
 LONGEST_PROMPT_SHARE = 0.5
 MISREAD_SHARE = 0.02  # codes of a reference are recognised, not known
-SAMPLE_RATE = 24_000
 
 
 class FlowStage(Stage):
@@ -110,7 +110,7 @@ class FlowStage(Stage):
     def _read(self, source: Recordings, index: int, speed: int) -> tuple[Tensor, Tensor]:
         """Codes (T,) and mel (80, 2T) of one recording."""
         codes = source.codes(index, speed)
-        spectrum = mel_spectrogram(torch.from_numpy(source.audio(index, speed, SAMPLE_RATE))[None])[0]
+        spectrum = mel_spectrogram(torch.from_numpy(source.audio(index, speed, S3GEN_SR))[None])[0]
         total = min(len(codes), spectrum.shape[1] // FRAMES_PER_TOKEN)
         return codes[:total], spectrum[:, : FRAMES_PER_TOKEN * total]
 

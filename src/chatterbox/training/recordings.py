@@ -80,6 +80,19 @@ def load(folder: Path) -> list[Utterance]:
     ]
 
 
+def trimmed_symbols(
+    utterance: Utterance, scale: PitchScale, *, stretch: float = 1.0, spread: float = 1.0
+) -> np.ndarray:
+    """(2 * tokens,) symbols of the trimmed utterance, ``stretch`` times as long, its pitch range ``spread`` times."""
+    phones, ends, pitch, _, _ = utterance.trimmed()
+    return frame_symbols(phones, ends * stretch, scale.standardize(pitch, utterance.voice), spread=spread)
+
+
+def draw_speed(rng: np.random.Generator) -> int:
+    """Index into SPEEDS, mostly that of the natural speed."""
+    return NATURAL_SPEED if rng.random() < NATURAL_SHARE else int(rng.integers(len(SPEEDS)))
+
+
 class Utterances:
     """Text and codes, sorted by length so that a batch can be drawn from neighbours."""
 
@@ -107,11 +120,7 @@ class Utterances:
 
     def codes(self, index: int, *, stretch: float = 1.0, spread: float = 1.0) -> np.ndarray:
         """(N,) codes at 25 Hz, ``stretch`` times as long as spoken."""
-        item = self._items[index]
-        phones, ends, pitch, _, _ = item.trimmed()
-        return to_codes(
-            frame_symbols(phones, ends * stretch, self._scale.standardize(pitch, item.voice), spread=spread)
-        )
+        return to_codes(trimmed_symbols(self._items[index], self._scale, stretch=stretch, spread=spread))
 
     def near(self, anchor: int, size: int, rng: np.random.Generator) -> list[int]:
         """``anchor`` and ``size - 1`` others of about its length."""
@@ -141,9 +150,7 @@ class SpeakerBank:
         self._embeddings = embeddings
 
     def draw(self, voice: int, rng: np.random.Generator) -> Tensor:
-        speeds, recordings = self._embeddings.shape[1:3]
-        speed = NATURAL_SPEED if rng.random() < NATURAL_SHARE else int(rng.integers(speeds))
-        return self._embeddings[voice, speed, int(rng.integers(recordings))]
+        return self.at(voice, draw_speed(rng), rng)
 
     def at(self, voice: int, speed: int, rng: np.random.Generator) -> Tensor:
         return self._embeddings[voice, speed, int(rng.integers(self._embeddings.shape[2]))]
@@ -173,9 +180,7 @@ class Recordings:
 
     def symbols(self, index: int, speed: int) -> np.ndarray:
         """(2 * tokens,) symbols, one per 20 ms of that audio."""
-        item = self._items[index]
-        phones, ends, pitch, _, _ = item.trimmed()
-        return frame_symbols(phones, ends / SPEEDS[speed], self._scale.standardize(pitch, item.voice))
+        return trimmed_symbols(self._items[index], self._scale, stretch=1 / SPEEDS[speed])
 
     def codes(self, index: int, speed: int) -> Tensor:
         return torch.from_numpy(to_codes(self.symbols(index, speed)))
@@ -191,5 +196,5 @@ class Recordings:
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """A random recording and a speed, mostly the natural one."""
-        speed = NATURAL_SPEED if rng.random() < NATURAL_SHARE else int(rng.integers(len(SPEEDS)))
+        speed = draw_speed(rng)
         return int(rng.integers(len(self))), speed

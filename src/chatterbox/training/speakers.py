@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import CAMPPlusConfig, VoiceEncoderConfig
 from chatterbox.models.s3gen.xvector import CAMPPlus
+from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.melspec import melspectrogram
 from chatterbox.training.loop import Schedule, Stage, held_out_figures
@@ -17,7 +18,6 @@ from chatterbox.training.teacher import VOICES
 from chatterbox.training.tiny import SPEEDS
 
 SHARPNESS = 12.0  # of the cosine similarities before the softmax
-SAMPLE_RATE = 16_000
 
 
 class SpeakerStage(Stage):
@@ -72,7 +72,7 @@ class SpeakerStage(Stage):
         wavs, labels = [], []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
-            audio = source.audio(index, speed, SAMPLE_RATE)
+            audio = source.audio(index, speed, S3_SR)
             if len(audio) < self.crop_len:
                 continue
             start = int(rng.integers(len(audio) - self.crop_len + 1))
@@ -88,8 +88,8 @@ def embed_voices(module: nn.ModuleDict, recordings: Recordings, per_class: int =
     voice_rows, xvector_rows = [], []
     for voice in range(len(VOICES)):
         for speed in range(len(SPEEDS)):
-            wavs = [recordings.audio(i, speed, SAMPLE_RATE) for i in recordings.by_voice[voice][:per_class]]
-            voice_rows.append(torch.from_numpy(module["voice_encoder"].embeds_from_wavs(wavs, SAMPLE_RATE)))
+            wavs = [recordings.audio(i, speed, S3_SR) for i in recordings.by_voice[voice][:per_class]]
+            voice_rows.append(torch.from_numpy(module["voice_encoder"].embeds_from_wavs(wavs, S3_SR)))
             xvector_rows.append(torch.cat([module["campplus"].inference([torch.from_numpy(w)]) for w in wavs]))
     shape = (len(VOICES), len(SPEEDS), per_class, -1)
     return torch.stack(voice_rows).view(shape).clone(), torch.stack(xvector_rows).view(shape).clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chatterbox.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
-from chatterbox.training.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits, to_symbols
+from chatterbox.training.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
 from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings
 
@@ -63,7 +63,7 @@ class TokenizerStage(Stage):
         for row in range(self.batch):
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, S3_SR) * float(rng.uniform(0.4, 1.4)))
-            named = torch.from_numpy(to_symbols(source.codes(index, speed).numpy())).view(-1, 2)
+            named = torch.from_numpy(source.symbols(index, speed)).view(-1, 2)
             total = min(len(named), len(audio) // samples_per_code)
             start = int(rng.integers(max(1, total - self.crop_codes + 1)))
             length = min(self.crop_codes, total - start)
