@@ -6,11 +6,16 @@ Owns: the public names, resolved on first use, so that importing a part loads th
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chatterbox.tts import ChatterboxTTS
     from chatterbox.vc import ChatterboxVC
+
+# oneDNN keeps the compiled kernels of the last 1,024 shapes. Every new length of audio brings about a hundred, which
+# cost hundreds of MiB to keep and no measurable time to make again. Read when torch first convolves.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 __version__ = "0.1.0"
 __all__ = ["ChatterboxTTS", "ChatterboxVC", "__version__"]

@@ -153,6 +153,7 @@ class FlowConfig:
     num_steps: int = 10
     num_meanflow_steps: int = 2
     guidance_rate: float = 0.7
+    noise_temperature: float = 1.0
     encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
 

@@ -48,6 +48,17 @@ def test_importing_the_package_loads_nothing_else():
     assert "chatterbox" in loaded and loaded.isdisjoint({"torch", "numpy", *HEAVY})
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_kernels_kept_per_shape_are_few_unless_the_user_says_otherwise(given, kept, monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    code = f"import os, chatterbox; print(os.environ[{name!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == kept
+
+
 @pytest.mark.parametrize("statement", ["import chatterbox.models.t3", "import chatterbox.tts, chatterbox.vc"])
 def test_heavy_libraries_wait_until_they_are_needed(statement):
     loaded = loaded_after(statement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ SAMPLES_PER_TOKEN = 2 * HOP
 KINDS = pytest.mark.parametrize("meanflow", [False, True], ids=["standard", "meanflow"])
 
 
-def build(meanflow: bool = False) -> S3Gen:
+def build(meanflow: bool = False, config: S3GenConfig = CONFIG) -> S3Gen:
     torch.manual_seed(0)
-    return S3Gen(meanflow, config=CONFIG).eval()
+    return S3Gen(meanflow, config=config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,25 @@ def test_noise_belongs_to_frames_so_surplus_is_not_used(s3gen: S3Gen) -> None:
     exact = s3gen.flow_inference(tokens, ref_dict=ref, finalize=True, z=z[..., :18])
     assert torch.equal(s3gen.flow_inference(tokens, ref_dict=ref, finalize=True, z=z), exact)
     assert not torch.equal(s3gen.flow_inference(tokens, ref_dict=ref, finalize=True, z=z[..., 1:]), exact)
+
+
+@KINDS
+def test_noise_temperature_scales_the_noise(meanflow: bool) -> None:
+    cool = build(meanflow, replace(CONFIG, flow=replace(CONFIG.flow, noise_temperature=0.25)))
+    tokens, ref, z = make_tokens(4), make_ref(), torch.randn(1, 80, 18, generator=seeded())
+    expected = build(meanflow).flow_inference(tokens, ref_dict=ref, finalize=True, z=0.25 * z)
+    assert torch.equal(cool.flow_inference(tokens, ref_dict=ref, finalize=True, z=z), expected)
+
+
+def test_without_guidance_the_estimator_sees_one_row_a_request() -> None:
+    unguided = build(config=replace(CONFIG, flow=replace(CONFIG.flow, guidance_rate=0.0)))
+    barely = build(config=replace(CONFIG, flow=replace(CONFIG.flow, guidance_rate=1e-6)))
+    tokens, ref, z = make_tokens(4), make_ref(), torch.randn(1, 80, 18, generator=seeded())
+    rows: list[int] = []
+    unguided.flow.decoder.estimator.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    made = unguided.flow_inference(tokens, ref_dict=ref, finalize=True, z=z)
+    assert rows == [1] * CONFIG.flow.num_steps
+    torch.testing.assert_close(made, barely.flow_inference(tokens, ref_dict=ref, finalize=True, z=z))
 
 
 def test_nothing_of_the_callers_is_changed(s3gen: S3Gen) -> None:

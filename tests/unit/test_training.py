@@ -13,12 +13,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 from chatterbox.config import LlamaConfig, T3Config
+from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.training import codes
 from chatterbox.training.export import compact, tokenizer_file, warm_start
+from chatterbox.training.flow import resynthesize
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recognition import word_errors, words_of
-from chatterbox.training.recordings import CHARACTER_IDS, PitchScale, SpeakerBank, Utterance, Utterances, encode_text
+from chatterbox.training.recordings import (
+    CHARACTER_IDS,
+    PitchScale,
+    Recordings,
+    SpeakerBank,
+    Utterance,
+    Utterances,
+    encode_text,
+)
 from chatterbox.training.tables import dense_state, factorize
 from chatterbox.training.teacher import PHONES, VOICES
 from chatterbox.training.text_to_speech import (
@@ -32,7 +42,8 @@ from chatterbox.training.text_to_speech import (
     spread_of,
     stretch_of,
 )
-from chatterbox.training.tiny import CHARACTERS, TINY
+from chatterbox.training.tiny import CHARACTERS, NATURAL_SPEED, TINY
+from chatterbox.training.vocoder import VocoderStage
 
 SMALL = replace(
     TINY.t3, backbone=LlamaConfig(num_layers=4, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48)
@@ -238,6 +249,37 @@ def test_word_errors(wanted: str, heard: str, errors: int) -> None:
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
     assert words_of("Don't stop, Anna!") == ["don't", "stop", "anna"]
+
+
+@pytest.fixture
+def recordings() -> Recordings:
+    items = [utterance(v, seed=10 * v + s) for v in range(len(VOICES)) for s in range(2)]
+    for item in items:
+        seconds = np.arange(int(16000 * item.ends[-1])) / 16000
+        item.audio = (8000 * np.sin(2 * np.pi * 150 * seconds)).astype(np.int16)
+    return Recordings(items, PitchScale.of(items))
+
+
+def test_resynthesis_has_the_frames_of_the_codes(recordings: Recordings) -> None:
+    torch.manual_seed(0)
+    speakers = SpeakerBank(torch.randn(len(VOICES), 5, 3, TINY.s3gen.flow.speaker_embed_size))
+    made = resynthesize(CausalMaskedDiffWithXvec(TINY.s3gen.flow).eval(), recordings, speakers, count=3)
+    lengths = [2 * len(recordings.codes(i, NATURAL_SPEED)) for i in range(3)]
+    assert [m.shape for m in made] == [(80, n) for n in lengths]
+    assert all(m.isfinite().all() for m in made)
+
+
+def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Recordings) -> None:
+    made = [torch.full((80, 2 * len(recordings.codes(i, NATURAL_SPEED))), 7.0) for i in range(len(recordings))]
+    schedule = Schedule(steps=1, learning_rate=0.0)
+    stage = VocoderStage(TINY.s3gen.vocoder, recordings, recordings, schedule, made_mels=made, batch=24, crop_frames=8)
+    wavs, mels, f0s = stage._draw(recordings, np.random.default_rng(0))
+    assert wavs.shape == (24, 8 * 480) and mels.shape == (24, 80, 8) and f0s.shape == (24, 8)
+    from_flow = (mels > 6).all(dim=(1, 2))
+    assert 0 < from_flow.sum() < 24
+    gains = mels[from_flow, 0, 0].sub(7.0).exp()
+    peaks = wavs[from_flow].abs().amax(1)
+    torch.testing.assert_close(peaks / gains, torch.full_like(peaks, 8000 / 32768), rtol=0.02, atol=0)
 
 
 def test_small_configs_hold_the_codes() -> None:

@@ -8,24 +8,26 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.training.corpus import sentences
-from chatterbox.training.export import export, warm_start
+from chatterbox.training.export import export, trained_flow, warm_start
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
 from chatterbox.training.teacher import build, rotate
 from chatterbox.training.tiny import TINY
 
 NUM_ACOUSTIC, NUM_TEXT, NUM_HELD_OUT = 4800, 16000, 160
+NUM_MADE_MELS = 2000
 STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 
 SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
-    "flow": Schedule(steps=16000, learning_rate=2e-3, warmup_steps=300),
-    "vocoder": Schedule(steps=16000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
-    "t3": Schedule(steps=24000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+    "flow": Schedule(steps=7000, learning_rate=2e-3, warmup_steps=300),
+    "vocoder": Schedule(steps=6000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "t3": Schedule(steps=8000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
 
@@ -48,11 +50,12 @@ def make_stage(name: str, work: Path) -> Stage:
         from chatterbox.training.tokenizer import TokenizerStage
 
         return TokenizerStage(TINY.s3gen.tokenizer, recordings, held_out, schedule)
+    voices, xvectors = speaker_banks(work, recordings)
     if name == "vocoder":
         from chatterbox.training.vocoder import VocoderStage
 
-        return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule)
-    voices, xvectors = speaker_banks(work, recordings)
+        made = flow_mels(work, recordings, xvectors)
+        return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule, made_mels=made)
     if name == "flow":
         from chatterbox.training.flow import FlowStage
 
@@ -84,6 +87,17 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
         torch.save(embed_voices(stage.module, recordings), path)
     voices, xvectors = torch.load(path, weights_only=True)
     return SpeakerBank(voices), SpeakerBank(xvectors)
+
+
+def flow_mels(work: Path, recordings: Recordings, xvectors: SpeakerBank) -> list[Tensor]:
+    """What the trained flow makes of the recordings; computed once per state of the flow and kept in ``work``."""
+    from chatterbox.training.flow import resynthesize
+
+    flow_path, path = work / "flow.pt", work / "flow_mels.pt"
+    if not path.exists() or path.stat().st_mtime < flow_path.stat().st_mtime:
+        flow = trained_flow(work)
+        torch.save(resynthesize(flow, recordings, xvectors, min(NUM_MADE_MELS, len(recordings))), path)
+    return torch.load(path, weights_only=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import to_dict
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.t3 import T3
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.training.loop import Stage, averaged_weights
@@ -51,9 +52,7 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
     s3gen.speaker_encoder.load_state_dict(_part(speakers, "campplus."))
     s3gen.tokenizer.load_state_dict(averaged_weights(work, "tokenizer"))
     s3gen.mel2wav.load_state_dict(averaged_weights(work, "vocoder"))
-    flow_state = averaged_weights(work, "flow")
-    factorize(s3gen.flow.input_embedding, std=0.0)
-    s3gen.flow.load_state_dict(flow_state)
+    s3gen.flow = trained_flow(work)
     t3_state = averaged_weights(work, "t3")
     for table in (t3.speech_emb, t3.speech_head):
         factorize(table, std=0.0)
@@ -62,6 +61,15 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
     plain_t3.load_state_dict(dense_state(t3))
     plain_s3gen.load_state_dict(dense_state(s3gen))
     return voice_encoder.eval(), plain_s3gen.eval(), plain_t3.eval()
+
+
+def trained_flow(work: Path) -> CausalMaskedDiffWithXvec:
+    """The flow with its averaged weights, in evaluation mode; its code table is still factorised."""
+    state = averaged_weights(work, "flow")
+    flow = CausalMaskedDiffWithXvec(TINY.s3gen.flow)
+    factorize(flow.input_embedding, std=0.0)
+    flow.load_state_dict(state)
+    return flow.eval()
 
 
 # Where a stage's module stands in the exported files: file, then module prefix to key prefix.

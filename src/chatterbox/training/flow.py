@@ -14,8 +14,9 @@ from chatterbox.training.codes import NUM_SYMBOLS
 from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings, SpeakerBank
 from chatterbox.training.tables import factorize
+from chatterbox.training.tiny import NATURAL_SPEED
 
-UNCONDITIONAL_SHARE = 0.15
+UNCONDITIONAL_SHARE = 0.15  # where the model is guided
 PROMPTED_SHARE = 0.6
 LONGEST_PROMPT_SHARE = 0.5
 MISREAD_SHARE = 0.02  # codes of a reference are recognised, not known
@@ -57,9 +58,8 @@ class FlowStage(Stage):
         prior = masked_mean((mu - mel).abs(), mask)
         cond = self._prompt(mel, lens, rng)
         spks = flow.embed_speaker(embedding)
-        keep = torch.from_numpy(rng.random(len(tokens)) >= (UNCONDITIONAL_SHARE if dropout else 0.0)).float()[
-            :, None, None
-        ]
+        unconditional_share = UNCONDITIONAL_SHARE if dropout and flow.config.guidance_rate else 0.0
+        keep = torch.from_numpy(rng.random(len(tokens)) >= unconditional_share).float()[:, None, None]
         velocity_error = self._velocity_error(mel, mask, mu * keep, spks * keep[..., 0], cond * keep, rng)
         figures = {"prior": float(prior.detach()), "velocity": float(velocity_error.detach())}
         return velocity_error + prior, figures
@@ -70,6 +70,7 @@ class FlowStage(Stage):
         """Mean squared error of the straight path's velocity at a random time, dense where solver steps are short."""
         time = 1 - torch.cos(torch.from_numpy(rng.random(len(mel))).float() * 0.5 * torch.pi)
         noise = torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
+        noise = self.module.config.noise_temperature * noise
         t = time[:, None, None]
         predicted = self.module.decoder.estimator((1 - t) * noise + t * mel, mask, mu, time, spks, cond)
         return masked_mean((predicted - (mel - noise)) ** 2, mask)
@@ -93,7 +94,7 @@ class FlowStage(Stage):
             voice = source.voice(index)
             other = source.by_voice[voice][int(rng.integers(len(source.by_voice[voice])))]
             # Two recordings in a row: a prompt and what is to be spoken, as at inference.
-            pieces = [self._read(source, i, speed) for i in (other, index)]
+            pieces = [read(source, i, speed) for i in (other, index)]
             codes, spectrum = (torch.cat(parts, -1) for parts in zip(*pieces, strict=True))
             wrong = torch.from_numpy(rng.random(len(codes)) < MISREAD_SHARE)
             codes = torch.where(wrong, torch.from_numpy(rng.integers(0, NUM_SYMBOLS**2, len(codes))), codes)
@@ -107,12 +108,34 @@ class FlowStage(Stage):
         longest = max(lens)
         return tokens[:, :longest], torch.tensor(lens), mel[..., : FRAMES_PER_TOKEN * longest], torch.stack(embeddings)
 
-    def _read(self, source: Recordings, index: int, speed: int) -> tuple[Tensor, Tensor]:
-        """Codes (T,) and mel (80, 2T) of one recording."""
-        codes = source.codes(index, speed)
-        spectrum = mel_spectrogram(torch.from_numpy(source.audio(index, speed, S3GEN_SR))[None])[0]
-        total = min(len(codes), spectrum.shape[1] // FRAMES_PER_TOKEN)
-        return codes[:total], spectrum[:, : FRAMES_PER_TOKEN * total]
+
+@torch.inference_mode()
+def resynthesize(
+    flow: CausalMaskedDiffWithXvec, recordings: Recordings, speakers: SpeakerBank, count: int
+) -> list[Tensor]:
+    """Mels (80, frames) in half precision of the first ``count`` recordings as the flow speaks their codes.
+
+    Natural speed, each prompted with another recording of its voice.
+    """
+    rng = np.random.default_rng(2)
+    made = []
+    for index in range(count):
+        voice = recordings.voice(index)
+        prompt = recordings.by_voice[voice][int(rng.integers(len(recordings.by_voice[voice])))]
+        prompt_codes, prompt_mel = read(recordings, prompt, NATURAL_SPEED)
+        codes = recordings.codes(index, NATURAL_SPEED)[None]
+        embedding = speakers.at(voice, NATURAL_SPEED, rng)
+        mel, _ = flow.inference(codes, None, prompt_codes[None], None, prompt_mel.T[None], None, embedding, True)
+        made.append(mel[0].half())
+    return made
+
+
+def read(source: Recordings, index: int, speed: int) -> tuple[Tensor, Tensor]:
+    """Codes (T,) and mel (80, 2T) of one recording."""
+    codes = source.codes(index, speed)
+    spectrum = mel_spectrogram(torch.from_numpy(source.audio(index, speed, S3GEN_SR))[None])[0]
+    total = min(len(codes), spectrum.shape[1] // FRAMES_PER_TOKEN)
+    return codes[:total], spectrum[:, : FRAMES_PER_TOKEN * total]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ TINY = ModelConfig(
         ),
         flow=FlowConfig(
             speaker_embed_size=64,
-            num_steps=4,
+            num_steps=2,
+            guidance_rate=0.0,
+            noise_temperature=0.25,
             encoder=FlowEncoderConfig(
                 hidden_size=128, num_heads=4, feed_forward_size=256, num_layers=3, num_up_layers=2
             ),

@@ -1,6 +1,12 @@
-"""Stage `vocoder`: mel spectrogram to waveform, on short crops with true F0 for the excitation."""
+"""Stage `vocoder`: mel spectrogram to waveform, on short crops with true F0 for the excitation.
+
+Part of the mels are the flow's own for the same recording: smoother than true ones, and what inference brings.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,11 +18,12 @@ from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.training.loop import Schedule, Stage, held_out_figures
 from chatterbox.training.recordings import Recordings
+from chatterbox.training.tiny import NATURAL_SPEED
 
 STFT_SIZES = (256, 512, 1024, 2048)
 MAGNITUDE_FLOOR = 1e-3
-SMOOTHED_SHARE = 0.4
-LARGEST_NOISE = 0.3  # nats
+MADE_SHARE = 0.8  # of the rows for which the flow's mel is known
+LARGEST_NOISE = 0.1  # nats
 F0_SCALE = 20.0  # Hz of error that cost as much as a nat of log magnitude
 
 
@@ -30,9 +37,12 @@ class VocoderStage(Stage):
         held_out: Recordings,
         schedule: Schedule,
         *,
+        made_mels: Sequence[Tensor] = (),
         batch: int = 12,
         crop_frames: int = 32,
     ) -> None:
+        """``made_mels``: (80, frames) at natural speed of the first recordings, see :func:`flow.resynthesize`."""
+        self.made_mels = made_mels
         self.recordings, self.held_out, self.schedule = recordings, held_out, schedule
         self.batch, self.crop_frames = batch, crop_frames
         self.module = HiFTGenerator(config)
@@ -44,48 +54,42 @@ class VocoderStage(Stage):
         return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=4)
 
     def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        wav, mel, f0 = self._draw(source, rng)
-        seen = imperfect(mel, rng)
+        wav, seen, f0 = self._draw(source, rng)
         predicted_f0 = self.module.f0_predictor(seen)
         made = self.module.decode(seen, self.module.source(f0))
         spectral, convergence = spectral_distance(made, wav)
-        mel_error = (mel_spectrogram(made) - mel).abs().mean()
+        mel_error = (mel_spectrogram(made) - mel_spectrogram(wav)).abs().mean()
         f0_error = (predicted_f0 - f0).abs().mean()
         loss = spectral + convergence + mel_error + f0_error / F0_SCALE
         figures = {"spectral": spectral, "convergence": convergence, "mel": mel_error, "f0_hz": f0_error}
         return loss, {key: float(value.detach()) for key, value in figures.items()}
 
     def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops: waveform (B, frames * hop), mel (B, 80, frames) of the whole recording's frames, F0 (B, frames)."""
+        """Crops: waveform (B, frames * hop), mel as heard (B, 80, frames) and true F0 (B, frames)."""
         hop, frames = self.module.config.hop_len, self.crop_frames
         wavs, mels, f0s = [], [], []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, self.module.config.sample_rate))
-            total = len(audio) // hop
+            mel = self._mel(source, index, speed, audio, rng)
+            total = min(len(audio) // hop, mel.shape[1])
             if total < frames:
                 continue
             start = int(rng.integers(total - frames + 1))
             gain = float(rng.uniform(0.5, 1.2))
-            audio = audio * gain
-            mels.append(mel_spectrogram(audio[None])[0, :, start : start + frames])
-            wavs.append(audio[start * hop : (start + frames) * hop])
+            mels.append(mel[:, start : start + frames] + math.log(gain))
+            wavs.append(gain * audio[start * hop : (start + frames) * hop])
             f0s.append(torch.from_numpy(source.f0(index, speed, total)[start : start + frames]))
         return torch.stack(wavs), torch.stack(mels), torch.stack(f0s)
 
-
-def imperfect(mel: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mel (B, C, T) as a flow might make it: some rows smoothed over the bands, all with a little noise."""
-    rows = []
-    for row in mel:
-        if rng.random() < SMOOTHED_SHARE:
-            width = float(rng.uniform(0.5, 2.5))  # bands
-            kernel = torch.exp(-0.5 * (torch.arange(-6, 7) / width) ** 2)
-            padded = F.pad(row.T[:, None], (6, 6), mode="replicate")  # (T, 1, C + 12)
-            row = F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0].T
-        noise = torch.from_numpy(rng.standard_normal(row.shape, dtype=np.float32))
-        rows.append(row + float(rng.uniform(0, LARGEST_NOISE)) * noise)
-    return torch.stack(rows)
+    def _mel(self, source: Recordings, index: int, speed: int, audio: Tensor, rng: np.random.Generator) -> Tensor:
+        """Mel (80, frames) of a recording: the flow's where there is one, mostly, else the true one and some noise."""
+        known = source is self.recordings and speed == NATURAL_SPEED and index < len(self.made_mels)
+        if known and rng.random() < MADE_SHARE:
+            return self.made_mels[index].float()
+        mel = mel_spectrogram(audio[None])[0]
+        noise = torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
+        return mel + float(rng.uniform(0, LARGEST_NOISE)) * noise
 
 
 def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

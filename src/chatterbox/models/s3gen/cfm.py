@@ -61,6 +61,7 @@ class CausalConditionalCFM(nn.Module):
                 raise ValueError(f"noised_mels has {noised_mels.shape[2]} frames, the mel {x.shape[2]}; pass fewer")
             head = x[..., : x.shape[2] - noised_mels.shape[2]]
             x = torch.cat([head, noised_mels.to(x).expand(x.shape[0], -1, -1)], dim=2)
+        x = self.config.noise_temperature * x
         if self.meanflow:
             return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
         return self._solve_guided(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
@@ -68,16 +69,21 @@ class CausalConditionalCFM(nn.Module):
     def _solve_guided(
         self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
     ) -> Tensor:
-        """Two estimator rows per request: with the conditions, and with zeros in their place."""
+        """Two estimator rows per request: with the conditions, and with zeros in their place; one without guidance."""
         dtype, rate = self.estimator.dtype, self.config.guidance_rate
-        mu, spks, cond = (torch.cat([c, torch.zeros_like(c)]).to(dtype) for c in (mu, spks, cond))
-        mask = None if mask is None else torch.cat([mask, mask])
+        mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
+        if rate:
+            mu, spks, cond = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, spks, cond))
+            mask = None if mask is None else torch.cat([mask, mask])
         times = cosine_times(num_steps, x.device)
         for i in range(num_steps):
             t = times[i].expand(mu.shape[0])
-            velocity = self.estimator(torch.cat([x, x]).to(dtype), mask, mu, t, spks, cond)
-            conditional, unconditional = velocity.float().chunk(2)
-            x = x + (times[i + 1] - times[i]) * ((1 + rate) * conditional - rate * unconditional)
+            rows = torch.cat([x, x]) if rate else x
+            velocity = self.estimator(rows.to(dtype), mask, mu, t, spks, cond).float()
+            if rate:
+                conditional, unconditional = velocity.chunk(2)
+                velocity = (1 + rate) * conditional - rate * unconditional
+            x = x + (times[i + 1] - times[i]) * velocity
         return x
 
     def _solve_meanflow(
