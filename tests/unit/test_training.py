@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.training import codes
 from chatterbox.training.export import compact, tokenizer_file, warm_start
 from chatterbox.training.flow import resynthesize
-from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
+from chatterbox.training.loop import Schedule, Stage, averaged_weights, held_out_figures, train
 from chatterbox.training.recognition import word_errors, words_of
 from chatterbox.training.recordings import (
     CHARACTER_IDS,
@@ -166,7 +167,8 @@ def test_text_to_speech_learns(utterances: Utterances, layout: str) -> None:
     optimizer = torch.optim.Adam(stage.module.parameters(), 3e-3)
     losses = []
     for step in range(25):
-        loss, figures = stage._batch_loss(utterances, np.random.default_rng(step), layout, 0.5, 0.1)
+        batch = stage._draw(utterances, np.random.default_rng(step), layout, guide_weight=0.5)
+        loss, figures = stage.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,7 +176,7 @@ def test_text_to_speech_learns(utterances: Utterances, layout: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
     unused = {"tfmr.embed_tokens.weight", "text_head.weight"}
     assert {name for name, p in stage.module.named_parameters() if p.grad is None} == unused
-    assert 0.0 <= stage.validate()[f"held_out_{layout}_accuracy"] <= 1.0
+    assert 0.0 <= held_out_figures(stage)[f"held_out_{layout}_accuracy"] <= 1.0
 
 
 def test_training_goes_on_from_an_export(utterances: Utterances, tmp_path: Path) -> None:
@@ -187,10 +189,15 @@ def test_training_goes_on_from_an_export(utterances: Utterances, tmp_path: Path)
     assert not torch.equal(first.module.speech_emb.weight, second.module.speech_emb.weight)
     save_file({k: v.contiguous() for k, v in dense_state(first.module).items()}, str(tmp_path / "t3_cfg.safetensors"))
     warm_start(second, tmp_path)
-    assert first.validate() == second.validate()
+    assert held_out_figures(first) == held_out_figures(second)
 
 
-class _Line(Stage):
+class _Points(NamedTuple):
+    x: torch.Tensor
+    step: int
+
+
+class _Line(Stage[_Points]):
     name = "line"
     schedule = Schedule(steps=6, learning_rate=0.1, warmup_steps=1)
 
@@ -198,9 +205,11 @@ class _Line(Stage):
         torch.manual_seed(0)
         self.module = nn.Linear(1, 1)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        x = torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32))
-        return (self.module(x) - 3 * x).square().mean(), {"step_seen": float(step)}
+    def draw(self, rng: np.random.Generator, step: int) -> _Points:
+        return _Points(torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32)), step)
+
+    def loss(self, batch: _Points) -> tuple[torch.Tensor, dict[str, float]]:
+        return (self.module(batch.x) - 3 * batch.x).square().mean(), {"step_seen": float(batch.step)}
 
 
 def test_interrupted_training_equals_uninterrupted(tmp_path: Path) -> None:
@@ -217,12 +226,19 @@ def test_interrupted_training_equals_uninterrupted(tmp_path: Path) -> None:
     assert len(lines) == 6
 
 
+def test_batches_drawn_ahead_are_the_same(tmp_path: Path) -> None:
+    here, ahead = _Line(), _Line()
+    train(here, tmp_path / "here")
+    train(ahead, tmp_path / "ahead", workers=2)
+    assert torch.equal(here.module.weight, ahead.module.weight)
+
+
 def test_a_stopped_run_keeps_its_steps(tmp_path: Path) -> None:
     class Stopping(_Line):
-        def loss(self, rng: np.random.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-            if step == 3:
+        def loss(self, batch: _Points) -> tuple[torch.Tensor, dict[str, float]]:
+            if batch.step == 3:
                 signal.raise_signal(signal.SIGTERM)
-            return super().loss(rng, step)
+            return super().loss(batch)
 
     train(Stopping(), tmp_path)
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 4
@@ -273,7 +289,7 @@ def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Rec
     made = [torch.full((80, 2 * len(recordings.codes(i, NATURAL_SPEED))), 7.0) for i in range(len(recordings))]
     schedule = Schedule(steps=1, learning_rate=0.0)
     stage = VocoderStage(TINY.s3gen.vocoder, recordings, recordings, schedule, made_mels=made, batch=24, crop_frames=8)
-    wavs, mels, f0s = stage._draw(recordings, np.random.default_rng(0))
+    wavs, mels, f0s = stage.draw(np.random.default_rng(0), 0)
     assert wavs.shape == (24, 8 * 480) and mels.shape == (24, 80, 8) and f0s.shape == (24, 8)
     from_flow = (mels > 6).all(dim=(1, 2))
     assert 0 < from_flow.sum() < 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -108,6 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next run goes on")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--warm-start", type=Path, help="exported folder to begin from when there is no checkpoint yet")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -121,7 +123,9 @@ def main() -> None:
         stage = make_stage(arguments.stage, arguments.work)
         if arguments.warm_start:
             warm_start(stage, arguments.warm_start)
-        train(stage, arguments.work, minutes=arguments.minutes)
+        # A GPU is faster than one process can draw batches.
+        workers = 0 if arguments.device == "cpu" else min(8, os.cpu_count() or 1)
+        train(stage, arguments.work, minutes=arguments.minutes, device=arguments.device, workers=workers)
 
 
 if __name__ == "__main__":

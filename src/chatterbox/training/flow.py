@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.training.codes import NUM_SYMBOLS
-from chatterbox.training.loop import Schedule, Stage, held_out_figures
+from chatterbox.training.loop import Schedule, Stage
 from chatterbox.training.recordings import Recordings, SpeakerBank
 from chatterbox.training.tables import factorize
 from chatterbox.training.tiny import NATURAL_SPEED
@@ -22,7 +25,20 @@ LONGEST_PROMPT_SHARE = 0.5
 MISREAD_SHARE = 0.02  # codes of a reference are recognised, not known
 
 
-class FlowStage(Stage):
+class FlowBatch(NamedTuple):
+    """Crops of two recordings in a row, and everything that is drawn at random for them."""
+
+    tokens: Tensor  # (B, T)
+    lens: Tensor  # (B,)
+    mel: Tensor  # (B, 80, 2T)
+    cond: Tensor  # (B, 80, 2T), the mel where it is a prompt
+    embedding: Tensor  # (B, D) x-vectors
+    keep: Tensor  # (B, 1, 1), 0 where the row is unconditional
+    time: Tensor  # (B,)
+    noise: Tensor  # (B, 80, 2T), at the model's temperature
+
+
+class FlowStage(Stage[FlowBatch]):
     name = "flow"
 
     def __init__(
@@ -36,58 +52,37 @@ class FlowStage(Stage):
         batch: int = 8,
         crop_tokens: int = 90,
     ) -> None:
-        self.recordings, self.held_out, self.speakers = recordings, held_out, speakers
+        self.recordings, self.held_out_recordings, self.speakers = recordings, held_out, speakers
         self.schedule, self.batch, self.crop_tokens = schedule, batch, crop_tokens
         self.module = CausalMaskedDiffWithXvec(config)
         factorize(self.module.input_embedding, std=0.5)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._batch_loss(self.recordings, rng, dropout=True)
+    def draw(self, rng: np.random.Generator, step: int) -> FlowBatch:
+        return self._draw(self.recordings, rng, UNCONDITIONAL_SHARE if self.module.config.guidance_rate else 0.0)
 
-    def validate(self) -> dict[str, float]:
-        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng, dropout=False), num_batches=6)
+    def held_out(self) -> Iterator[tuple[str, FlowBatch]]:
+        rng = np.random.default_rng(1)
+        for _ in range(6):
+            yield "", self._draw(self.held_out_recordings, rng, 0.0)
 
-    def _batch_loss(
-        self, source: Recordings, rng: np.random.Generator, *, dropout: bool
-    ) -> tuple[Tensor, dict[str, float]]:
-        tokens, lens, mel, embedding = self._draw(source, rng)
-        flow = self.module
-        mu, mask = flow.encode(tokens, lens)
-        if mask is None:
-            mask = torch.ones(len(tokens), 1, mel.shape[2])
+    def loss(self, batch: FlowBatch) -> tuple[Tensor, dict[str, float]]:
+        """The encoder's own mean mel, and the velocity of the straight path from noise to mel at a random time."""
+        flow, mel, keep = self.module, batch.mel, batch.keep
+        mu, mask = flow.encode(batch.tokens, batch.lens)
         prior = masked_mean((mu - mel).abs(), mask)
-        cond = self._prompt(mel, lens, rng)
-        spks = flow.embed_speaker(embedding)
-        unconditional_share = UNCONDITIONAL_SHARE if dropout and flow.config.guidance_rate else 0.0
-        keep = torch.from_numpy(rng.random(len(tokens)) >= unconditional_share).float()[:, None, None]
-        velocity_error = self._velocity_error(mel, mask, mu * keep, spks * keep[..., 0], cond * keep, rng)
+        spks = flow.embed_speaker(batch.embedding)
+        t = batch.time[:, None, None]
+        x = (1 - t) * batch.noise + t * mel
+        predicted = flow.decoder.estimator(x, mask, mu * keep, batch.time, spks * keep[..., 0], batch.cond * keep)
+        velocity_error = masked_mean((predicted - (mel - batch.noise)) ** 2, mask)
         figures = {"prior": float(prior.detach()), "velocity": float(velocity_error.detach())}
         return velocity_error + prior, figures
 
-    def _velocity_error(
-        self, mel: Tensor, mask: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, rng: np.random.Generator
-    ) -> Tensor:
-        """Mean squared error of the straight path's velocity at a random time, dense where solver steps are short."""
-        time = 1 - torch.cos(torch.from_numpy(rng.random(len(mel))).float() * 0.5 * torch.pi)
-        noise = torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
-        noise = self.module.config.noise_temperature * noise
-        t = time[:, None, None]
-        predicted = self.module.decoder.estimator((1 - t) * noise + t * mel, mask, mu, time, spks, cond)
-        return masked_mean((predicted - (mel - noise)) ** 2, mask)
-
-    def _prompt(self, mel: Tensor, lens: Tensor, rng: np.random.Generator) -> Tensor:
-        cond = torch.zeros_like(mel)
-        for row, length in enumerate((lens * FRAMES_PER_TOKEN).tolist()):
-            if rng.random() < PROMPTED_SHARE:
-                known = int(rng.uniform(0, LONGEST_PROMPT_SHARE) * length)
-                cond[row, :, :known] = mel[row, :, :known]
-        return cond
-
-    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens (B, T), lengths (B,), mel (B, 80, 2T) and x-vectors (B, D) of crops."""
-        size = self.crop_tokens
+    def _draw(self, source: Recordings, rng: np.random.Generator, unconditional_share: float) -> FlowBatch:
+        config, size = self.module.config, self.crop_tokens
         tokens = torch.zeros(self.batch, size, dtype=torch.long)
-        mel = torch.zeros(self.batch, self.module.config.num_mels, FRAMES_PER_TOKEN * size)
+        mel = torch.zeros(self.batch, config.num_mels, FRAMES_PER_TOKEN * size)
+        cond = torch.zeros_like(mel)
         lens, embeddings = [], []
         for row in range(self.batch):
             index, speed = source.draw(rng)
@@ -103,10 +98,18 @@ class FlowStage(Stage):
             tokens[row, :length] = codes[start : start + length]
             frames = slice(FRAMES_PER_TOKEN * start, FRAMES_PER_TOKEN * (start + length))
             mel[row, :, : FRAMES_PER_TOKEN * length] = spectrum[:, frames]
+            if rng.random() < PROMPTED_SHARE:
+                known = int(rng.uniform(0, LONGEST_PROMPT_SHARE) * FRAMES_PER_TOKEN * length)
+                cond[row, :, :known] = mel[row, :, :known]
             lens.append(length)
             embeddings.append(self.speakers.at(voice, speed, rng))
         longest = max(lens)
-        return tokens[:, :longest], torch.tensor(lens), mel[..., : FRAMES_PER_TOKEN * longest], torch.stack(embeddings)
+        mel, cond = mel[..., : FRAMES_PER_TOKEN * longest], cond[..., : FRAMES_PER_TOKEN * longest]
+        # Dense where the solver's steps are short.
+        time = 1 - torch.cos(torch.from_numpy(rng.random(self.batch)).float() * 0.5 * torch.pi)
+        noise = config.noise_temperature * torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
+        keep = torch.from_numpy(rng.random(self.batch) >= unconditional_share).float()[:, None, None]
+        return FlowBatch(tokens[:, :longest], torch.tensor(lens), mel, cond, torch.stack(embeddings), keep, time, noise)
 
 
 @torch.inference_mode()

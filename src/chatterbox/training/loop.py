@@ -13,15 +13,16 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -44,40 +45,58 @@ class Schedule:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
-class Stage(ABC):
-    """What a stage brings: modules to train, batches, a loss, and how its weights are exported."""
+# A NamedTuple of tensors and plain numbers.
+Batch = TypeVar("Batch", bound=tuple)
+
+
+class Stage(ABC, Generic[Batch]):
+    """What a stage brings: a module to train, batches and a loss."""
 
     name: str
     schedule: Schedule
     module: nn.Module
 
     @abstractmethod
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one freshly drawn batch, and figures to log."""
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """A fresh batch on the CPU, decided by ``rng`` and ``step`` alone: other processes may draw it ahead."""
 
-    def validate(self) -> dict[str, float]:
-        """Figures on held-out data, computed with the averaged weights."""
-        return {}
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch on the module's device, and figures to log."""
+
+    def held_out(self) -> Iterator[tuple[str, Batch]]:
+        """Batches of held-out data, always the same, with a word that goes before their figures' names."""
+        return iter(())
 
 
 def train(
-    stage: Stage, work: Path, *, minutes: float = math.inf, report_every: int = 50, save_every: int = 300
+    stage: Stage,
+    work: Path,
+    *,
+    minutes: float = math.inf,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    report_every: int = 50,
+    save_every: int = 300,
 ) -> None:
     """Train ``stage`` until its schedule ends, ``minutes`` have passed or the process is asked to stop by a signal.
 
     Continues where the last run stopped. Writes ``work/NAME.pt`` (everything needed to resume, replaced whole) and
-    appends to ``work/NAME.jsonl``.
+    appends to ``work/NAME.jsonl``. ``workers`` processes draw the batches ahead; 0 draws them in between.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{stage.name}.pt"
-    run = _Run(stage)
+    run = _Run(stage, torch.device(device))
     if checkpoint.exists():
         run.load(torch.load(checkpoint, map_location="cpu", weights_only=True))
         logger.info("%s: resumed at step %d of %d", stage.name, run.step, stage.schedule.steps)
+    steps = range(run.step, stage.schedule.steps)
+    batches = DataLoader(_Draws(stage), batch_size=None, sampler=steps, num_workers=workers, collate_fn=_unchanged)
     started, recent = time.monotonic(), []
     with open(work / f"{stage.name}.jsonl", "a") as log, _stop_requests() as stopped:
+        waiting = iter(batches)
         while run.step < stage.schedule.steps and time.monotonic() - started < 60 * minutes and not stopped:
-            recent.append(run.advance())
+            recent.append(run.advance(waiting))
             if run.step % report_every == 0:
                 figures = {key: float(np.mean([r[key] for r in recent if key in r])) for key in recent[-1]}
                 recent.clear()
@@ -90,13 +109,22 @@ def train(
     _replace(checkpoint, run.state())
 
 
-def held_out_figures(
-    batch_loss: Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]], num_batches: int
-) -> dict[str, float]:
-    """Means of a stage's figures over ``num_batches`` batches, always the same ones, named ``held_out_*``."""
-    rng = np.random.default_rng(1)
-    figures = [batch_loss(rng)[1] for _ in range(num_batches)]
-    return {f"held_out_{key}": float(np.mean([f[key] for f in figures])) for key in figures[0]}
+class _Draws(Dataset):
+    """The batch of each step."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __getitem__(self, step: int) -> tuple:
+        return self.stage.draw(np.random.default_rng((step, 20250718)), step)
+
+
+def _unchanged(batch: tuple) -> tuple:
+    return batch
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return type(batch)(*(x.to(device) if isinstance(x, Tensor) else x for x in batch))
 
 
 def averaged_weights(work: Path, name: str) -> dict[str, Tensor]:
@@ -111,23 +139,34 @@ def averaged_weights(work: Path, name: str) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)["average"]
 
 
+@torch.no_grad()
+def held_out_figures(stage: Stage, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Means of a stage's figures over its held-out batches, named ``held_out_*``."""
+    collected: dict[str, list[float]] = {}
+    for label, batch in stage.held_out():
+        for key, value in stage.loss(_to(batch, torch.device(device)))[1].items():
+            collected.setdefault(f"held_out_{label}{key}", []).append(value)
+    return {key: float(np.mean(values)) for key, values in collected.items()}
+
+
 class _Run:
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.step, self.seconds = stage, 0, 0.0
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        self.stage, self.device, self.step, self.seconds = stage, device, 0, 0.0
         schedule = stage.schedule
+        stage.module.to(device)
         decayed = [p for p in stage.module.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in stage.module.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = {k: v.detach().clone() for k, v in stage.module.state_dict().items()}
 
-    def advance(self) -> dict[str, float]:
+    def advance(self, batches: Iterator[tuple]) -> dict[str, float]:
         began = time.monotonic()
         schedule, module = self.stage.schedule, self.stage.module
         module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.learning_rate * schedule.factor(self.step)
-        loss, figures = self.stage.loss(np.random.default_rng((self.step, 20250718)), self.step)
+        loss, figures = self.stage.loss(_to(next(batches), self.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), schedule.grad_clip)
@@ -154,8 +193,7 @@ class _Run:
         own = {k: v.detach().clone() for k, v in module.state_dict().items()}
         module.load_state_dict(self.average)
         module.eval()
-        with torch.no_grad():
-            figures = self.stage.validate()
+        figures = held_out_figures(self.stage, self.device)
         module.load_state_dict(own)
         return figures
 
@@ -171,7 +209,7 @@ class _Run:
     def load(self, state: dict[str, Any]) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
         self.stage.module.load_state_dict(state["module"])
-        self.average = state["average"]
+        self.average = {key: value.to(self.device) for key, value in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
 
 

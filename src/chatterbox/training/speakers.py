@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.melspec import melspectrogram
-from chatterbox.training.loop import Schedule, Stage, held_out_figures
+from chatterbox.training.loop import Schedule, Stage
 from chatterbox.training.recordings import Recordings
 from chatterbox.training.teacher import VOICES
 from chatterbox.training.tiny import SPEEDS
@@ -20,7 +23,14 @@ from chatterbox.training.tiny import SPEEDS
 SHARPNESS = 12.0  # of the cosine similarities before the softmax
 
 
-class SpeakerStage(Stage):
+class SpeakerBatch(NamedTuple):
+    """Crops at 16 kHz of random loudness."""
+
+    wav: Tensor  # (B, L)
+    label: Tensor  # (B,) voice and speed
+
+
+class SpeakerStage(Stage[SpeakerBatch]):
     name = "speakers"
 
     def __init__(
@@ -33,7 +43,7 @@ class SpeakerStage(Stage):
         *,
         batch: int = 24,
     ) -> None:
-        self.recordings, self.held_out, self.schedule, self.batch = recordings, held_out, schedule, batch
+        self.recordings, self.held_out_recordings, self.schedule, self.batch = recordings, held_out, schedule, batch
         classes = len(VOICES) * len(SPEEDS)
         self.module = nn.ModuleDict(
             {
@@ -45,14 +55,16 @@ class SpeakerStage(Stage):
         )
         self.crop_len = voice_encoder.window_frames * voice_encoder.hop_len
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._batch_loss(self.recordings, rng)
+    def draw(self, rng: np.random.Generator, step: int) -> SpeakerBatch:
+        return self._draw(self.recordings, rng)
 
-    def validate(self) -> dict[str, float]:
-        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=8)
+    def held_out(self) -> Iterator[tuple[str, SpeakerBatch]]:
+        rng = np.random.default_rng(1)
+        for _ in range(8):
+            yield "", self._draw(self.held_out_recordings, rng)
 
-    def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        wavs, labels = self._draw(source, rng)
+    def loss(self, batch: SpeakerBatch) -> tuple[Tensor, dict[str, float]]:
+        wavs, labels = batch
         config = self.module["voice_encoder"].config
         mels = torch.stack([melspectrogram(w, config).T[: config.window_frames] for w in wavs])
         features = torch.stack([self.module["campplus"].features(w) for w in wavs])
@@ -67,8 +79,7 @@ class SpeakerStage(Stage):
             figures[f"{name}_accuracy"] = float((logits.argmax(1) == labels).float().mean())
         return total, figures
 
-    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Crops (B, L) at 16 kHz of random loudness, and their class (B,)."""
+    def _draw(self, source: Recordings, rng: np.random.Generator) -> SpeakerBatch:
         wavs, labels = [], []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
@@ -78,7 +89,7 @@ class SpeakerStage(Stage):
             start = int(rng.integers(len(audio) - self.crop_len + 1))
             wavs.append(torch.from_numpy(audio[start : start + self.crop_len] * float(rng.uniform(0.4, 1.4))))
             labels.append(source.voice(index) * len(SPEEDS) + speed)
-        return torch.stack(wavs), torch.tensor(labels)
+        return SpeakerBatch(torch.stack(wavs), torch.tensor(labels))
 
 
 @torch.no_grad()

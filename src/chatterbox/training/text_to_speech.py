@@ -8,7 +8,9 @@ further text and its start tokens follow the speech before it). In all of them t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from chatterbox.training.tables import factorize
 
 NEUTRAL_EMOTION = 0.5
 GUIDED_LAYERS = (1, 3)
+LAYOUTS = ("single", "history", "append")
 IGNORE = -100
 
 
@@ -92,7 +95,22 @@ def spoken_character(codes: np.ndarray, num_characters: int) -> np.ndarray:
     return np.where(silent, np.nan, share * (num_characters - 1))
 
 
-class TextToSpeechStage(Stage):
+class TextToSpeechBatch(NamedTuple):
+    """Sequences without the conditioning prefix, padded at the end."""
+
+    ids: Tensor  # (B, T)
+    positions: Tensor  # (B, T)
+    is_text: Tensor  # (B, T)
+    targets: Tensor  # (B, T), IGNORE where nothing is to be learnt
+    guide: Tensor  # (B, T), see Sequence
+    dropped: Tensor  # (B,), rows without text
+    speakers: Tensor  # (B, speaker_embed_size)
+    prompts: Tensor  # (B, speech_cond_prompt_len)
+    emotions: Tensor  # (B,)
+    guide_weight: float
+
+
+class TextToSpeechStage(Stage[TextToSpeechBatch]):
     name = "t3"
 
     def __init__(
@@ -104,67 +122,55 @@ class TextToSpeechStage(Stage):
         schedule: Schedule,
         recipe: T3Recipe = T3Recipe(),
     ) -> None:
-        self.utterances, self.held_out, self.speakers = utterances, held_out, speakers
+        self.utterances, self.held_out_utterances, self.speakers = utterances, held_out, speakers
         self.schedule, self.recipe = schedule, recipe
         self.module = T3(config)
         initialize(self.module)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        guide_left = max(0.0, 1.0 - step / self.recipe.guide_steps)
-        joined = step >= self.recipe.single_only_steps and rng.random() < self.recipe.joined_share
+    def draw(self, rng: np.random.Generator, step: int) -> TextToSpeechBatch:
+        recipe = self.recipe
+        joined = step >= recipe.single_only_steps and rng.random() < recipe.joined_share
         layout = ("history" if rng.random() < 0.5 else "append") if joined else "single"
-        return self._batch_loss(
-            self.utterances, rng, layout, self.recipe.guide_weight * guide_left, self.recipe.corrupted_share
-        )
+        guide_left = max(0.0, 1.0 - step / recipe.guide_steps)
+        return self._draw(self.utterances, rng, layout, guide_weight=recipe.guide_weight * guide_left)
 
-    def validate(self) -> dict[str, float]:
-        figures = {}
-        for layout in ("single", "history", "append"):
+    def held_out(self) -> Iterator[tuple[str, TextToSpeechBatch]]:
+        for layout in LAYOUTS:
             rng = np.random.default_rng(1)
-            losses = [self._batch_loss(self.held_out, rng, layout, 0.0, 0.0, neutral=True)[1] for _ in range(4)]
-            for key in ("cross_entropy", "accuracy"):
-                figures[f"held_out_{layout}_{key}"] = float(np.mean([f[key] for f in losses]))
-        return figures
+            for _ in range(4):
+                yield f"{layout}_", self._draw(self.held_out_utterances, rng, layout, plain=True)
 
-    def _batch_loss(
+    def loss(self, batch: TextToSpeechBatch) -> tuple[Tensor, dict[str, float]]:
+        x, offset = self._embed(batch)
+        hidden, guide_loss = self._run(x, offset, batch)
+        wanted = batch.targets != IGNORE
+        logits = self.module.speech_head(hidden[:, offset:][wanted])
+        cross_entropy = F.cross_entropy(logits, batch.targets[wanted])
+        accuracy = (logits.argmax(-1) == batch.targets[wanted]).float().mean()
+        figures = {"cross_entropy": float(cross_entropy.detach()), "accuracy": float(accuracy)}
+        if batch.guide_weight > 0.0:
+            figures["guide"] = float(guide_loss.detach())
+        return cross_entropy + batch.guide_weight * guide_loss, figures
+
+    def _draw(
         self,
         source: Utterances,
         rng: np.random.Generator,
         layout: str,
-        guide_weight: float,
-        corrupted: float,
-        neutral: bool = False,
-    ) -> tuple[Tensor, dict[str, float]]:
-        sequences, voices, emotions = self._draw(source, rng, layout, corrupted, neutral)
-        cond = self._condition(source, rng, voices, emotions)
-        drop = torch.zeros(len(sequences), dtype=torch.bool)
-        if not neutral:
-            drop = torch.from_numpy(rng.random(len(sequences)) < self.recipe.unconditional_share)
-        x, offset, targets = self._embed(sequences, cond, drop)
-        hidden, guide_loss = self._run(x, sequences, offset, guide_weight, drop)
-        wanted = targets != IGNORE
-        logits = self.module.speech_head(hidden[:, offset:][wanted])
-        cross_entropy = F.cross_entropy(logits, targets[wanted])
-        accuracy = (logits.argmax(-1) == targets[wanted]).float().mean()
-        figures = {
-            "cross_entropy": float(cross_entropy.detach()),
-            "accuracy": float(accuracy),
-            "guide": float(guide_loss.detach()),
-        }
-        return cross_entropy + guide_weight * guide_loss, figures
-
-    def _draw(
-        self, source: Utterances, rng: np.random.Generator, layout: str, corrupted: float, neutral: bool
-    ) -> tuple[list[Sequence], list[int], list[float]]:
-        parts = 1 if layout == "single" else int(rng.integers(2, 4))
+        *,
+        guide_weight: float = 0.0,
+        plain: bool = False,
+    ) -> TextToSpeechBatch:
+        """A batch of one layout; ``plain`` leaves out emotion, corruption and guidance dropout."""
+        recipe, parts = self.recipe, 1 if layout == "single" else int(rng.integers(2, 4))
         anchor = int(rng.integers(len(source)))
         length = source.approximate_len(anchor) * parts
-        size = int(np.clip(self.recipe.positions_per_batch // length, 2, self.recipe.max_batch))
+        size = int(np.clip(recipe.positions_per_batch // length, 2, recipe.max_batch))
         sequences, voices, emotions = [], [], []
         for index in source.near(anchor, size, rng):
             voice = source.voice(index)
             emotion = NEUTRAL_EMOTION
-            if not neutral and rng.random() < self.recipe.emotional_share:
+            if not plain and rng.random() < recipe.emotional_share:
                 emotion = float(rng.uniform(0.25, 1.25))
             chosen = [index, *source.same_voice(voice, parts - 1, rng)]
             texts = [source.text_ids(i) for i in chosen]
@@ -174,61 +180,60 @@ class TextToSpeechStage(Stage):
             sequence = Sequence([], [], [], [], [])
             for text, spoken in zip(texts, codes, strict=True):
                 heard = spoken.copy()
-                wrong = rng.random(len(heard)) < corrupted
+                wrong = rng.random(len(heard)) < (0.0 if plain else recipe.corrupted_share)
                 heard[wrong] = rng.choice(spoken, size=int(wrong.sum()))
                 add_segment(sequence, self.module.hp, text, spoken, heard)
             sequences.append(sequence)
             voices.append(voice)
             emotions.append(emotion)
-        return sequences, voices, emotions
-
-    def _condition(
-        self, source: Utterances, rng: np.random.Generator, voices: list[int], emotions: list[float]
-    ) -> T3Cond:
-        prompt_len = self.module.hp.speech_cond_prompt_len
-        prompts = [source.prompt(voice, prompt_len, rng) for voice in voices]
-        return T3Cond(
-            speaker_emb=torch.stack([self.speakers.draw(voice, rng) for voice in voices]),
-            cond_prompt_speech_tokens=torch.from_numpy(np.stack(prompts)),
-            emotion_adv=torch.tensor(emotions, dtype=torch.float32).view(-1, 1, 1),
-        )
-
-    def _embed(self, sequences: list[Sequence], cond: T3Cond, drop: Tensor) -> tuple[Tensor, int, Tensor]:
-        t3 = self.module
+        prompts = [source.prompt(voice, self.module.hp.speech_cond_prompt_len, rng) for voice in voices]
+        embeddings = torch.stack([self.speakers.draw(voice, rng) for voice in voices])
+        dropped = torch.from_numpy(rng.random(len(sequences)) < (0.0 if plain else recipe.unconditional_share))
         longest = max(len(s) for s in sequences)
 
-        def padded(rows: list[list], fill: int) -> Tensor:
+        def padded(rows: list[list], fill: float) -> Tensor:
             return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
-        ids, positions = padded([s.ids for s in sequences], 0), padded([s.positions for s in sequences], 0)
-        is_text = padded([s.is_text for s in sequences], False)[..., None]
-        text = t3.text_emb(ids.where(is_text[..., 0], 0)) * (~drop)[:, None, None] + t3.text_pos_emb.emb(
-            positions.clamp(max=t3.text_pos_emb.emb.num_embeddings - 1)
-        )
-        speech = t3.speech_emb(ids.where(~is_text[..., 0], 0)) + t3.speech_pos_emb.emb(positions)
-        cond_emb = t3.prepare_conditioning(cond)
-        return (
-            torch.cat([cond_emb, torch.where(is_text, text, speech)], dim=1),
-            cond_emb.shape[1],
+        guide = padded([s.guide for s in sequences], np.nan).float()
+        guide[dropped] = np.nan
+        return TextToSpeechBatch(
+            padded([s.ids for s in sequences], 0),
+            padded([s.positions for s in sequences], 0),
+            padded([s.is_text for s in sequences], False),
             padded([s.targets for s in sequences], IGNORE),
+            guide,
+            dropped,
+            embeddings,
+            torch.from_numpy(np.stack(prompts)),
+            torch.tensor(emotions, dtype=torch.float32),
+            guide_weight,
         )
 
-    def _run(
-        self, x: Tensor, sequences: list[Sequence], offset: int, guide_weight: float, drop: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _embed(self, batch: TextToSpeechBatch) -> tuple[Tensor, int]:
+        """Inputs (B, prefix + T, dim) of the backbone and the length of the conditioning prefix."""
+        t3, is_text = self.module, batch.is_text[..., None]
+        text = t3.text_emb(batch.ids.where(batch.is_text, 0)) * (~batch.dropped)[:, None, None] + t3.text_pos_emb.emb(
+            batch.positions.clamp(max=t3.text_pos_emb.emb.num_embeddings - 1)
+        )
+        speech = t3.speech_emb(batch.ids.where(~batch.is_text, 0)) + t3.speech_pos_emb.emb(batch.positions)
+        cond = t3.prepare_conditioning(
+            T3Cond(
+                speaker_emb=batch.speakers,
+                cond_prompt_speech_tokens=batch.prompts,
+                emotion_adv=batch.emotions.view(-1, 1, 1),
+            )
+        )
+        return torch.cat([cond, torch.where(is_text, text, speech)], dim=1), cond.shape[1]
+
+    def _run(self, x: Tensor, offset: int, batch: TextToSpeechBatch) -> tuple[Tensor, Tensor]:
         """The backbone's forward with the attention guide on one head of two layers."""
         backbone = self.module.tfmr
-        positions = torch.arange(x.shape[1])
+        positions = torch.arange(x.shape[1], device=x.device)
         cos, sin = backbone.rotary(positions)
         guide_loss = x.new_zeros(())
-        if guide_weight > 0.0:
-            guide = torch.tensor(
-                [s.guide + [np.nan] * (x.shape[1] - offset - len(s)) for s in sequences], dtype=torch.float32
-            )
-            guide[drop] = np.nan
         for index, layer in enumerate(backbone.layers):
-            if guide_weight > 0.0 and index in GUIDED_LAYERS:
-                guide_loss = guide_loss + self._guide_loss(layer, x, cos, sin, guide, offset)
+            if batch.guide_weight > 0.0 and index in GUIDED_LAYERS:
+                guide_loss = guide_loss + self._guide_loss(layer, x, cos, sin, batch.guide, offset)
             x = layer(x, cos, sin, positions, index, None)
         return backbone.norm(x), guide_loss
 
@@ -240,14 +245,14 @@ class TextToSpeechStage(Stage):
         query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
         key = rotate((normed @ attention.k_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
         scores = query @ key.transpose(1, 2) / size**0.5  # (B, T, T)
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(-1)[:, offset:, offset:]
-        distance = torch.arange(weights.shape[1]) - guide[..., None]  # (B, T, T)
+        distance = torch.arange(weights.shape[1], device=x.device) - guide[..., None]  # (B, T, T)
         far = 1.0 - torch.exp(-0.5 * (distance / self.recipe.guide_width) ** 2)
         known = ~guide.isnan()
         # What goes to the conditioning prefix counts as far too.
         miss = (weights * far.nan_to_num(0.0)).sum(-1) + 1.0 - weights.sum(-1)
-        return miss[known].mean()
+        return (miss * known).sum() / known.sum().clamp_min(1)
 
 
 def initialize(t3: T3) -> None:

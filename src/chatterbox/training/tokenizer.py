@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
 from chatterbox.training.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
-from chatterbox.training.loop import Schedule, Stage, held_out_figures
+from chatterbox.training.loop import Schedule, Stage
 from chatterbox.training.recordings import Recordings
 
+SAMPLES_PER_CODE, FRAMES_PER_CODE = S3_SR // 25, 4
 SHARPNESS = 3.0  # of the squared distance between eight read digits and a symbol's
 
 
-class TokenizerStage(Stage):
+class TokenizerBatch(NamedTuple):
+    """Crops that begin on a code."""
+
+    wav: Tensor  # (B, L) at 16 kHz
+    lens: Tensor  # (B,) codes
+    symbols: Tensor  # (B, codes, 2)
+
+
+class TokenizerStage(Stage[TokenizerBatch]):
     name = "tokenizer"
 
     def __init__(
@@ -29,7 +42,7 @@ class TokenizerStage(Stage):
         batch: int = 12,
         crop_codes: int = 100,
     ) -> None:
-        self.recordings, self.held_out, self.schedule = recordings, held_out, schedule
+        self.recordings, self.held_out_recordings, self.schedule = recordings, held_out, schedule
         self.batch, self.crop_codes = batch, crop_codes
         self.module = S3Tokenizer(config=config)
         # (symbols in use, 4) digits -1, 0, 1
@@ -37,40 +50,40 @@ class TokenizerStage(Stage):
         self._rank = torch.full((NUM_SYMBOLS,), -1)
         self._rank[torch.from_numpy(SYMBOL_IDS)] = torch.arange(len(SYMBOL_IDS))
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._batch_loss(self.recordings, rng)
+    def draw(self, rng: np.random.Generator, step: int) -> TokenizerBatch:
+        return self._draw(self.recordings, rng)
 
-    def validate(self) -> dict[str, float]:
-        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=6)
+    def held_out(self) -> Iterator[tuple[str, TokenizerBatch]]:
+        rng = np.random.default_rng(1)
+        for _ in range(6):
+            yield "", self._draw(self.held_out_recordings, rng)
 
-    def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        mels, lens, symbols = self._draw(source, rng)
-        read, code_lens = self.module.digits(mels, lens)
-        valid = torch.arange(read.shape[1]) < code_lens[:, None]
+    def loss(self, batch: TokenizerBatch) -> tuple[Tensor, dict[str, float]]:
+        device = batch.wav.device
+        wavs = [wav[: SAMPLES_PER_CODE * n] for wav, n in zip(batch.wav, batch.lens.tolist(), strict=True)]
+        mels = [self.module.log_mel_spectrogram(wav).T for wav in wavs]
+        read, code_lens = self.module.digits(pad_sequence(mels, batch_first=True).mT, FRAMES_PER_CODE * batch.lens)
+        valid = torch.arange(read.shape[1], device=device) < code_lens[:, None]
         halves = read.tanh().unflatten(-1, (2, DIGITS_PER_SYMBOL))  # (B, T, 2, 4)
-        distance = (halves[..., None, :] - self._targets).square().sum(-1)  # (B, T, 2, symbols in use)
-        logits, wanted = -SHARPNESS * distance[valid], self._rank[symbols[:, : read.shape[1]][valid]]
+        targets, rank = self._targets.to(device), self._rank.to(device)
+        distance = (halves[..., None, :] - targets).square().sum(-1)  # (B, T, 2, symbols in use)
+        logits, wanted = -SHARPNESS * distance[valid], rank[batch.symbols[:, : read.shape[1]][valid]]
         cross_entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         rounded = (halves[valid] * 0.999).round()
-        right = (rounded == self._targets[wanted]).all(-1).float()
+        right = (rounded == targets[wanted]).all(-1).float()
         return cross_entropy, {"symbol_accuracy": float(right.mean()), "code_accuracy": float(right.prod(-1).mean())}
 
-    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-mels (B, 128, T), their lengths (B,) and symbols (B, codes, 2) of crops that begin on a code."""
-        samples_per_code, frames_per_code = S3_SR // 25, 4
-        mels, lens = [], []
+    def _draw(self, source: Recordings, rng: np.random.Generator) -> TokenizerBatch:
+        wavs, lens = [], []
         symbols = torch.zeros(self.batch, self.crop_codes, 2, dtype=torch.long)
         for row in range(self.batch):
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, S3_SR) * float(rng.uniform(0.4, 1.4)))
             named = torch.from_numpy(source.symbols(index, speed)).view(-1, 2)
-            total = min(len(named), len(audio) // samples_per_code)
+            total = min(len(named), len(audio) // SAMPLES_PER_CODE)
             start = int(rng.integers(max(1, total - self.crop_codes + 1)))
             length = min(self.crop_codes, total - start)
-            mels.append(
-                self.module.log_mel_spectrogram(audio[start * samples_per_code : (start + length) * samples_per_code])
-            )
+            wavs.append(audio[start * SAMPLES_PER_CODE : (start + length) * SAMPLES_PER_CODE])
             symbols[row, :length] = named[start : start + length]
-            lens.append(frames_per_code * length)
-        padded = torch.nn.utils.rnn.pad_sequence([m.T for m in mels], batch_first=True).transpose(1, 2)
-        return padded, torch.tensor(lens), symbols
+            lens.append(length)
+        return TokenizerBatch(pad_sequence(wavs, batch_first=True), torch.tensor(lens), symbols)

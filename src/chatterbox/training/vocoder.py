@@ -6,7 +6,8 @@ Part of the mels are the flow's own for the same recording: smoother than true o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from chatterbox.config import HiFTConfig
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
-from chatterbox.training.loop import Schedule, Stage, held_out_figures
+from chatterbox.training.loop import Schedule, Stage
 from chatterbox.training.recordings import Recordings
 from chatterbox.training.tiny import NATURAL_SPEED
 
@@ -27,7 +28,15 @@ LARGEST_NOISE = 0.1  # nats
 F0_SCALE = 20.0  # Hz of error that cost as much as a nat of log magnitude
 
 
-class VocoderStage(Stage):
+class VocoderBatch(NamedTuple):
+    """Crops of recordings."""
+
+    wav: Tensor  # (B, frames * hop)
+    mel: Tensor  # (B, 80, frames), as the vocoder will get it
+    f0: Tensor  # (B, frames), true Hz
+
+
+class VocoderStage(Stage[VocoderBatch]):
     name = "vocoder"
 
     def __init__(
@@ -43,29 +52,29 @@ class VocoderStage(Stage):
     ) -> None:
         """``made_mels``: (80, frames) at natural speed of the first recordings, see :func:`flow.resynthesize`."""
         self.made_mels = made_mels
-        self.recordings, self.held_out, self.schedule = recordings, held_out, schedule
+        self.recordings, self.held_out_recordings, self.schedule = recordings, held_out, schedule
         self.batch, self.crop_frames = batch, crop_frames
         self.module = HiFTGenerator(config)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._batch_loss(self.recordings, rng)
+    def draw(self, rng: np.random.Generator, step: int) -> VocoderBatch:
+        return self._draw(self.recordings, rng)
 
-    def validate(self) -> dict[str, float]:
-        return held_out_figures(lambda rng: self._batch_loss(self.held_out, rng), num_batches=4)
+    def held_out(self) -> Iterator[tuple[str, VocoderBatch]]:
+        rng = np.random.default_rng(1)
+        for _ in range(4):
+            yield "", self._draw(self.held_out_recordings, rng)
 
-    def _batch_loss(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        wav, seen, f0 = self._draw(source, rng)
-        predicted_f0 = self.module.f0_predictor(seen)
-        made = self.module.decode(seen, self.module.source(f0))
-        spectral, convergence = spectral_distance(made, wav)
-        mel_error = (mel_spectrogram(made) - mel_spectrogram(wav)).abs().mean()
-        f0_error = (predicted_f0 - f0).abs().mean()
+    def loss(self, batch: VocoderBatch) -> tuple[Tensor, dict[str, float]]:
+        predicted_f0 = self.module.f0_predictor(batch.mel)
+        made = self.module.decode(batch.mel, self.module.source(batch.f0))
+        spectral, convergence = spectral_distance(made, batch.wav)
+        mel_error = (mel_spectrogram(made) - mel_spectrogram(batch.wav)).abs().mean()
+        f0_error = (predicted_f0 - batch.f0).abs().mean()
         loss = spectral + convergence + mel_error + f0_error / F0_SCALE
         figures = {"spectral": spectral, "convergence": convergence, "mel": mel_error, "f0_hz": f0_error}
         return loss, {key: float(value.detach()) for key, value in figures.items()}
 
-    def _draw(self, source: Recordings, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops: waveform (B, frames * hop), mel as heard (B, 80, frames) and true F0 (B, frames)."""
+    def _draw(self, source: Recordings, rng: np.random.Generator) -> VocoderBatch:
         hop, frames = self.module.config.hop_len, self.crop_frames
         wavs, mels, f0s = [], [], []
         while len(wavs) < self.batch:
@@ -80,7 +89,7 @@ class VocoderStage(Stage):
             mels.append(mel[:, start : start + frames] + math.log(gain))
             wavs.append(gain * audio[start * hop : (start + frames) * hop])
             f0s.append(torch.from_numpy(source.f0(index, speed, total)[start : start + frames]))
-        return torch.stack(wavs), torch.stack(mels), torch.stack(f0s)
+        return VocoderBatch(torch.stack(wavs), torch.stack(mels), torch.stack(f0s))
 
     def _mel(self, source: Recordings, index: int, speed: int, audio: Tensor, rng: np.random.Generator) -> Tensor:
         """Mel (80, frames) of a recording: the flow's where there is one, mostly, else the true one and some noise."""
