@@ -20,15 +20,15 @@ from chatterbox.training.teacher import build, rotate
 from chatterbox.training.tiny import TINY
 
 NUM_ACOUSTIC, NUM_TEXT, NUM_HELD_OUT = 4800, 16000, 160
-NUM_MADE_MELS = 2000
+NUM_MADE_MELS = 1600
 STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 
 SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
-    "flow": Schedule(steps=7000, learning_rate=2e-3, warmup_steps=300),
-    "vocoder": Schedule(steps=6000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
-    "t3": Schedule(steps=8000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+    "flow": Schedule(steps=10750, learning_rate=2e-3, warmup_steps=300),
+    "vocoder": Schedule(steps=7500, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "t3": Schedule(steps=7150, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
 

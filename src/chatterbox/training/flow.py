@@ -22,6 +22,7 @@ from chatterbox.training.tiny import NATURAL_SPEED
 UNCONDITIONAL_SHARE = 0.15  # where the model is guided
 PROMPTED_SHARE = 0.6
 LONGEST_PROMPT_SHARE = 0.5
+NOISE_TEMPERATURE = 0.1  # while learning; the embedded voice then speaks without noise
 MISREAD_SHARE = 0.02  # codes of a reference are recognised, not known
 
 
@@ -35,7 +36,7 @@ class FlowBatch(NamedTuple):
     embedding: Tensor  # (B, D) x-vectors
     keep: Tensor  # (B, 1, 1), 0 where the row is unconditional
     time: Tensor  # (B,)
-    noise: Tensor  # (B, 80, 2T), at the model's temperature
+    noise: Tensor  # (B, 80, 2T)
 
 
 class FlowStage(Stage[FlowBatch]):
@@ -74,7 +75,7 @@ class FlowStage(Stage[FlowBatch]):
         t = batch.time[:, None, None]
         x = (1 - t) * batch.noise + t * mel
         predicted = flow.decoder.estimator(x, mask, mu * keep, batch.time, spks * keep[..., 0], batch.cond * keep)
-        velocity_error = masked_mean((predicted - (mel - batch.noise)) ** 2, mask)
+        velocity_error = masked_mean((predicted - (mel - batch.noise)).abs(), mask)
         figures = {"prior": float(prior.detach()), "velocity": float(velocity_error.detach())}
         return velocity_error + prior, figures
 
@@ -107,7 +108,7 @@ class FlowStage(Stage[FlowBatch]):
         mel, cond = mel[..., : FRAMES_PER_TOKEN * longest], cond[..., : FRAMES_PER_TOKEN * longest]
         # Dense where the solver's steps are short.
         time = 1 - torch.cos(torch.from_numpy(rng.random(self.batch)).float() * 0.5 * torch.pi)
-        noise = config.noise_temperature * torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
+        noise = NOISE_TEMPERATURE * torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
         keep = torch.from_numpy(rng.random(self.batch) >= unconditional_share).float()[:, None, None]
         return FlowBatch(tokens[:, :longest], torch.tensor(lens), mel, cond, torch.stack(embeddings), keep, time, noise)
 

@@ -48,7 +48,7 @@ TINY = ModelConfig(
             speaker_embed_size=64,
             num_steps=2,
             guidance_rate=0.0,
-            noise_temperature=0.25,
+            noise_temperature=0.0,
             encoder=FlowEncoderConfig(
                 hidden_size=128, num_heads=4, feed_forward_size=256, num_layers=3, num_up_layers=2
             ),
