@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import librosa
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
-from chatterbox.cli import main
 from chatterbox.training.corpus import evaluation_set
-from chatterbox.training.recognition import recognize, word_errors, words_of
 from tests.folders import recording
 
 SENTENCES = evaluation_set("known")[:6]
 MAX_PACKAGED_BYTES = 30_000_000
-MAX_WORD_ERROR_RATE = 0.24  # flite's own on known words (benchmarks/results/voice_eval.json) and 0.15
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +25,6 @@ def tts() -> ChatterboxTTS:
 
 def test_it_is_small_enough() -> None:
     assert sum(path.stat().st_size for path in (EMBEDDED_VOICES / "tiny").iterdir()) <= MAX_PACKAGED_BYTES
-
-
-def test_a_recogniser_understands_what_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = errors = 0
-    for sentence in SENTENCES[:4]:
-        assert main(["say", sentence, "-o", str(tmp_path / "said.wav"), "--seed", "1"]) == 0
-        wav, rate = soundfile.read(tmp_path / "said.wav", dtype="float32")
-        words += len(words_of(sentence))
-        errors += word_errors(words_of(sentence), recognize(wav, rate))
-    assert errors / words <= MAX_WORD_ERROR_RATE
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)

@@ -65,5 +65,5 @@ TINY = ModelConfig(
         ),
     ),
     voice_encoder=VoiceEncoderConfig(hidden_size=64, num_layers=2, embed_size=64),
-    sampling=SamplingConfig(temperature=0.5, cfg_weight=0.0, repetition_penalty=1.0, min_p=0.1, top_p=0.95),
+    sampling=SamplingConfig(temperature=0.5, cfg_weight=0.0, repetition_penalty=1.1, min_p=0.1, top_p=0.95),
 )
