@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # oneDNN keeps the compiled kernels of the last 1,024 shapes. Every new length of audio brings about a hundred, which
 # cost hundreds of MiB to keep and no measurable time to make again. Read when torch first convolves.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 __version__ = "0.1.0"
 __all__ = ["ChatterboxTTS", "ChatterboxVC", "__version__"]

@@ -48,7 +48,7 @@ def test_importing_the_package_loads_nothing_else():
     assert "chatterbox" in loaded and loaded.isdisjoint({"torch", "numpy", *HEAVY})
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "32"), ("7", "7")])
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
 def test_kernels_kept_per_shape_are_few_unless_the_user_says_otherwise(given, kept, monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.delenv(name, raising=False)
