@@ -54,6 +54,22 @@ def test_evaluation_sets_are_held_out(large: list[str]) -> None:
         corpus.evaluation_set("train")
 
 
+def test_word_lists_bring_rare_words_and_none_of_the_unseen(large: list[str]) -> None:
+    lists = corpus.word_lists(3_000, seed=13)
+    assert len(lists) == len(set(lists)) == 3_000
+    assert corpus.word_lists(50, seed=13) == lists[:50]
+    assert max(map(len, lists)) <= corpus.MAX_CHARS
+    occurring = {word for text in lists for word in corpus.words_of(text)}
+    rare = {word.lower() for word in corpus.rare_words()}
+    assert len(rare) >= 3_000
+    assert rare <= occurring
+    sentences = {word for sentence in large for word in corpus.words_of(sentence)}
+    assert not rare & sentences
+    for sentence in corpus.evaluation_set("unseen"):
+        assert set(corpus.words_of(sentence)) - sentences - occurring, sentence
+        assert not rare & set(corpus.words_of(sentence)), sentence
+
+
 def test_an_evaluation_sentence_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     first = corpus.sentences(10, seed=3)
     monkeypatch.setattr(corpus, "evaluation_set", lambda name: first[:1])

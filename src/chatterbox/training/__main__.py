@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
-from chatterbox.training.corpus import sentences
+from chatterbox.training.corpus import sentences, word_lists
 from chatterbox.training.export import export, trained_flow, warm_start
 from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
 from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
 from chatterbox.training.teacher import build, rotate
 from chatterbox.training.tiny import TINY
 
-NUM_ACOUSTIC, NUM_TEXT, NUM_HELD_OUT = 4800, 16000, 160
+NUM_ACOUSTIC, NUM_TEXT, NUM_WORD_LISTS, NUM_HELD_OUT = 4800, 16000, 3000, 160
 NUM_MADE_MELS = 1600
 STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 
 SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
-    "flow": Schedule(steps=10750, learning_rate=2e-3, warmup_steps=300),
-    "vocoder": Schedule(steps=7500, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
-    "t3": Schedule(steps=7150, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+    "flow": Schedule(steps=16500, learning_rate=2e-3, warmup_steps=300),
+    "vocoder": Schedule(steps=10600, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "t3": Schedule(steps=14000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
 
@@ -36,6 +36,7 @@ def make_data(work: Path) -> None:
     """Speak the corpus with flite: recordings for the acoustic stages, alignments for T3."""
     build(work / "acoustic", rotate(sentences(NUM_ACOUSTIC, seed=11), 1), with_audio=True)
     build(work / "t3", rotate(sentences(NUM_TEXT, seed=12), 2))
+    build(work / "words", rotate(word_lists(NUM_WORD_LISTS, seed=13), 2))
 
 
 def make_stage(name: str, work: Path) -> Stage:
@@ -64,7 +65,8 @@ def make_stage(name: str, work: Path) -> Stage:
     from chatterbox.training.text_to_speech import TextToSpeechStage
 
     aligned = load(work / "t3")
-    utterances, rest = Utterances(aligned[NUM_HELD_OUT:], scale), Utterances(aligned[:NUM_HELD_OUT], scale)
+    utterances = Utterances(aligned[NUM_HELD_OUT:] + load(work / "words"), scale)
+    rest = Utterances(aligned[:NUM_HELD_OUT], scale)
     return TextToSpeechStage(TINY.t3, utterances, rest, voices, schedule)
 
 

@@ -14,6 +14,7 @@ from .lexicon import Lexicon, lexicon, read_lines, read_sections
 
 MAX_CHARS = 110
 RANDOM_SHARE = 0.2  # of the sentences: unrelated words, so that every word form occurs
+RARE_SHARE = 0.7  # of the words of a word list
 _SLOT = re.compile(r"\{([^}]+)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=([A-Za-z']+|\d+))")
 _LIKE_CONSONANT = re.compile(r"(?i)(uni(?!m|n)|use|usual|util|euro|one\b|once\b|ewe)")
@@ -52,6 +53,28 @@ def sentences(count: int, seed: int) -> list[str]:
             seen.add(sentence)
             made.append(sentence)
     return made
+
+
+def word_lists(count: int, seed: int) -> list[str]:
+    """`count` distinct texts of three to seven unrelated words, most of them words that no sentence uses.
+
+    They teach spelling beyond the vocabulary of the sentences; none of them holds a word of the `unseen` set.
+    """
+    if count < 0:
+        raise ValueError(f"count is {count}: ask for 0 or more word lists")
+    writer = _Writer(random.Random(seed), lexicon())
+    made: dict[str, None] = {}
+    while len(made) < count:
+        text = writer.word_list()
+        if len(text) <= MAX_CHARS:
+            made[text] = None
+    return list(made)
+
+
+@cache
+def rare_words() -> list[str]:
+    """Less common words and names, none of them in the lexicon."""
+    return " ".join(read_sections("rare.txt")["rare"]).split()
 
 
 @cache
@@ -109,10 +132,21 @@ class _Writer:
             return str(rng.randint(1, 31))
         return str(rng.randint(1801, 1999)) if key == "years" else ""
 
+    def word_list(self) -> str:
+        rng, rare = self.rng, rare_words()
+        return self._unrelated(
+            [
+                self._draw("rare", rare) if rng.random() < RARE_SHARE else self._draw("vocabulary", self.vocabulary)
+                for _ in range(rng.randint(3, 7))
+            ]
+        )
+
     def _random_words(self) -> str:
-        rng = self.rng
-        words = [self._draw("vocabulary", self.vocabulary) for _ in range(rng.randint(3, 9))]
-        last = len(words) - 1
+        return self._unrelated([self._draw("vocabulary", self.vocabulary) for _ in range(self.rng.randint(3, 9))])
+
+    def _unrelated(self, words: list[str]) -> str:
+        """The words as a sentence, with a comma here and there."""
+        rng, last = self.rng, len(words) - 1
         text = " ".join(word + ("," if i < last and rng.random() < 0.08 else "") for i, word in enumerate(words))
         return text[0].upper() + text[1:] + rng.choices(".?!", (8, 1, 1))[0]
 

@@ -46,7 +46,7 @@ TINY = ModelConfig(
         ),
         flow=FlowConfig(
             speaker_embed_size=64,
-            num_steps=2,
+            num_steps=1,
             guidance_rate=0.0,
             noise_temperature=0.0,
             encoder=FlowEncoderConfig(
