@@ -209,6 +209,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.2
     min_p: float = 0.05
     top_p: float = 1.0
+    top_k: int = 0
     max_new_tokens: int = 1000  # 25 a second
 
     def __post_init__(self) -> None:
@@ -219,6 +220,8 @@ class SamplingConfig:
         check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"top_k must be a whole number from 0, got {self.top_k!r}; 0 turns it off")
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number from 1, got {self.max_new_tokens!r}; 1000 is 40 s")
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, check_range
-from chatterbox.generation.decode import DecodeRequest, stream
+from chatterbox.generation.decode import stream
+from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR, drop_invalid_tokens
 from chatterbox.models.t3 import T3

@@ -34,7 +34,7 @@ LEVELS = {
     "chatterbox": 8,
 }
 # `T3.inference` is upstream's name for what `generation.decode` does; it imports it when called.
-EXCEPTIONS = {("chatterbox.models.t3.t3", "chatterbox.generation.decode")}
+EXCEPTIONS = {("chatterbox.models.t3.t3", f"chatterbox.generation.{name}") for name in ("decode", "requests")}
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import DecodeRequest, allocate_cache, generate, prefill_embeds
-from chatterbox.generation.sampling import draw, guide, process
+from chatterbox.generation.decode import generate
+from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide, process
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.synthetic import uniform
@@ -47,11 +48,10 @@ def request_of(golden: dict[str, torch.Tensor], sampling: SamplingConfig, **opti
 def layer_outputs(t3: T3, embeds: torch.Tensor) -> torch.Tensor:
     """Last position's state: the input, every layer's output, the last one after the final norm."""
     states = [embeds[:, -1]]
-    positions = torch.arange(embeds.shape[1])
-    cos, sin = t3.tfmr.rotary(positions)
+    run = t3.tfmr.start(torch.arange(embeds.shape[1]))
     x = embeds
     for index, layer in enumerate(t3.tfmr.layers):
-        x = layer(x, cos, sin, positions, index, None)
+        x = layer(x, run, index)
         states.append(x[:, -1])
     states[-1] = t3.tfmr.norm(states[-1])
     return torch.stack(states)
@@ -135,7 +135,7 @@ def test_sampling_loop_probabilities(small: T3) -> None:
     probs = []
     for step, token in enumerate(tokens):
         logits = small.speech_head(small.tfmr(embeds, cache)[:, -1])
-        probs.append(process(guide(logits[:1], logits[1:], CFG_WEIGHT), seen, INFERENCE_SAMPLING)[0])
+        probs.append(process(guide(logits[:1], logits[1:], CFG_WEIGHT), seen, Knobs.of([INFERENCE_SAMPLING]))[0])
         seen[0, token] = True
         new = small.speech_emb(torch.tensor([[token]])) + small.speech_pos_emb.get_fixed_embedding(step + 1)
         embeds = new.expand(2, -1, -1)
@@ -158,7 +158,9 @@ def test_sampling_chain() -> None:
         rows = []
         for step, token in enumerate(golden[f"in.{index}.history"].tolist()):
             seen[0, token] = True
-            rows.append(process(guide(logits[step, :1], logits[step, 1:], sampling.cfg_weight), seen, sampling)[0])
+            rows.append(
+                process(guide(logits[step, :1], logits[step, 1:], sampling.cfg_weight), seen, Knobs.of([sampling]))[0]
+            )
         probs = torch.stack(rows)
         assert (probs > 0).sum(-1).tolist() == call["kept"]
         check("sampling_chain", f"out.{index}.probs", probs)
@@ -195,9 +197,16 @@ def test_draw_consumes_the_generator_as_upstream() -> None:
     logits = load_golden("sampling_chain")["in.0.logits"][0, :1]
     seen = torch.zeros_like(logits, dtype=torch.bool)
     torch.manual_seed(3)
-    expected = torch.multinomial(process(logits, seen, INFERENCE_SAMPLING), num_samples=1)
-    torch.manual_seed(3)
-    assert torch.equal(draw(logits, seen, INFERENCE_SAMPLING), expected)
+    knobs, noise = Knobs.of([INFERENCE_SAMPLING]), torch.ones_like(logits)
+    probabilities = process(logits, seen, knobs)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        expected = torch.multinomial(probabilities, num_samples=1)
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        exponential_noise(noise, [None], [False])
+        assert torch.equal(draw(logits, seen, knobs, noise), expected)
+        assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_state_dict_equals_the_manifest() -> None:

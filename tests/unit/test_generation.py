@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import DecodeRequest, generate
-from chatterbox.generation.sampling import draw, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, process
+from chatterbox.generation.decode import generate
+from chatterbox.generation.requests import DecodeRequest
+from chatterbox.generation.sampling import (
+    Knobs,
+    draw,
+    exponential_noise,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    process,
+)
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
@@ -178,13 +188,29 @@ def test_top_k_equals_transformers(logits: torch.Tensor, value: int) -> None:
 def test_switched_off_knobs_change_nothing(logits: torch.Tensor) -> None:
     seen = torch.ones(3, 200, dtype=torch.bool)
     off = SamplingConfig(temperature=1.0, repetition_penalty=1.0, min_p=0.0, top_p=1.0)
-    assert torch.equal(process(logits, seen, off), logits.softmax(-1))
+    assert torch.equal(process(logits, seen, Knobs.of([off] * 3)), logits.softmax(-1))
     assert torch.equal(keep_top_k(logits, 0), logits)
+
+
+def test_each_row_has_its_own_knobs(logits: torch.Tensor) -> None:
+    """A batch of different settings gives each row, bit by bit, what it gets alone."""
+    settings = [
+        SamplingConfig(temperature=0.7, repetition_penalty=1.3, min_p=0.1, top_p=0.9, top_k=20),
+        SamplingConfig(temperature=1.0, repetition_penalty=1.0, min_p=0.0, top_p=1.0),
+        SamplingConfig(temperature=0.0, repetition_penalty=1.2),
+    ]
+    seen = torch.rand(3, 200, generator=torch.Generator().manual_seed(3)) < 0.1
+    together = process(logits, seen, Knobs.of(settings))
+    for row, one in enumerate(settings):
+        part = slice(row, row + 1)
+        assert torch.equal(together[part], process(logits[part], seen[part], Knobs.of([one])))
+    assert (together[0] > 0).sum() <= 20
 
 
 def test_greedy_draws_nothing(logits: torch.Tensor) -> None:
     before = torch.get_rng_state()
-    seen = torch.zeros(3, 200, dtype=torch.bool)
-    tokens = draw(logits, seen, SamplingConfig(temperature=0.0))
+    seen, noise = torch.zeros(3, 200, dtype=torch.bool), torch.ones(3, 200)
+    exponential_noise(noise, [None] * 3, [True] * 3)
+    tokens = draw(logits, seen, Knobs.of([SamplingConfig(temperature=0.0, repetition_penalty=1.0)] * 3), noise)
     assert torch.equal(tokens, logits.argmax(-1, keepdim=True))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,1 +1,1 @@
-"""Drawing speech tokens: `sampling` (logits to probabilities) and `decode` (prefill, step, loop)."""
+"""Drawing speech tokens: `requests` (what is asked), `sampling` (logits to tokens), `decode` (the engine)."""

@@ -1,10 +1,14 @@
 """From logits to the next token, as pure functions.
 
 Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the draw. Does not know: models, caches, requests.
-All work on (..., V) tensors, return new tensors, and mark dropped tokens with -inf.
+All work on (N, V) tensors, return new tensors, and mark dropped tokens with -inf. A knob is a number, or one per row
+as an (N, 1) tensor; both give the same bits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,60 +16,112 @@ from torch import Tensor
 from chatterbox.config import SamplingConfig
 
 DROPPED = float("-inf")
+Knob = float | Tensor
 
 
-def guide(conditional: Tensor, unconditional: Tensor, cfg_weight: float) -> Tensor:
+@dataclass(frozen=True)
+class Knobs:
+    """Sampling settings of N requests, each (N, 1). None: no request uses it, so it costs nothing."""
+
+    temperature: Tensor  # 1 where greedy
+    greedy: Tensor  # bool
+    cfg_weight: Tensor | None
+    repetition_penalty: Tensor | None
+    min_p: Tensor | None
+    top_p: Tensor | None
+    top_k: Tensor | None
+
+    @classmethod
+    def of(cls, settings: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> Knobs:
+        def column(name: str, off: float) -> Tensor | None:
+            values = [getattr(one, name) for one in settings]
+            return None if all(value == off for value in values) else torch.tensor(values, device=device)[:, None]
+
+        temperature = torch.tensor([one.temperature for one in settings], device=device)[:, None]
+        greedy = temperature == 0.0
+        return cls(
+            temperature=temperature.masked_fill(greedy, 1.0),
+            greedy=greedy,
+            cfg_weight=column("cfg_weight", 0.0),
+            repetition_penalty=column("repetition_penalty", 1.0),
+            min_p=column("min_p", 0.0),
+            top_p=column("top_p", 1.0),
+            top_k=column("top_k", 0),
+        )
+
+
+def guide(conditional: Tensor, unconditional: Tensor, cfg_weight: Knob) -> Tensor:
     """Classifier-free guidance: ``cond + w * (cond - uncond)``."""
     return conditional + cfg_weight * (conditional - unconditional)
 
 
-def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens with ``seen`` (bool, (..., V)) less likely, once however often they occurred (Keskar et al. 2019)."""
-    if penalty == 1.0:
-        return logits
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Knob) -> Tensor:
+    """Make tokens with ``seen`` (bool, (N, V)) less likely, once however often they occurred (Keskar et al. 2019)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1.0 else logits / temperature
-
-
-def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+def keep_min_p(logits: Tensor, min_p: Knob) -> Tensor:
     """Drop tokens less likely than ``min_p`` times the likeliest (Nguyen et al. 2024)."""
-    if min_p <= 0.0:
-        return logits
     probs = logits.softmax(-1)
     top = probs.amax(-1, keepdim=True)
     return logits.masked_fill((probs < min_p * top) & (probs < top), DROPPED)
 
 
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+def keep_top_p(logits: Tensor, top_p: Knob) -> Tensor:
     """Drop the least likely tokens whose cumulative probability is at most ``1 - top_p`` (Holtzman et al. 2020)."""
-    if top_p >= 1.0:
-        return logits
     ascending, order = logits.sort(dim=-1, descending=False)
     drop = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     drop[..., -1] = False
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), DROPPED)
 
 
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+def keep_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     """Drop all but the ``top_k`` likeliest tokens (ties with the k-th stay); 0 keeps all."""
-    if top_k <= 0 or top_k >= logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], DROPPED)
+    size = logits.shape[-1]
+    rank = torch.as_tensor(top_k, device=logits.device).clamp(max=size)
+    last = rank.where(rank > 0, size).expand(*logits.shape[:-1], 1) - 1
+    return logits.masked_fill(logits < logits.sort(dim=-1, descending=True).values.gather(-1, last), DROPPED)
 
 
-def process(logits: Tensor, seen: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Probabilities of the next token, (..., V), from guided logits, in the order of the published model's loop."""
-    logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
-    logits = apply_temperature(logits, sampling.temperature)
-    logits = keep_min_p(logits, sampling.min_p)
-    return keep_top_p(logits, sampling.top_p).softmax(-1)
+def process(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
+    """Probabilities of the next token, (N, V), from guided logits, in the order of the published model's loop.
+
+    top-k, which that loop does not have, comes between min-p and top-p.
+    """
+    return _shape(_penalize(logits, seen, knobs), knobs)
 
 
-def draw(logits: Tensor, seen: Tensor, sampling: SamplingConfig, generator: torch.Generator | None = None) -> Tensor:
-    """Next token ids, (rows, 1), from guided logits (rows, V). Temperature 0 takes the likeliest and draws nothing."""
-    if sampling.temperature == 0.0:
-        return penalize_repetition(logits, seen, sampling.repetition_penalty).argmax(-1, keepdim=True)
-    return torch.multinomial(process(logits, seen, sampling), num_samples=1, generator=generator)
+def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor) -> Tensor:
+    """Next token ids, (N, 1), from guided logits (N, V) and `exponential_noise` (N, V).
+
+    The likeliest of ``probability / noise`` is a draw from the distribution, and the very one that `torch.multinomial`
+    makes of the same generator. Greedy rows take the likeliest.
+    """
+    penalized = _penalize(logits, seen, knobs)
+    scores = _shape(penalized, knobs) / noise
+    return torch.where(knobs.greedy, penalized, scores).argmax(-1, keepdim=True)
+
+
+def exponential_noise(out: Tensor, generators: Sequence[torch.Generator | None], greedy: Sequence[bool]) -> None:
+    """Fill rows of ``out`` (N, V) with draws of Exp(1) from their own generators (None: the global one).
+
+    Greedy rows draw nothing and keep what they hold.
+    """
+    for row, generator, likeliest in zip(out, generators, greedy, strict=True):
+        if not likeliest:
+            row.exponential_(generator=generator)
+
+
+def _penalize(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
+    return logits if knobs.repetition_penalty is None else penalize_repetition(logits, seen, knobs.repetition_penalty)
+
+
+def _shape(logits: Tensor, knobs: Knobs) -> Tensor:
+    logits = logits / knobs.temperature
+    if knobs.min_p is not None:
+        logits = keep_min_p(logits, knobs.min_p)
+    if knobs.top_k is not None:
+        logits = keep_top_k(logits, knobs.top_k)
+    if knobs.top_p is not None:
+        logits = keep_top_p(logits, knobs.top_p)
+    return logits.softmax(-1)

@@ -1,30 +1,71 @@
 """The contract between the backbone and a key-value cache.
 
-Owns: the `KVCache` interface. Does not know: models, sampling, where a cache's content came from.
+Owns: the `KVCache` interface and the mask that follows from it. Does not know: models, sampling, where a cache's
+content came from.
 
-Keys are stored after rotary embedding, so a cached key carries its position for good and positions are never
-renumbered: `length` counts the positions the sequence has had, not the slots in use.
+A pass over new positions is ``positions = cache.reserve(new_len)``, then one ``append`` per layer. Keys are stored
+after rotary embedding, so a cached key carries its position for good and positions are never renumbered: a length
+counts the positions a row has had, not the slots in use. Rows are sequences of their own, each with its own length.
 """
 
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+ALL_ROWS = slice(None)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Keys and values of consecutive positions of one row, all layers: each (layers, heads, positions, head_dim).
+
+    Independent of the cache it was taken from, and read-only: whoever gets one never writes to it.
+    """
+
+    keys: Tensor
+    values: Tensor
+    start: int  # position of the first
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def __getitem__(self, part: slice) -> Segment:
+        """The positions ``part``, counted from the segment's first, as a view."""
+        start, stop, step = part.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a segment is sliced position by position, got step {step}")
+        return Segment(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.start + start)
 
 
 class KVCache(abc.ABC):
-    """Keys and values of one or more rows, all layers. Shapes are (rows, heads, positions, head_dim)."""
+    """Keys and values of one or more rows, all layers."""
 
     @property
     @abc.abstractmethod
+    def row_lens(self) -> tuple[int, ...]:
+        """Logical length of each row: the position that its next key gets."""
+
+    @property
     def length(self) -> int:
-        """Logical length: the position that the next appended key gets."""
+        """Logical length of the longest row."""
+        return max(self.row_lens)
 
     @property
     @abc.abstractmethod
     def capacity(self) -> int:
-        """Largest logical length this cache accepts."""
+        """Largest logical length a row may reach."""
 
     @property
     @abc.abstractmethod
@@ -32,22 +73,49 @@ class KVCache(abc.ABC):
         """Bytes allocated for keys and values."""
 
     @abc.abstractmethod
+    def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
+        """Announce that every layer will append ``new_len`` positions to ``rows``. Mutates the cache.
+
+        Returns:
+            The absolute positions they get, (rows, new_len). Valid until the next call.
+
+        Raises:
+            ValueError: a row would outgrow `capacity`; nothing has changed then.
+        """
+
+    @abc.abstractmethod
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store new keys and values of one layer and return everything that layer may attend to. Mutates the cache.
+        """Store the reserved positions of one layer and return everything that layer may attend to.
+
+        Works on tensors alone, with addresses that do not change, so that it can be captured in a CUDA graph.
 
         Args:
-            layer: index of the layer; every layer is appended to once per step, in order.
+            layer: index of the layer; every layer is appended to once per `reserve`, in order.
             keys: (rows, heads, new, head_dim), rotary embedding applied.
             values: same shape.
 
         Returns:
             keys and values of shape (rows, heads, kept, head_dim), and the absolute position of each kept slot,
-            (kept,). They may be views of the cache's memory: valid until the next call that mutates it, and never to
-            be written to.
+            (kept,) or (rows, kept); slots that a row has not written have positions that it has not reached. The same
+            object for every layer of a pass where the layers keep the same positions. They may be views of the cache's
+            memory: valid until the next call that mutates it, and never to be written to.
+        """
+
+    @abc.abstractmethod
+    def load(self, row: int, *segments: Segment) -> None:
+        """Copy ``segments`` in, one after another from position 0, as the whole content of a row.
 
         Raises:
-            ValueError: the sequence would outgrow `capacity`.
+            ValueError: they do not follow one another from 0, or do not fit; nothing has changed then.
         """
+
+    @abc.abstractmethod
+    def segment(self, row: int, start: int, end: int) -> Segment:
+        """A copy of the positions ``start`` to ``end`` of a row. Raises ValueError if the row does not hold them."""
+
+    @abc.abstractmethod
+    def move_row(self, source: int, target: int) -> None:
+        """Make ``target`` a copy of ``source`` and ``source`` empty."""
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -59,16 +127,19 @@ class KVCache(abc.ABC):
 
     @abc.abstractmethod
     def clone_prefix(self, length: int, capacity: int | None = None) -> KVCache:
-        """An independent cache that holds copies of the first ``length`` positions."""
+        """An independent cache that holds copies of the first ``length`` positions of every row."""
 
     @abc.abstractmethod
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the layers disagree on their length or a stored value is not finite."""
+        """Raise RuntimeError if a layer missed an append or a stored value is not finite."""
 
 
 def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """Causal mask from absolute positions: (queries, keys), True where a query may look."""
-    return key_positions[None, :] <= query_positions[:, None]
+    """Causal mask from absolute positions, True where a query may look.
+
+    (rows, queries) and (keys,) or (rows, keys) to (rows, 1, queries, keys); the 1 is for the heads.
+    """
+    return (key_positions[..., None, :] <= query_positions[..., None])[:, None]
 
 
 def require_room(length: int, new_len: int, capacity: int) -> None:
@@ -78,3 +149,20 @@ def require_room(length: int, new_len: int, capacity: int) -> None:
             f"key-value cache is full: {length} + {new_len} positions, capacity {capacity}; "
             "allocate a larger capacity or lower max_new_tokens"
         )
+
+
+def require_chain(segments: tuple[Segment, ...]) -> int:
+    """Length of segments that follow one another from position 0; raises ValueError if they do not."""
+    end = 0
+    for segment in segments:
+        if segment.start != end:
+            raise ValueError(f"a segment starts at position {segment.start}, expected {end}: segments must be in order")
+        end = segment.end
+    return end
+
+
+def require_finite(keys: Tensor, values: Tensor) -> None:
+    """Raise RuntimeError when a stored key or value is not finite."""
+    for name, part in (("key", keys), ("value", values)):
+        if not torch.isfinite(part).all():
+            raise RuntimeError(f"the cache holds a {name} that is not finite")

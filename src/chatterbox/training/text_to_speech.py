@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chatterbox.config import T3Config
 from chatterbox.models.t3 import T3
-from chatterbox.models.t3.backbone import rotate
+from chatterbox.models.t3.backbone import Pass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.training.codes import SILENCE, SYMBOL_NAMES, to_symbols
 from chatterbox.training.loop import Schedule, Stage
@@ -228,22 +228,19 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
     def _run(self, x: Tensor, offset: int, batch: TextToSpeechBatch) -> tuple[Tensor, Tensor]:
         """The backbone's forward with the attention guide on one head of two layers."""
         backbone = self.module.tfmr
-        positions = torch.arange(x.shape[1], device=x.device)
-        cos, sin = backbone.rotary(positions)
+        run = backbone.start(torch.arange(x.shape[1], device=x.device))
         guide_loss = x.new_zeros(())
         for index, layer in enumerate(backbone.layers):
             if batch.guide_weight > 0.0 and index in GUIDED_LAYERS:
-                guide_loss = guide_loss + self._guide_loss(layer, x, cos, sin, batch.guide, offset)
-            x = layer(x, cos, sin, positions, index, None)
+                guide_loss = guide_loss + self._guide_loss(layer, x, run, batch.guide, offset)
+            x = layer(x, run, index)
         return backbone.norm(x), guide_loss
 
-    def _guide_loss(
-        self, layer: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor, guide: Tensor, offset: int
-    ) -> Tensor:
+    def _guide_loss(self, layer: torch.nn.Module, x: Tensor, run: Pass, guide: Tensor, offset: int) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         size = attention.head_dim
-        query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
-        key = rotate((normed @ attention.k_proj.weight[:size].T)[:, None], cos, sin)[:, 0]
+        query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], run.cos, run.sin)[:, 0]
+        key = rotate((normed @ attention.k_proj.weight[:size].T)[:, None], run.cos, run.sin)[:, 0]
         scores = query @ key.transpose(1, 2) / size**0.5  # (B, T, T)
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(-1)[:, offset:, offset:]

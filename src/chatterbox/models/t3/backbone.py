@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache, position_mask
+from chatterbox.models.t3.linear import SharedInput, project
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -34,7 +35,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class Attention(nn.Module):
+class Pass:
+    """One run over new positions: what all layers share."""
+
+    def __init__(self, positions: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> None:
+        """``positions``: (B, T) or (T,), absolute; ``cos`` and ``sin``: (..., T, head_dim / 2) of them."""
+        self.positions, self.cos, self.sin, self.cache = positions, cos, sin, cache
+        self._masked: Tensor | None = None  # the key positions that the mask is for
+
+    def mask(self, key_positions: Tensor) -> Tensor:
+        """(B, 1, T, keys), computed once for all layers that keep the same positions."""
+        if self._masked is not key_positions:
+            self._masked, self._mask = key_positions, position_mask(self.positions, key_positions)
+        return self._mask
+
+
+class Attention(SharedInput):
+    JOINED = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
@@ -44,26 +62,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, head_dim)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layer: int, cache: KVCache | None
-    ) -> Tensor:
-        query = rotate(self._heads(self.q_proj(x)), cos, sin)
-        key = rotate(self._heads(self.k_proj(x)), cos, sin)
-        value = self._heads(self.v_proj(x))
-        if cache is None:
+    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+        query, key, value = (  # (B, H, T, head_dim)
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project_joined(x)
+        )
+        query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
+        if run.cache is None:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            key, value, key_positions = cache.append(layer, key, value)
-            # One new position may look at everything that is kept.
-            mask = None if x.shape[1] == 1 else position_mask(positions, key_positions)
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+            key, value, key_positions = run.cache.append(layer, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
+        return project(mixed.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(SharedInput):
+    JOINED = ("gate_proj", "up_proj")
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -71,7 +85,8 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project_joined(x)
+        return project(F.silu(gate) * up, self.down_proj.weight)
 
 
 class Layer(nn.Module):
@@ -82,10 +97,8 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layer: int, cache: KVCache | None
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, positions, layer, cache)
+    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), run, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -102,26 +115,31 @@ class LlamaBackbone(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (T, head_dim / 2), of absolute positions (T,)."""
-        angles = positions[:, None].float() * self.rope_freqs.float()
+    def start(self, positions: Tensor, cache: KVCache | None = None) -> Pass:
+        """A pass over absolute positions, (B, T) or (T,) where all rows have the same."""
+        angles = positions[..., None].float() * self.rope_freqs.float()
+        if positions.ndim == 2:
+            angles = angles[:, None]  # (B, 1, T, head_dim / 2), the same for all heads
         dtype = self.norm.weight.dtype
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return Pass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache)
 
-    def forward(self, embeds: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, embeds: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
         """Run the stack over new positions.
 
         Args:
             embeds: (B, T, hidden_size); they get the positions that follow the cache's content, or 0.. without one.
             cache: appended to, layer by layer; None computes attention over ``embeds`` alone.
+            positions: (B, T), what the caller's own `KVCache.reserve` gave for the rows of ``embeds``; None reserves
+                here, for all rows.
 
         Returns:
             (B, T, hidden_size), after the final norm.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)
-        cos, sin = self.rotary(positions)
+        if positions is None:
+            num_new = embeds.shape[1]
+            positions = torch.arange(num_new, device=embeds.device) if cache is None else cache.reserve(num_new)
+        run = self.start(positions, cache)
         x = embeds
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, positions, index, cache)
+            x = layer(x, run, index)
         return self.norm(x)

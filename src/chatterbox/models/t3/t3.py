@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.backbone import LlamaBackbone
+from chatterbox.models.t3.linear import project
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
 
@@ -61,18 +63,25 @@ class T3(nn.Module):
             prompt_emb = self.embed_speech(tokens.to(self.device))
         return self.cond_enc(t3_cond, prompt_emb)
 
+    def check_text_len(self, num_tokens: int) -> None:
+        """Raise ValueError when a text is longer than the learned positions."""
+        limit = self.text_pos_emb.emb.num_embeddings
+        if num_tokens > limit:
+            raise ValueError(
+                f"text of {num_tokens} tokens is longer than the model's {limit} positions; split it into sentences"
+            )
+
+    def predict_speech(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) to logits (..., speech vocabulary)."""
+        return project(hidden, self.speech_head.weight)
+
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """(B, S) ids to (B, S, hidden), positions added.
 
         Raises:
             ValueError: more tokens than learned text positions.
         """
-        limit = self.text_pos_emb.emb.num_embeddings
-        if text_tokens.shape[1] > limit:
-            raise ValueError(
-                f"text of {text_tokens.shape[1]} tokens is longer than the model's {limit} positions; "
-                "split it into sentences"
-            )
+        self.check_text_len(text_tokens.shape[1])
         return self.text_emb(text_tokens) + self.text_pos_emb(text_tokens)
 
     def embed_speech(self, speech_tokens: Tensor) -> Tensor:
@@ -170,10 +179,13 @@ class T3(nn.Module):
         length_penalty: float = 1.0,
         repetition_penalty: float = 1.2,
         cfg_weight: float = 0.5,
+        past_key_values: KVCache | None = None,
         use_cache: bool = True,
+        cache_offset: int | None = None,
+        return_cache: bool = False,
         seed: int | None = None,
-    ) -> Tensor:
-        """Draw speech tokens for one text. Upstream's signature, plus ``use_cache`` and ``seed``.
+    ) -> Tensor | tuple[Tensor, KVCache]:
+        """Draw speech tokens for one text. Upstream's signature, plus the cache and ``seed``.
 
         Args:
             text_tokens: (S,) or (rows, S) ids of one text, with start and stop; further rows are ignored, guidance
@@ -181,17 +193,23 @@ class T3(nn.Module):
             max_new_tokens: at most this many tokens (default: the speech position table's length).
             stop_on_eos: stop at the stop token, which is part of the result.
             do_sample: False is greedy, like ``temperature=0``.
+            past_key_values: what an earlier call returned: the text continues that sequence, and nothing of it is
+                computed again. It is written to; where it is too small, a larger copy takes its place.
             use_cache: False recomputes the whole sequence at every step: slow, what all else is checked against.
+            cache_offset: keep this many positions of ``past_key_values``, at least the conditioning prefix
+                (``hp.cond_len``); None keeps all.
+            return_cache: return the cache too.
             seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
 
         Returns:
-            (1, N) ids.
+            (1, N) ids; with ``return_cache`` also the cache, which holds all but the last of them.
 
         Raises:
             ValueError: a knob out of range, text without start or stop token, or longer than the position tables.
         """
         # On the model because callers know it there; the loop itself is one layer up.
-        from chatterbox.generation.decode import DecodeRequest, generate
+        from chatterbox.generation.decode import decode
+        from chatterbox.generation.requests import DecodeRequest
 
         for name, value, supported in (
             ("prepend_prompt_speech_tokens", prepend_prompt_speech_tokens, None),
@@ -201,6 +219,8 @@ class T3(nn.Module):
         ):
             if value is not supported and value != supported:
                 raise ValueError(f"{name} must be {supported}, got {value!r}; no published model uses it")
+        if return_cache and not use_cache:
+            raise ValueError("return_cache needs use_cache=True; without a cache there is none to return")
         request = DecodeRequest(
             t3_cond=t3_cond,
             text_tokens=text_tokens,
@@ -215,7 +235,8 @@ class T3(nn.Module):
             stop_on_eos=stop_on_eos,
             seed=seed,
         )
-        return generate(self, request, use_cache=use_cache)[None]
+        tokens, cache = decode(self, request, use_cache=use_cache, past=past_key_values, kept_len=cache_offset)
+        return (tokens[None], cache) if return_cache else tokens[None]
 
 
 def _keep(latents: Tensor, lens: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""What the decode engine is asked for: one text in one voice, checked, as embeddings, and the cache that fits it.
+
+Owns: the layout and the lengths of a request, the doubled start token. Does not know: rows of other requests, sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chatterbox.config import SamplingConfig
+from chatterbox.kvcache import KVCache, policy
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.t3.t3 import T3
+
+NUM_START_TOKENS = 2  # the start token enters twice: the published weights are driven this way
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One text to speak.
+
+    text_tokens: (S,) or (rows, S) ids with start and stop; row 0 counts. max_new_tokens: None is as many as the model
+    has positions for. seed: None draws from torch's global generator.
+    """
+
+    t3_cond: T3Cond
+    text_tokens: Tensor
+    sampling: SamplingConfig
+    max_new_tokens: int | None = None
+    stop_on_eos: bool = True
+    seed: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return 2 if self.sampling.cfg_weight > 0.0 else 1
+
+
+def checked_limit(t3: T3, request: DecodeRequest) -> int:
+    """Number of tokens this request may draw; raises ValueError if it cannot be served."""
+    text = torch.atleast_2d(request.text_tokens)[0]
+    for name, token in (("start", t3.hp.start_text_token), ("stop", t3.hp.stop_text_token)):
+        if not (text == token).any():
+            raise ValueError(f"text_tokens lack the {name} token {token}; pad it on before generating")
+    if (worst := int(text.max())) >= t3.hp.text_tokens_dict_size or int(text.min()) < 0:
+        raise ValueError(f"text token {worst} is outside of the vocabulary of {t3.hp.text_tokens_dict_size}")
+    t3.check_text_len(len(text))
+    limit = t3.hp.max_speech_tokens if request.max_new_tokens is None else request.max_new_tokens
+    if not 1 <= limit <= t3.hp.max_speech_tokens:
+        raise ValueError(f"max_new_tokens must be from 1 to the model's {t3.hp.max_speech_tokens}, got {limit}")
+    return limit
+
+
+def required_capacity(t3: T3, request: DecodeRequest) -> int:
+    """Positions that a request may come to hold; raises ValueError as `checked_limit`."""
+    text_len = torch.atleast_2d(request.text_tokens).shape[1]
+    return t3.hp.cond_len + text_len + NUM_START_TOKENS + checked_limit(t3, request)
+
+
+def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
+    """(rows, cond_len + S + 2, hidden): rows is 2 with guidance, else 1. Both start tokens are at speech position 0."""
+    rows = request.num_rows
+    text = torch.atleast_2d(request.text_tokens)[:1].to(t3.device).long().expand(rows, -1)
+    start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)
+    embeds, _ = t3.prepare_input_embeds(
+        t3_cond=request.t3_cond, text_tokens=text, speech_tokens=start, cfg_weight=request.sampling.cfg_weight
+    )
+    return torch.cat([embeds, embeds[:, -1:]], dim=1)
+
+
+def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache:
+    """An empty cache of a policy that fits this model."""
+    backbone, weight = t3.hp.backbone, t3.speech_head.weight
+    return policy(cache_policy)(
+        backbone.num_layers,
+        rows,
+        backbone.num_heads,
+        backbone.head_dim,
+        capacity,
+        dtype=weight.dtype,
+        device=weight.device,
+    )

@@ -1,0 +1,56 @@
+"""Products with weight matrices when there are few rows, as in decoding.
+
+Owns: which product reads the weights faster, and several layers of one input stored as one matrix. Does not know: what
+the layers are for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# So few rows go through `weight @ x.T` on CPUs, which reads the weights faster than `F.linear` (benchmarks/linear.py).
+# Fixed, not probed: a probe under load would choose differently in the next process, and the two differ in last bits.
+FEW_ROWS = range(2, 17)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` of (..., in) and (out, in)."""
+    rows = x.numel() // x.shape[-1]
+    if x.device.type == "cpu" and rows in FEW_ROWS:
+        return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
+    return F.linear(x, weight)
+
+
+class SharedInput(nn.Module):
+    """Base of a module with several bias-free linear layers of one input: their weights lie in one matrix.
+
+    The layers keep their names and are views of it, so state dicts are as published. Subclasses name them in
+    ``JOINED``.
+    """
+
+    JOINED: tuple[str, ...]
+
+    def _apply(self, *args, **kwargs) -> SharedInput:  # what .to(), .half() and .cuda() go through
+        module = super()._apply(*args, **kwargs)
+        self._joined = None
+        return module
+
+    def project_joined(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of all joined layers."""
+        layers = [getattr(self, name) for name in self.JOINED]
+        if torch.is_grad_enabled():
+            return tuple(F.linear(x, layer.weight) for layer in layers)
+        joined = getattr(self, "_joined", None)
+        if joined is None or joined.data_ptr() != layers[0].weight.data_ptr():
+            joined = self._join(layers)
+        return project(x, joined).split([layer.out_features for layer in layers], dim=-1)
+
+    def _join(self, layers: list[nn.Linear]) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for training
+            joined = torch.cat([layer.weight for layer in layers])
+            for layer, part in zip(layers, joined.split([layer.out_features for layer in layers]), strict=True):
+                layer.weight.data = part
+        self._joined = joined
+        return joined
