@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatterbox.generation.prefix import PrefixSource, RowPrefixes
 from chatterbox.generation.requests import (
     DecodeRequest,
     allocate_cache,
     checked_limit,
     prefill_embeds,
     required_capacity,
+    start_embeds,
 )
 from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide
 from chatterbox.kvcache import KVCache
@@ -37,10 +39,29 @@ def generate(t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_po
     return decode(t3, request, use_cache=use_cache, cache_policy=cache_policy)[0]
 
 
-def stream(t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_policy: str = "static") -> Iterator[int]:
-    """Yield the tokens of one request as they are drawn; the stop token is the last."""
+def stream(
+    t3: T3,
+    request: DecodeRequest,
+    *,
+    use_cache: bool = True,
+    cache_policy: str = "static",
+    prefixes: PrefixSource | None = None,
+) -> Iterator[int]:
+    """Yield the tokens of one request as they are drawn; the stop token is the last.
+
+    ``prefixes``: where what comes before the start tokens is looked up, and kept; None computes it for this request
+    alone, as does ``use_cache=False``.
+    """
     capacity = required_capacity(t3, request)
-    yield from _run(t3, request, allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None)
+    if not use_cache:
+        yield from _run(t3, request, None)
+        return
+    cache = allocate_cache(t3, request.num_rows, capacity, cache_policy)
+    if prefixes is None:
+        yield from _run(t3, request, cache)
+        return
+    with prefixes.acquire(request) as prefix:
+        yield from _run(t3, request, cache, prefix=prefix)
 
 
 def decode(
@@ -73,7 +94,7 @@ def decode(
         _check_past(t3, request, past, kept_len)
         capacity += kept_len - t3.hp.cond_len
         cache = past if capacity <= past.capacity else past.clone_prefix(kept_len, capacity)
-    tokens = list(_run(t3, request, cache, kept_len))
+    tokens = list(_run(t3, request, cache, kept_len=kept_len))
     return torch.tensor(tokens, dtype=torch.long, device=t3.device), cache
 
 
@@ -92,9 +113,16 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
         )
 
 
-def _run(t3: T3, request: DecodeRequest, cache: KVCache | None, kept_len: int = 0) -> Iterator[int]:
+def _run(
+    t3: T3,
+    request: DecodeRequest,
+    cache: KVCache | None,
+    *,
+    kept_len: int = 0,
+    prefix: RowPrefixes | None = None,
+) -> Iterator[int]:
     engine = DecodeEngine(t3, cache)
-    engine.join(request, kept_len=kept_len)
+    engine.join(request, kept_len=kept_len, prefix=prefix)
     while engine.num_requests:
         for _, token in engine.step():
             yield token
@@ -162,20 +190,25 @@ class DecodeEngine:
         return sum(slot.request.num_rows for slot in self._slots)
 
     @torch.inference_mode()
-    def join(self, request: DecodeRequest, *, kept_len: int = 0) -> int:
+    def join(self, request: DecodeRequest, *, kept_len: int = 0, prefix: RowPrefixes | None = None) -> int:
         """Take a request in: run its prefix, so that the next `step` draws its first token. Returns its handle.
 
         ``kept_len``: positions that its rows of the cache already hold and that stay; what comes after them is
         forgotten. With any, the conditioning is taken to be among them, and only text and start tokens are run.
+        ``prefix``: of `PrefixSource.acquire` for this request; only the start tokens are run. It may be released after.
 
         Raises:
             ValueError: as `checked_limit`, or the cache lacks the rows or the capacity. The engine is as before then.
         """
         limit = checked_limit(self.t3, request)
-        embeds = prefill_embeds(self.t3, request)[:, self.t3.hp.cond_len if kept_len else 0 :]
         rows = slice(self.num_rows, self.num_rows + request.num_rows)
+        if prefix is not None:
+            embeds, kept_len = start_embeds(self.t3, request.num_rows), prefix.length
+        else:
+            embeds = prefill_embeds(self.t3, request)[:, self.t3.hp.cond_len if kept_len else 0 :]
         if self.cache is not None:
-            self._make_room(rows, kept_len, embeds.shape[1] + limit)
+            self._require_room(rows, kept_len, embeds.shape[1] + limit)
+            self._place(rows, kept_len, prefix)
         logits = self._run_prefix(embeds, rows)
         generator = None
         if request.seed is not None:
@@ -222,7 +255,7 @@ class DecodeEngine:
         self._remove(ended)
         return drawn
 
-    def _make_room(self, rows: slice, kept_len: int, new_len: int) -> None:
+    def _require_room(self, rows: slice, kept_len: int, new_len: int) -> None:
         available = len(self.cache.row_lens)
         if rows.stop > available:
             raise ValueError(
@@ -234,11 +267,15 @@ class DecodeEngine:
                 f"the request may take {kept_len} + {new_len} positions, the cache has {self.cache.capacity}; "
                 "allocate a larger capacity or lower max_new_tokens"
             )
-        if kept_len:
+
+    def _place(self, rows: slice, kept_len: int, prefix: RowPrefixes | None) -> None:
+        """Bring the rows to the content that the request begins with."""
+        if kept_len and prefix is None:
             self.cache.crop(kept_len)
-        else:
-            for row in range(rows.start, rows.stop):
-                self.cache.load(row)
+            return
+        segments = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
+        for row, parts in enumerate(segments, rows.start):
+            self.cache.load(row, *parts)
 
     def _run_prefix(self, embeds: Tensor, rows: slice) -> Tensor:
         """Logits (request rows, V) after the prefix."""

@@ -67,7 +67,13 @@ def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
     embeds, _ = t3.prepare_input_embeds(
         t3_cond=request.t3_cond, text_tokens=text, speech_tokens=start, cfg_weight=request.sampling.cfg_weight
     )
-    return torch.cat([embeds, embeds[:, -1:]], dim=1)
+    return torch.cat([embeds[:, :-1], start_embeds(t3, rows)], dim=1)
+
+
+def start_embeds(t3: T3, rows: int) -> Tensor:
+    """(rows, 2, hidden): what follows a request's text."""
+    start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)
+    return t3.embed_speech(start).repeat(1, NUM_START_TOKENS, 1)
 
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache:

@@ -41,6 +41,9 @@ class Segment:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def clone(self) -> Segment:
+        return Segment(self.keys.clone(), self.values.clone(), self.start)
+
     def __getitem__(self, part: slice) -> Segment:
         """The positions ``part``, counted from the segment's first, as a view."""
         start, stop, step = part.indices(len(self))

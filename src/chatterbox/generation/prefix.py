@@ -1,0 +1,117 @@
+"""T3's beginnings through the prefix cache: what a voice and a text have computed before is not computed again.
+
+Owns: which positions may be shared by whom, and how a missing part is computed. Does not know: budgets, threads,
+eviction.
+
+    conditional row      [conditioning][emotion][text ................][start start][speech ...
+    unconditional row    [conditioning][emotion][no text, same length  ][start start][speech ...
+
+Conditioning up to the emotion is one segment for every exaggeration and both rows. The unconditional row's text part is
+zeros plus learned positions: it depends on the voice and the length alone, and a shorter one begins every longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from chatterbox.generation.requests import DecodeRequest, allocate_cache
+from chatterbox.kvcache.base import Segment
+from chatterbox.kvcache.keys import content_hash, weights_fingerprint
+from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
+from chatterbox.kvcache.prefix import NO_TEXT, Label
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.t3.t3 import T3
+
+Segments = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class RowPrefixes:
+    """Leased segments of each row of a request, all up to its start tokens. Use it in a ``with`` block."""
+
+    leases: tuple[Lease, ...]
+
+    @property
+    def rows(self) -> tuple[Segments, ...]:
+        return tuple(lease.segments for lease in self.leases)
+
+    @property
+    def length(self) -> int:
+        """Positions of each row."""
+        return self.rows[0][-1].end
+
+    @property
+    def num_served(self) -> int:
+        """Positions of all rows that did not have to be computed."""
+        return sum(lease.num_served for lease in self.leases)
+
+    def release(self) -> None:
+        for lease in self.leases:
+            lease.release()
+
+    def __enter__(self) -> RowPrefixes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class PrefixSource:
+    """One T3 and the manager that keeps its beginnings."""
+
+    def __init__(self, t3: T3, manager: GlobalKVCacheManager) -> None:
+        self.t3, self.manager = t3, manager
+        weight = t3.speech_head.weight
+        self._model = f"{weights_fingerprint(t3)} {weight.dtype} {weight.device.type}"
+
+    def voice_of(self, cond: T3Cond) -> str:
+        """Name by content of all that shapes a voice's positions before the emotion."""
+        return content_hash(self._model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
+
+    def acquire(self, request: DecodeRequest) -> RowPrefixes:
+        """Lease, and compute where needed, all that comes before a request's start tokens."""
+        cond, voice, emotion = request.t3_cond, self.voice_of(request.t3_cond), emotion_label(request.t3_cond)
+        text = torch.atleast_2d(request.text_tokens)[0].tolist()
+        rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
+        leases: list[Lease] = []
+        try:
+            with self.manager.acquire(voice, [emotion], lambda known: self._conditioning(cond, known)) as base:
+                for labels, spoken in rows[: request.num_rows]:
+                    fill = partial(self._text, text, spoken, base.segments)
+                    leases.append(self.manager.acquire(voice, [emotion, *labels], fill))
+        except BaseException:
+            RowPrefixes(tuple(leases)).release()
+            raise
+        return RowPrefixes(tuple(leases))
+
+    @torch.inference_mode()
+    def _conditioning(self, cond: T3Cond, known: Segments) -> Segment:
+        return self._compute(self.t3.prepare_conditioning(cond), 0, known, len_of(known))
+
+    @torch.inference_mode()
+    def _text(self, text: list[int], spoken: bool, base: Segments, known: Segments) -> Segment:
+        ids = torch.tensor([text], device=self.t3.device)
+        embeds = self.t3.embed_text(ids) if spoken else self.t3.text_pos_emb(ids)[None]  # (1, S, hidden)
+        # The manager may not know the base any more, but this request holds it.
+        return self._compute(embeds, len_of(base), max(base, known, key=len_of), len_of(known))
+
+    def _compute(self, embeds: Tensor, first: int, before: Segments, start: int) -> Segment:
+        """Positions from ``start`` on of ``embeds`` (1, T, hidden), whose first is ``first``; ``before`` is known."""
+        done, end = len_of(before), first + embeds.shape[1]
+        cache = allocate_cache(self.t3, 1, end)
+        cache.load(0, *before)
+        self.t3.tfmr(embeds[:, done - first :], cache)
+        return cache.segment(0, start, end)
+
+
+def len_of(segments: Segments) -> int:
+    return sum(map(len, segments))
+
+
+def emotion_label(cond: T3Cond) -> Label:
+    return "emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0])

@@ -1,0 +1,46 @@
+"""Names by content: what a segment's values depend on, as a short hash.
+
+Owns: hashes of tensors and of a module's weights. Does not know: trees, tiers, what a voice is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+NUM_SAMPLES = 512  # of each weight
+
+
+def content_hash(*parts: Tensor | str | None) -> str:
+    """Hex digest of the parts' values, shapes, dtypes and order. Tensors may be on any device."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{tuple(part.shape)} {part.dtype};".encode())
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{part!r};".encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def weights_fingerprint(module: nn.Module) -> str:
+    """Hex digest that tells checkpoints apart: names, shapes, dtypes, evenly spread values and the sum of every weight.
+
+    The same on every machine for the same file; reads the weights once.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(module.state_dict().items()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // NUM_SAMPLES)].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)};".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bit_sum(flat: Tensor) -> int:
+    """Sum of the bit patterns, which is exact and so does not depend on the order of the sum."""
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return int(flat.contiguous().view(width).sum(dtype=torch.int64))

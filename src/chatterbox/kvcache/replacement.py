@@ -1,0 +1,37 @@
+"""Who leaves a full prefix cache first: one function per policy, lowest value first.
+
+Owns: the value of a node. Does not know: budgets, tiers. A new policy is one function and one line in `REPLACEMENT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chatterbox.kvcache.prefix import Node
+
+Value = tuple[float, ...]
+
+
+def lru(node: Node) -> Value:
+    """Least recently used."""
+    return (node.last_use,)
+
+
+def lfu(node: Node) -> Value:
+    """Least frequently used, the less recent of two."""
+    return (node.num_uses, node.last_use)
+
+
+def cost(node: Node) -> Value:
+    """Cheapest to lose: milliseconds to compute, times how often it was wanted, per byte."""
+    return (node.fill_ms * node.num_uses / node.segment.nbytes, node.last_use)
+
+
+REPLACEMENT: dict[str, Callable[[Node], Value]] = {"cost": cost, "lfu": lfu, "lru": lru}
+
+
+def replacement(name: str) -> Callable[[Node], Value]:
+    """The policy called ``name``. Raises ValueError if there is none."""
+    if name not in REPLACEMENT:
+        raise ValueError(f"replacement {name!r} does not exist; choose from {', '.join(sorted(REPLACEMENT))}")
+    return REPLACEMENT[name]
