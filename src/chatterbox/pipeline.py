@@ -6,6 +6,7 @@ weights, recordings or overrides come from.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, check_range
 from chatterbox.generation.decode import stream
+from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR, drop_invalid_tokens
@@ -26,6 +28,8 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.text import speakable
 from chatterbox.watermark import apply_watermark
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,12 @@ def speak(
     request: SpeechRequest,
     *,
     on_token: Callable[[int], None] | None = None,
+    prefixes: PrefixSource | None = None,
 ) -> SpeechResult:
-    """Speak ``request.text``; ``on_token`` is told how many speech tokens were drawn so far. Safe from several threads.
+    """Speak ``request.text``. Safe from several threads.
+
+    ``on_token`` is told how many speech tokens were drawn so far. ``prefixes``, of ``t3``, keeps what a later request
+    of the same voice or text need not compute again.
 
     Raises:
         TypeError: the text is not a string.
@@ -81,7 +89,7 @@ def speak(
     """
     started = time.perf_counter()
     voice = request.conditionals.with_exaggeration(request.exaggeration)
-    tokens = draw_speech_tokens(t3, tokenizer, voice, request, on_token)
+    tokens = draw_speech_tokens(t3, tokenizer, voice, request, on_token, prefixes)
     codes = valid_codes(tokens)
     if not len(codes):
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
@@ -102,6 +110,7 @@ def draw_speech_tokens(
     voice: Conditionals,
     request: SpeechRequest,
     on_token: Callable[[int], None] | None = None,
+    prefixes: PrefixSource | None = None,
 ) -> Tensor:
     """Speech tokens of the request's text, (N,) on the CPU, as drawn: the stop token and strays included."""
     text_tokens = tokenizer.text_to_tokens(speakable(request.text))[0]  # (S,)
@@ -114,10 +123,12 @@ def draw_speech_tokens(
         seed=request.seed,
     )
     drawn: list[int] = []
-    for token in stream(t3, decode, use_cache=request.use_cache):
+    for token in stream(t3, decode, use_cache=request.use_cache, prefixes=prefixes):
         drawn.append(token)
         if on_token is not None:
             on_token(len(drawn))
+    if prefixes is not None and request.use_cache:
+        logger.info(prefixes.manager.summary())
     return torch.tensor(drawn, dtype=torch.long)
 
 

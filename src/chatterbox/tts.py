@@ -20,6 +20,8 @@ from chatterbox.conditioning import (
     prepare_conditionals,
 )
 from chatterbox.config import SamplingConfig
+from chatterbox.generation.prefix import PrefixSource
+from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
@@ -58,7 +60,9 @@ class ChatterboxTTS:
         conds: Conditionals | None = None,
         *,
         sampling: SamplingConfig = _UPSTREAM,
+        cache: GlobalKVCacheManager | None = None,
     ) -> None:
+        """``cache``: where voices' and texts' beginnings are kept; several models may share one. None makes one."""
         self.sr = S3GEN_SR
         self.t3 = t3
         self.s3gen = s3gen
@@ -67,6 +71,7 @@ class ChatterboxTTS:
         self.device = device
         self.conds = conds
         self.sampling = sampling
+        self._prefixes = PrefixSource(t3, cache)
 
     @classmethod
     def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxTTS:
@@ -144,7 +149,20 @@ class ChatterboxTTS:
         if conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
         request = SpeechRequest(text, conds, sampling, exaggeration, seed, use_cache, watermark)
-        return speak(self.t3, self.s3gen, self.tokenizer, request).audio
+        return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
+
+    def get_cache_hit_rate(self) -> float:
+        """Share of T3's prefix positions that did not have to be computed, 0 to 1."""
+        return self._prefixes.manager.stats()["hit_rate"]
+
+    def cache_stats(self) -> dict[str, float]:
+        """Counters of the prefix cache by name: tokens, bytes and milliseconds; see docs/kvcache.md."""
+        return self._prefixes.manager.stats()
+
+    def clear_cache(self) -> None:
+        """Forget all voices' and texts' beginnings; needed only after a change of ``t3``'s weights."""
+        self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
+        self._prefixes.manager.clear()
 
     def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
         prompt_len = self.t3.hp.speech_cond_prompt_len

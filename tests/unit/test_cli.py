@@ -192,7 +192,7 @@ def test_composed_defaults_are_the_dataclasses():
 
 def test_every_setting_of_the_dataclasses_is_in_yaml():
     knobs = {"temperature": 0.5, "cfg_weight": 0.25, "repetition_penalty": 1.5, "min_p": 0.1, "top_p": 0.75}
-    given = {**knobs, "max_new_tokens": 5}
+    given = {**knobs, "top_k": 40, "max_new_tokens": 5}
     assert given.keys() == SamplingConfig.__dataclass_fields__.keys()
     overrides = [f"sampling.{key}={value}" for key, value in given.items()]
     say = {"voice": "v.wav", "exaggeration": 0.75, "seed": 5, "use_cache": False, "watermark": False}

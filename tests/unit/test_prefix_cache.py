@@ -82,7 +82,7 @@ def test_tree_refuses_gaps_and_drops_only_what_is_free() -> None:
 
 
 def test_a_second_lookup_computes_nothing() -> None:
-    manager = GlobalKVCacheManager()
+    manager = GlobalKVCacheManager(budget_bytes=2**20)
     with manager.acquire("a", "xyz", fill_of("a", tuple("xyz"))) as first:
         assert first.num_served == 0
     with manager.acquire("a", "xyz", pytest.fail) as second:
@@ -135,7 +135,7 @@ def test_replacement_policies_differ() -> None:
     assert survivor("lru") == "b"
     assert survivor("lfu") == "a"
     with pytest.raises(ValueError, match="replacement 'fifo' does not exist; choose from cost, lfu, lru"):
-        GlobalKVCacheManager(replacement_policy="fifo")
+        GlobalKVCacheManager(budget_bytes=1, replacement_policy="fifo")
 
 
 def test_a_pinned_voice_keeps_its_own_part() -> None:
@@ -196,7 +196,7 @@ def test_ten_threads_one_fill(budget: int) -> None:
 
 
 def test_a_fill_that_raises_wakes_its_waiters_with_the_error_and_leaves_nothing() -> None:
-    manager, waiting = GlobalKVCacheManager(), threading.Semaphore(0)
+    manager, waiting = GlobalKVCacheManager(budget_bytes=2**20), threading.Semaphore(0)
 
     def broken(known):
         for _ in range(3):
@@ -237,7 +237,7 @@ def t3() -> T3:
 
 @pytest.fixture
 def source(t3: T3) -> PrefixSource:
-    return PrefixSource(t3, GlobalKVCacheManager())
+    return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20))
 
 
 def test_shared_beginnings_change_no_token(t3: T3, source: PrefixSource) -> None:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from chatterbox.config import SamplingConfig
+from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.pipeline import SpeechRequest, speak, valid_codes
 from chatterbox.tts import ChatterboxTTS
@@ -71,6 +72,38 @@ def test_without_seed_the_global_generator_decides(small_tts):
 def test_cache_changes_nothing(small_tts):
     assert torch.equal(say(small_tts, cfg_weight=0.0), say(small_tts, cfg_weight=0.0, use_cache=False))
     assert torch.equal(say(small_tts), say(small_tts, use_cache=False))
+
+
+def test_a_warm_voice_is_served_from_the_cache(small_folder, reference_wav):
+    tts = ChatterboxTTS.from_local(small_folder, "cpu")
+    assert tts.get_cache_hit_rate() == 0.0
+    first = say(tts)
+    cold = tts.cache_stats()
+    assert torch.equal(first, say(tts))
+    warm = tts.cache_stats()
+    assert warm["tokens_computed"] == cold["tokens_computed"] > 0
+    assert warm["hits"] == cold["hits"] + 3  # the voice, its text, its empty text
+    assert 0.5 <= tts.get_cache_hit_rate() == warm["hit_rate"]
+    uncached = say(tts, audio_prompt_path=reference_wav, use_cache=False)
+    assert tts.cache_stats() == warm
+    assert torch.equal(say(tts, audio_prompt_path=reference_wav), uncached)
+    assert tts.cache_stats()["voices"] == 2
+    tts.clear_cache()
+    assert tts.cache_stats()["bytes"] == 0
+    assert torch.equal(first, say(tts))
+
+
+def test_models_may_share_one_cache(small_tts):
+    cache = GlobalKVCacheManager(budget_bytes=2**24)
+    one, two = (
+        ChatterboxTTS(
+            small_tts.t3, small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu", small_tts.conds,
+            sampling=small_tts.sampling, cache=cache,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    assert torch.equal(say(one), say(two))
+    assert cache.stats()["hits"] == 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
 
 Segments = tuple[Segment, ...]
+SHARE_OF_WEIGHTS = 8
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,24 @@ class RowPrefixes:
 
 
 class PrefixSource:
-    """One T3 and the manager that keeps its beginnings."""
+    """One T3 and the manager that keeps its beginnings. Its weights must not change any more."""
 
-    def __init__(self, t3: T3, manager: GlobalKVCacheManager) -> None:
+    def __init__(self, t3: T3, manager: GlobalKVCacheManager | None = None) -> None:
+        """``manager``: None makes one whose budget is an eighth of the model's own size."""
+        if manager is None:
+            size = sum(weight.nbytes for weight in t3.parameters())
+            manager = GlobalKVCacheManager(budget_bytes=size // SHARE_OF_WEIGHTS)
         self.t3, self.manager = t3, manager
-        weight = t3.speech_head.weight
-        self._model = f"{weights_fingerprint(t3)} {weight.dtype} {weight.device.type}"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return weights_fingerprint(self.t3)
 
     def voice_of(self, cond: T3Cond) -> str:
         """Name by content of all that shapes a voice's positions before the emotion."""
-        return content_hash(self._model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
+        weight = self.t3.speech_head.weight
+        model = f"{self._fingerprint} {weight.dtype} {weight.device.type}"
+        return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
         """Lease, and compute where needed, all that comes before a request's start tokens."""

@@ -1,8 +1,19 @@
-"""Key-value caches for T3: one contract (`base`), one file per policy, names in `factory`."""
+"""Key-value caches for T3: one contract (`base`), one file per policy, names in `factory`; beginnings shared by
+requests are kept by the `manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.factory import POLICIES, policy
+from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
 from chatterbox.kvcache.static import StaticKVCache
 
-__all__ = ["POLICIES", "DynamicKVCache", "KVCache", "Segment", "StaticKVCache", "policy"]
+__all__ = [
+    "POLICIES",
+    "DynamicKVCache",
+    "GlobalKVCacheManager",
+    "KVCache",
+    "Lease",
+    "Segment",
+    "StaticKVCache",
+    "policy",
+]

@@ -23,7 +23,6 @@ from chatterbox.kvcache.stats import CacheStats
 logger = logging.getLogger(__name__)
 
 Fill = Callable[[tuple[Segment, ...]], Segment]
-DEFAULT_BUDGET = 256 * 2**20
 
 
 @dataclass(eq=False)
@@ -60,7 +59,7 @@ class _Flight:
 class GlobalKVCacheManager:
     """Thread-safe store of sequence beginnings, bounded in bytes at every moment."""
 
-    def __init__(self, *, budget_bytes: int = DEFAULT_BUDGET, replacement_policy: str = "cost") -> None:
+    def __init__(self, *, budget_bytes: int, replacement_policy: str = "cost") -> None:
         if budget_bytes < 0:
             raise ValueError(f"budget_bytes must be 0 or more, got {budget_bytes}; 0 keeps nothing")
         self.budget_bytes = budget_bytes
