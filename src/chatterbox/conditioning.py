@@ -44,6 +44,20 @@ class Conditionals:
         gen = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.gen.items()}
         return Conditionals(self.t3.to(device=device), gen)
 
+    def clone(self) -> Conditionals:
+        """A copy that shares nothing."""
+        fields = {field.name: getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)}
+        return Conditionals(
+            T3Cond(**{key: _cloned(value) for key, value in fields.items()}),
+            {key: _cloned(value) for key, value in self.gen.items()},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        values = [getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)] + list(self.gen.values())
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
         """The same voice with another emotion (0.5 is neutral)."""
         emotion = torch.full((1, 1, 1), float(exaggeration), device=self.t3.speaker_emb.device)
@@ -135,6 +149,10 @@ def _read_safetensors(path: str | Path, map_location: str | torch.device) -> dic
         part, _, name = key.partition(".")
         parts[part][name] = value.to(map_location)
     return parts
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _restored(value: Any) -> Any:

@@ -6,6 +6,7 @@ Owns: upstream's names, signatures and defaults, nothing else.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.pipeline import SpeechRequest, speak
 from chatterbox.text import punc_norm
+from chatterbox.voice_cache import VoiceCache
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
 
@@ -72,6 +74,7 @@ class ChatterboxTTS:
         self.conds = conds
         self.sampling = sampling
         self._prefixes = PrefixSource(t3, cache)
+        self._voices = VoiceCache()
 
     @classmethod
     def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxTTS:
@@ -160,10 +163,11 @@ class ChatterboxTTS:
         return self._prefixes.manager.stats()
 
     def clear_cache(self) -> None:
-        """Forget all voices' and texts' beginnings; needed only after a change of ``t3``'s weights."""
-        self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
+        """Forget all recordings, and all voices' and texts' beginnings. Needed only after a change of weights."""
+        self._voices.clear()
         self._prefixes.manager.clear()
+        self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
 
     def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
-        prompt_len = self.t3.hp.speech_cond_prompt_len
-        return prepare_conditionals(self.s3gen, self.ve, reference, prompt_len=prompt_len, exaggeration=exaggeration)
+        make = partial(prepare_conditionals, self.s3gen, self.ve, prompt_len=self.t3.hp.speech_cond_prompt_len)
+        return self._voices.get(reference, make).with_exaggeration(exaggeration)

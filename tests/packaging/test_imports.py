@@ -24,6 +24,7 @@ LEVELS = {
     "chatterbox.generation": 3,
     "chatterbox.conditioning": 3,
     "chatterbox.checkpoints": 4,
+    "chatterbox.voice_cache": 4,
     "chatterbox.pipeline": 5,
     "chatterbox.streaming": 5,
     "chatterbox.tts": 6,

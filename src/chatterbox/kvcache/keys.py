@@ -13,13 +13,16 @@ from torch import Tensor, nn
 NUM_SAMPLES = 512  # of each weight
 
 
-def content_hash(*parts: Tensor | str | None) -> str:
+def content_hash(*parts: Tensor | bytes | str | None) -> str:
     """Hex digest of the parts' values, shapes, dtypes and order. Tensors may be on any device."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)} {part.dtype};".encode())
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(part.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, bytes):
+            digest.update(f"{len(part)} bytes;".encode())
+            digest.update(part)
         else:
             digest.update(f"{part!r};".encode())
     return digest.hexdigest()

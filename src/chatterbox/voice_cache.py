@@ -1,0 +1,116 @@
+"""Voices that were heard before: the same recording is not decoded, resampled or encoded a second time.
+
+Owns: recordings by content, the byte budget, one preparation at a time for one recording. Does not know: how a voice is
+made of a recording.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox.conditioning import Conditionals, Reference
+from chatterbox.kvcache.keys import content_hash
+
+DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
+
+
+class VoiceCache:
+    """Conditionals by the content of their recording, the least recently used leave first. Thread-safe."""
+
+    def __init__(self, *, budget_bytes: int = DEFAULT_BUDGET) -> None:
+        if budget_bytes < 0:
+            raise ValueError(f"budget_bytes must be 0 or more, got {budget_bytes}; 0 keeps nothing")
+        self.budget_bytes = budget_bytes
+        self.hits = self.misses = 0
+        self._voices: OrderedDict[str, Conditionals] = OrderedDict()
+        self._under_way: dict[str, Future[Conditionals]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        with self._lock:
+            return sum(voice.nbytes for voice in self._voices.values())
+
+    def get(
+        self, reference: Reference, make: Callable[[Reference], Conditionals], *, source_rate: int | None = None
+    ) -> Conditionals:
+        """The voice of a recording, as a copy of the caller's own.
+
+        Args:
+            reference: a file, or samples at ``source_rate`` Hz.
+            make: prepares the voice of the recording it is given. Threads that ask for the same recording wait for one
+                call, and get what it raises.
+        """
+        key, reference = identify(reference, source_rate)
+        if key is None:
+            return make(reference)
+        with self._lock:
+            voice = self._voices.get(key)
+            if voice is not None:
+                self.hits += 1
+                self._voices.move_to_end(key)
+                return voice.clone()
+            result = self._under_way.get(key)
+            makes = result is None
+            if makes:
+                self.misses += 1
+                result = self._under_way[key] = Future()
+            else:
+                self.hits += 1
+        if makes:
+            try:
+                voice = make(reference)
+            except BaseException as error:
+                self._finish(key)
+                result.set_exception(error)
+                raise
+            self._finish(key, voice)
+            result.set_result(voice)
+        return result.result().clone()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._voices.clear()
+
+    def _finish(self, key: str, voice: Conditionals | None = None) -> None:
+        with self._lock:
+            del self._under_way[key]
+            if voice is None or voice.nbytes > self.budget_bytes:
+                return
+            self._voices[key] = voice
+            held = sum(one.nbytes for one in self._voices.values())
+            while held > self.budget_bytes:
+                held -= self._voices.popitem(last=False)[1].nbytes
+
+
+def identify(reference: Reference, source_rate: int | None = None) -> tuple[str | None, Reference]:
+    """Name by content of a recording, and the recording; None where it cannot be read, which preparing it will report.
+
+    An open file is read to its end: what comes back stands in for it.
+    """
+    if isinstance(reference, Tensor):
+        return content_hash(reference, str(source_rate)), reference
+    if isinstance(reference, np.ndarray):
+        if reference.dtype.kind not in "fiub":
+            return None, reference
+        return content_hash(torch.from_numpy(np.ascontiguousarray(reference)), str(source_rate)), reference
+    if hasattr(reference, "read"):
+        content = reference.read()
+        return content_hash(content), io.BytesIO(content)
+    if isinstance(reference, (str, os.PathLike)):
+        try:
+            with open(reference, "rb") as file:
+                return content_hash(file.read()), reference
+        except OSError:
+            return None, reference
+    return None, reference
