@@ -1,0 +1,67 @@
+"""How fast do few rows read weights? `F.linear` against the product that `chatterbox.models.t3.linear` takes on CPUs.
+
+``python benchmarks/linear.py -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published size, both
+ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHAPES = ((3072, 1024), (1024, 1024), (8192, 1024), (1024, 4096))  # joined q/k/v, o, joined gate/up, down
+COPIES = 6  # layers' worth, so that no cache holds them
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "F.linear(x, W)": F.linear,
+    "(W @ x.T).T": lambda x, weight: (weight @ x.T).T,
+}
+
+
+@torch.inference_mode()
+def measure(rows: int, repeats: int) -> dict[str, float]:
+    """GB/s by way."""
+    weights = [torch.randn(shape) for shape in SHAPES * COPIES]
+    inputs = {shape[1]: torch.randn(rows, shape[1]) for shape in SHAPES}
+    nbytes = sum(weight.nbytes for weight in weights)
+    speeds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(repeats + 1):
+        for name, product in WAYS.items():
+            started = time.perf_counter()
+            for weight in weights:
+                product(inputs[weight.shape[1]], weight)
+            speeds[name].append(nbytes / (time.perf_counter() - started) / 1e9)
+    return {name: round(statistics.median(values[1:]), 2) for name, values in speeds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    result = {
+        "gigabytes_per_second": {rows: measure(rows, arguments.repeats) for rows in (1, 2, 4, 8, 16, 32)},
+        "environment": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+    for rows, speeds in result["gigabytes_per_second"].items():
+        print(f"{rows:3d} rows  " + "  ".join(f"{name} {speed:5.1f} GB/s" for name, speed in speeds.items()))
+    print(json.dumps(result))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
