@@ -27,8 +27,8 @@ SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
     "flow": Schedule(steps=15600, learning_rate=2e-3, warmup_steps=300),
-    "vocoder": Schedule(steps=9200, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
-    "t3": Schedule(steps=12200, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+    "vocoder": Schedule(steps=8800, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "t3": Schedule(steps=12000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
 
