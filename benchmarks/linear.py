@@ -1,7 +1,7 @@
 """How fast do few rows read weights? `F.linear` against the product that `chatterbox.models.t3.linear` takes on CPUs.
 
-``python benchmarks/linear.py -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published size, both
-ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth.
+``python benchmarks/linear.py -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published size,
+both ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth.
 """
 
 from __future__ import annotations

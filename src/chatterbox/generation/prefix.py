@@ -89,10 +89,12 @@ class PrefixSource:
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
         try:
-            with self.manager.acquire(voice, [emotion], lambda known: self._conditioning(cond, known)) as base:
+            with self.manager.acquire(
+                voice, [emotion], partial(self._conditioning, cond), device=self.t3.device
+            ) as base:
                 for labels, spoken in rows[: request.num_rows]:
                     fill = partial(self._text, text, spoken, base.segments)
-                    leases.append(self.manager.acquire(voice, [emotion, *labels], fill))
+                    leases.append(self.manager.acquire(voice, [emotion, *labels], fill, device=self.t3.device))
         except BaseException:
             RowPrefixes(tuple(leases)).release()
             raise

@@ -11,6 +11,7 @@ counts the positions a row has had, not the slots in use. Rows are sequences of 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,12 @@ class Segment:
 
     def clone(self) -> Segment:
         return Segment(self.keys.clone(), self.values.clone(), self.start)
+
+    @classmethod
+    def join(cls, segments: Sequence[Segment]) -> Segment:
+        """One segment of several that follow one another, as a copy."""
+        keys = torch.cat([part.keys for part in segments], dim=2)
+        return cls(keys, torch.cat([part.values for part in segments], dim=2), segments[0].start)
 
     def __getitem__(self, part: slice) -> Segment:
         """The positions ``part``, counted from the segment's first, as a view."""

@@ -1,10 +1,12 @@
 """`GlobalKVCacheManager`: one prefix cache for all threads of a process.
 
-Owns: the lock, leases, single-flight fills, the byte budget, counters. Does not know: models; whoever asks says how to
-compute what is missing.
+Owns: the lock, leases, single-flight fills, the byte budgets of the tiers and who moves between them, counters. Does
+not know: models; whoever asks says how to compute what is missing.
 
 A beginning is found, or computed by the first thread that asks for it while the others wait; its lease keeps it in the
 tree until it is released. What does not fit into the budget is computed and handed out all the same, and not kept.
+
+    on the device  --demote-->  packed in host memory  --evict-->  forgotten, or on disk, where every fill was written
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from chatterbox.kvcache.base import Segment
+from chatterbox.kvcache.compression import codec as codec_called
+from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.prefix import Label, Match, Node, PrefixTree
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.stats import CacheStats
@@ -59,12 +65,28 @@ class _Flight:
 class GlobalKVCacheManager:
     """Thread-safe store of sequence beginnings, bounded in bytes at every moment."""
 
-    def __init__(self, *, budget_bytes: int, replacement_policy: str = "cost") -> None:
-        if budget_bytes < 0:
-            raise ValueError(f"budget_bytes must be 0 or more, got {budget_bytes}; 0 keeps nothing")
-        self.budget_bytes = budget_bytes
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        host_bytes: int = 0,
+        host_codec: str = "none",
+        disk: DiskTier | None = None,
+        replacement_policy: str = "cost",
+    ) -> None:
+        """Args:
+        budget_bytes: on the device.
+        host_bytes: for what leaves the device; 0 forgets it.
+        host_codec: how it is packed there: "none" (exact) or "int8" (a quarter of float32; an error of up to 1/254).
+        disk: also write what is computed, and look there before computing; None does neither.
+        replacement_policy: who leaves first: "cost", "lfu" or "lru".
+        """
+        for name, value in (("budget_bytes", budget_bytes), ("host_bytes", host_bytes)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}; 0 keeps nothing")
+        self.budget_bytes, self.host_bytes, self.disk = budget_bytes, host_bytes, disk
         self._value = replacement(replacement_policy)
-        self._tree = PrefixTree()
+        self._tree = PrefixTree(codec_called(host_codec))
         self._flights: dict[tuple[str, tuple[Label, ...]], _Flight] = {}
         self._pinned: set[str] = set()
         self._lock = threading.Lock()
@@ -73,11 +95,11 @@ class GlobalKVCacheManager:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes held now, on the device and in host memory."""
         with self._lock:
-            return self._tree.nbytes
+            return self._tree.nbytes + self._tree.packed_nbytes
 
-    def acquire(self, voice: str, labels: Sequence[Label], fill: Fill) -> Lease:
+    def acquire(self, voice: str, labels: Sequence[Label], fill: Fill, *, device: torch.device | str = "cpu") -> Lease:
         """Lease the beginning ``labels`` of a voice, computing what is not known of it.
 
         Args:
@@ -85,11 +107,12 @@ class GlobalKVCacheManager:
             labels: one per position after the conditioning.
             fill: gets the known segments, returns the rest up to the last label as one segment. Called without the
                 lock, by one thread at a time for the same beginning; what it raises reaches all that wait for it.
+            device: where segments from disk go.
         """
         labels = tuple(labels)
         while True:
             with self._lock:
-                known = self._tree.match(voice, labels)
+                known = self._known(voice, labels)
                 if known.is_whole:
                     self._stats.hits += 1
                     return self._served(known.segments, known.node, known.fill_ms)
@@ -98,9 +121,9 @@ class GlobalKVCacheManager:
                 if leads:
                     flight = self._flights[voice, labels] = _Flight()
                     if known.node is not None:
-                        known.node.num_holders += 1  # what is to be continued must not go meanwhile
+                        self._tree.hold(known.node)  # what is to be continued must not go meanwhile
             if leads:
-                return self._fill(flight, voice, labels, known, fill)
+                return self._fill(flight, voice, labels, known, fill, device)
             flight.done.wait()
             if flight.error is not None:
                 raise flight.error
@@ -110,7 +133,7 @@ class GlobalKVCacheManager:
                     return self._served(flight.segments, None, 0.0)
 
     def pin(self, voice: str) -> None:
-        """Never drop the voice's own part: conditioning, emotions, empty text. Its texts come and go as others'."""
+        """Keep the voice's own part on the device: conditioning, emotions, empty text. Its texts come and go."""
         with self._lock:
             self._pinned.add(voice)
 
@@ -119,17 +142,20 @@ class GlobalKVCacheManager:
             self._pinned.discard(voice)
 
     def clear(self) -> None:
-        """Drop all that nobody holds, pinned or not."""
+        """Forget all that nobody holds, pinned or not. Files on disk stay: `DiskTier.clear` removes them."""
         with self._lock:
             self._pinned.clear()
-            self._evict(self._tree.nbytes)
+            while free := [node for node in self._tree.nodes() if not node.num_holders]:
+                self._tree.drop(free[0])
 
     def stats(self) -> dict[str, float]:
-        """Counters (`CacheStats`), bytes, entries and budget, all of one moment."""
+        """Counters (`CacheStats`), bytes, entries and budgets, all of one moment."""
         with self._lock:
             return {
                 **self._stats.as_dict(),
                 "bytes": self._tree.nbytes,
+                "host_bytes": self._tree.packed_nbytes,
+                "disk_bytes": 0 if self.disk is None else self.disk.nbytes,
                 "entries": len(self._tree),
                 "voices": len(self._tree.voices()),
                 "budget_bytes": self.budget_bytes,
@@ -147,9 +173,28 @@ class GlobalKVCacheManager:
     def check_integrity(self) -> None:
         """Raise RuntimeError if the books do not balance."""
         with self._lock:
-            held = sum(node.segment.nbytes for node in self._tree.nodes())
-            if held != self._tree.nbytes or held > self.budget_bytes:
-                raise RuntimeError(f"{held} bytes held, {self._tree.nbytes} in the books, budget {self.budget_bytes}")
+            held = [0, 0]
+            for node in self._tree.nodes():
+                held[node.is_resident] += node.nbytes
+            if held != [self._tree.packed_nbytes, self._tree.nbytes]:
+                raise RuntimeError(f"{held} bytes held, {[self._tree.packed_nbytes, self._tree.nbytes]} in the books")
+            if self._tree.nbytes > self.budget_bytes or self._tree.packed_nbytes > self.host_bytes:
+                raise RuntimeError(f"{held[::-1]} bytes held, budgets {[self.budget_bytes, self.host_bytes]}")
+
+    def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
+        """What the tree knows, brought back to the device as far as there is room."""
+        known = self._tree.match(voice, labels)
+        for node in known.nodes:
+            if node.is_resident:
+                continue
+            self._tree.hold(known.node)  # room is not to be made by what is asked for
+            fits = self._make_room(node.stored.unpacked_nbytes)
+            self._tree.let_go(known.node)
+            if not fits:
+                break
+            self._tree.unpack(node)
+            self._stats.promotions += 1
+        return known
 
     def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
         num_served = sum(map(len, segments))
@@ -160,25 +205,39 @@ class GlobalKVCacheManager:
 
     def _leased(self, segments: tuple[Segment, ...], num_served: int, node: Node | None) -> Lease:
         if node is not None:
-            self._tree.touch(node)
-            node.num_holders += 1
+            self._tree.hold(node)
         return Lease(segments, num_served, self, node)
 
-    def _fill(self, flight: _Flight, voice: str, labels: tuple[Label, ...], known: Match, fill: Fill) -> Lease:
+    def _fill(
+        self,
+        flight: _Flight,
+        voice: str,
+        labels: tuple[Label, ...],
+        known: Match,
+        fill: Fill,
+        device: torch.device | str,
+    ) -> Lease:
         started = time.perf_counter()
         try:
-            rest = fill(known.segments)
-            fill_ms = 1000 * (time.perf_counter() - started)
+            rest = self._from_disk(voice, labels, len(known), device)
+            from_disk = rest is not None
+            if not from_disk:
+                rest = fill(known.segments)
+            elapsed_ms = 1000 * (time.perf_counter() - started)
             with self._lock:
                 self._stats.lookups += 1
-                self._stats.fills += 1
-                self._stats.fill_ms += fill_ms
                 self._stats.saved_ms += known.fill_ms
-                self._stats.tokens_served += len(known)
-                self._stats.tokens_computed += len(rest)
-                node = self._kept(voice, labels, rest, fill_ms)
+                if from_disk:
+                    self._stats.disk_hits += 1
+                    self._stats.disk_ms += elapsed_ms
+                else:
+                    self._stats.fills += 1
+                    self._stats.fill_ms += elapsed_ms
+                self._stats.tokens_served += len(known) + len(rest) * from_disk
+                self._stats.tokens_computed += len(rest) * (not from_disk)
+                node = self._kept(voice, labels, rest, elapsed_ms)
                 flight.segments = (*known.segments, rest)
-                return self._leased(flight.segments, len(known), node)
+                lease = self._leased(flight.segments, len(known) + len(rest) * from_disk, node)
         except BaseException as error:
             flight.error = error
             with self._lock:
@@ -187,9 +246,34 @@ class GlobalKVCacheManager:
         finally:
             with self._lock:
                 if known.node is not None:
-                    known.node.num_holders -= 1
+                    self._tree.let_go(known.node)
                 del self._flights[voice, labels]
             flight.done.set()
+        if not from_disk:
+            try:
+                self._to_disk(voice, labels, lease.segments)
+            except BaseException:
+                lease.release()
+                raise
+        return lease
+
+    def _from_disk(
+        self, voice: str, labels: tuple[Label, ...], num_known: int, device: torch.device | str
+    ) -> Segment | None:
+        """What is missing of a beginning, if the disk has it."""
+        if self.disk is None:
+            return None
+        stored = self.disk.load(disk_key(voice, labels), device)
+        return None if stored is None else stored[num_known:]
+
+    def _to_disk(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
+        """Files hold whole beginnings, so that each is of use alone."""
+        if self.disk is None:
+            return
+        started = time.perf_counter()
+        self.disk.store(disk_key(voice, labels), Segment.join(segments))
+        with self._lock:
+            self._stats.disk_ms += 1000 * (time.perf_counter() - started)
 
     def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
         """The node of what was computed; None if the budget does not allow it."""
@@ -207,20 +291,43 @@ class GlobalKVCacheManager:
         return None
 
     def _make_room(self, nbytes: int) -> bool:
-        missing = self._tree.nbytes + nbytes - self.budget_bytes
-        return missing <= 0 or (nbytes <= self.budget_bytes and self._evict(missing))
-
-    def _evict(self, nbytes: int) -> bool:
-        """Drop free nodes, least valuable first, until ``nbytes`` are freed; False if there are not enough."""
-        freed = 0
-        while freed < nbytes:
+        """Move nodes off the device, least valuable first, until ``nbytes`` fit; False if they cannot."""
+        if nbytes > self.budget_bytes:
+            return False
+        while self._tree.nbytes + nbytes > self.budget_bytes:
             pinned = {id(node) for node in self._own_parts()}
-            free = [node for node in self._tree.nodes() if node.is_free and id(node) not in pinned]
+            free = [
+                node
+                for node in self._tree.nodes()
+                if node.is_resident
+                and not node.num_holders
+                and id(node) not in pinned
+                and not any(child.is_resident for child in node.children.values())
+            ]
             if not free:
                 return False
-            freed += (dropped := self._tree.drop(min(free, key=self._value)))
+            self._demote(min(free, key=self._value))
+        return True
+
+    def _demote(self, node: Node) -> None:
+        if self.host_bytes:
+            packed = self._tree.codec.pack(node.stored)
+            if self._make_host_room(packed.nbytes):
+                self._tree.pack(node, packed)
+                self._stats.demotions += 1
+                return
+        self._tree.drop(node)
+        self._stats.evictions += 1
+
+    def _make_host_room(self, nbytes: int) -> bool:
+        if nbytes > self.host_bytes:
+            return False
+        while self._tree.packed_nbytes + nbytes > self.host_bytes:
+            free = [n for n in self._tree.nodes() if not n.is_resident and not n.num_holders and not n.children]
+            if not free:
+                return False
+            self._tree.drop(min(free, key=self._value))
             self._stats.evictions += 1
-            self._stats.evicted_bytes += dropped
         return True
 
     def _own_parts(self) -> list[Node]:
@@ -235,5 +342,10 @@ class GlobalKVCacheManager:
     def _release(self, lease: Lease) -> None:
         with self._lock:
             if lease._node is not None:
-                lease._node.num_holders -= 1
+                self._tree.let_go(lease._node)
                 lease._node = None
+
+
+def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
+    """Name of a beginning on disk; the same in every process, because a voice's name is its content."""
+    return f"{voice} {labels!r}"

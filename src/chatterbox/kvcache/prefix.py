@@ -1,11 +1,13 @@
 """What T3 has computed for the beginnings of sequences: a tree of read-only segments, one per voice.
 
-Owns: the tree, its splitting at shared beginnings, who may be dropped. Does not know: locks, budgets, how a segment is
-computed, what a label stands for.
+Owns: the tree, its splitting at shared beginnings, which of two tiers a node is in, who is held. Does not know: locks,
+budgets, how a segment is computed, what a label stands for.
 
 A voice's root holds the positions of its conditioning. After it, every position has a label, and sequences with the
 same labels have the same keys and values: the emotion, then text tokens, or `NO_TEXT` for each position of the
 unconditional row's empty text, so that a longer one contains every shorter one.
+
+A node is resident (a segment on the device) or packed (by a codec, in host memory).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chatterbox.kvcache.base import Segment
+from chatterbox.kvcache.compression import Codec, Packed
 
 Label = Hashable
 NO_TEXT = "no text"
@@ -21,45 +24,63 @@ NO_TEXT = "no text"
 
 @dataclass(eq=False)
 class Node:
-    """Consecutive positions of one beginning, and what it is worth.
-
-    A node is dropped only when nothing continues it and nobody holds it. Whoever holds a node holds all before it.
-    """
+    """Consecutive positions of one beginning, and what they are worth."""
 
     labels: tuple[Label, ...]  # one per position; none for a root
-    segment: Segment
+    stored: Segment | Packed
     parent: Node | None
     fill_ms: float  # time it took to compute
     children: dict[Label, Node] = field(default_factory=dict)
-    num_holders: int = 0
+    num_holders: int = 0  # of this node and of all that continue it
     num_uses: int = 0
     last_use: int = 0
 
     @property
-    def is_free(self) -> bool:
-        return not self.children and self.num_holders == 0
+    def is_resident(self) -> bool:
+        return isinstance(self.stored, Segment)
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    @property
+    def num_positions(self) -> int:
+        return len(self.stored) if isinstance(self.stored, Segment) else self.stored.num_positions
+
+    def path(self) -> Iterator[Node]:
+        """This node and all before it, up to the root."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.parent
 
 
 @dataclass(frozen=True)
 class Match:
-    """The longest known part of a beginning: its segments in order from position 0, and the node they end in."""
+    """The longest known part of a beginning: its segments in order from position 0, and the nodes they are of."""
 
     segments: tuple[Segment, ...]
-    node: Node | None  # None: the voice is unknown
+    nodes: tuple[Node, ...]  # empty: the voice is unknown
     is_whole: bool
     fill_ms: float  # what the segments once took to compute
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
+    @property
+    def node(self) -> Node | None:
+        return self.nodes[-1] if self.nodes else None
+
 
 class PrefixTree:
     """Beginnings by voice. Not thread-safe: the manager's lock is around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.nbytes = 0  # of resident nodes
+        self.packed_nbytes = 0
         self._roots: dict[str, Node] = {}
         self._clock = 0
-        self.nbytes = 0
 
     def __len__(self) -> int:
         return sum(1 for _ in self.nodes())
@@ -76,22 +97,26 @@ class PrefixTree:
         return list(self._roots)
 
     def match(self, voice: str, labels: Sequence[Label]) -> Match:
-        """What is known of a beginning."""
+        """What is known of a beginning. Packed nodes are unpacked for the caller and stay packed."""
         path = self._walk(voice, labels)
         return Match(
-            segments=tuple(node.segment[:used] for node, used in path),
-            node=path[-1][0] if path else None,
+            segments=tuple(self._segment(node)[:used] for node, used in path),
+            nodes=tuple(node for node, _ in path),
             is_whole=bool(path) and sum(used for node, used in path if node.labels) == len(labels),
-            fill_ms=sum(node.fill_ms * used / len(node.segment) for node, used in path),
+            fill_ms=sum(node.fill_ms * used / node.num_positions for node, used in path),
         )
 
-    def touch(self, node: Node) -> None:
-        """Note a use of a node and of all before it."""
+    def hold(self, node: Node) -> None:
+        """Keep a node and all before it until as many `let_go`; counts as a use of them."""
         self._clock += 1
-        while node is not None:
-            node.num_uses += 1
-            node.last_use = self._clock
-            node = node.parent
+        for one in node.path():
+            one.num_holders += 1
+            one.num_uses += 1
+            one.last_use = self._clock
+
+    def let_go(self, node: Node) -> None:
+        for one in node.path():
+            one.num_holders -= 1
 
     def insert(self, voice: str, labels: Sequence[Label], segment: Segment, fill_ms: float) -> Node:
         """Add the positions of ``segment``, the last of the beginning ``labels``; what is known already is left as is.
@@ -114,28 +139,40 @@ class PrefixTree:
             raise ValueError(f"a segment from position {segment.start} cannot follow a beginning of {known}")
         if not path:
             cost = fill_ms * root_len / len(segment)
-            self._roots[voice] = self._add(Node((), segment[:root_len].clone(), None, cost))
+            self._roots[voice] = self._counted(Node((), segment[:root_len].clone(), None, cost))
             path, known = [(self._roots[voice], root_len)], root_len
         node, used = path[-1]
         if known == segment.end:
             return node
-        if used < len(node.segment):
+        if used < node.num_positions:
             node = self._split(node, used)
         rest = segment[known - segment.start :].clone()
-        leaf = self._add(Node(labels[known - root_len :], rest, node, fill_ms * len(rest) / len(segment)))
+        leaf = self._counted(Node(labels[known - root_len :], rest, node, fill_ms * len(rest) / len(segment)))
         node.children[leaf.labels[0]] = leaf
         return leaf
 
-    def drop(self, node: Node) -> int:
-        """Forget a free node; returns the bytes that it held. Raises ValueError if it is held or continued."""
-        if not node.is_free:
-            raise ValueError("this beginning is in use or others continue it; only a free one is dropped")
+    def pack(self, node: Node, packed: Packed) -> None:
+        """Move a node to host memory, as ``packed``, which is `codec`'s of its segment."""
+        self._store(node, packed)
+
+    def unpack(self, node: Node) -> None:
+        """Bring a packed node back to the device."""
+        self._store(node, self._segment(node))
+
+    def drop(self, node: Node) -> None:
+        """Forget a node that nobody holds, and all that continues it. Raises ValueError if it is held."""
+        if node.num_holders:
+            raise ValueError("this beginning is in use; only one that nobody holds is dropped")
+        for child in list(node.children.values()):
+            self.drop(child)
         if node.parent is None:
             self._roots = {voice: root for voice, root in self._roots.items() if root is not node}
         else:
             del node.parent.children[node.labels[0]]
-        self.nbytes -= node.segment.nbytes
-        return node.segment.nbytes
+        self._count(node, -1)
+
+    def _segment(self, node: Node) -> Segment:
+        return node.stored if isinstance(node.stored, Segment) else self.codec.unpack(node.stored)
 
     def _walk(self, voice: str, labels: Sequence[Label]) -> list[tuple[Node, int]]:
         """Nodes of the longest known beginning and how many positions it uses of each, all of them but in the last."""
@@ -146,7 +183,7 @@ class PrefixTree:
                 if mine != wanted:
                     break
                 same += 1
-            path.append((node, same if node.labels else len(node.segment)))
+            path.append((node, same if node.labels else node.num_positions))
             place += same
             if same < len(node.labels) or place == len(labels):
                 break
@@ -155,16 +192,29 @@ class PrefixTree:
 
     def _split(self, node: Node, used: int) -> Node:
         """Cut a node in two; returns the first. The second keeps its identity, and with it its holders and children."""
-        self.nbytes -= node.segment.nbytes
-        share = used / len(node.segment)
-        first = Node(node.labels[:used], node.segment[:used].clone(), node.parent, node.fill_ms * share)
-        first.num_uses, first.last_use = node.num_uses, node.last_use
-        node.parent.children[first.labels[0]] = self._add(first)
-        node.labels, node.segment, node.parent = node.labels[used:], node.segment[used:].clone(), first
-        node.fill_ms *= 1.0 - share
-        first.children[node.labels[0]] = self._add(node)
+        segment, share = self._segment(node), used / node.num_positions
+        first = Node(node.labels[:used], segment[:used].clone(), node.parent, node.fill_ms * share)
+        first.num_holders, first.num_uses, first.last_use = node.num_holders, node.num_uses, node.last_use
+        rest = segment[used:].clone()
+        if not node.is_resident:
+            first.stored, rest = self.codec.pack(first.stored), self.codec.pack(rest)
+        self._store(node, rest)
+        node.labels, node.parent, node.fill_ms = node.labels[used:], first, node.fill_ms * (1.0 - share)
+        first.children[node.labels[0]] = node
+        first.parent.children[first.labels[0]] = self._counted(first)
         return first
 
-    def _add(self, node: Node) -> Node:
-        self.nbytes += node.segment.nbytes
+    def _store(self, node: Node, stored: Segment | Packed) -> None:
+        self._count(node, -1)
+        node.stored = stored
+        self._count(node, 1)
+
+    def _counted(self, node: Node) -> Node:
+        self._count(node, 1)
         return node
+
+    def _count(self, node: Node, sign: int) -> None:
+        if node.is_resident:
+            self.nbytes += sign * node.nbytes
+        else:
+            self.packed_nbytes += sign * node.nbytes

@@ -24,7 +24,7 @@ def lfu(node: Node) -> Value:
 
 def cost(node: Node) -> Value:
     """Cheapest to lose: milliseconds to compute, times how often it was wanted, per byte."""
-    return (node.fill_ms * node.num_uses / node.segment.nbytes, node.last_use)
+    return (node.fill_ms * node.num_uses / node.nbytes, node.last_use)
 
 
 REPLACEMENT: dict[str, Callable[[Node], Value]] = {"cost": cost, "lfu": lfu, "lru": lru}

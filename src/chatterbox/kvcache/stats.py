@@ -17,8 +17,11 @@ class CacheStats:
     hits: int = 0  # lookups that found all they asked for
     tokens_served: int = 0  # positions that were found
     tokens_computed: int = 0  # positions that had to be computed
-    evictions: int = 0
-    evicted_bytes: int = 0
+    demotions: int = 0  # moved to host memory
+    promotions: int = 0  # moved back
+    evictions: int = 0  # forgotten
+    disk_hits: int = 0  # lookups that the disk completed
+    disk_ms: float = 0.0  # reading and writing files
     fills: int = 0
     failed_fills: int = 0
     waits: int = 0  # lookups that waited for another thread's fill

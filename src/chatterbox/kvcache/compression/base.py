@@ -1,0 +1,58 @@
+"""The contract of a codec: a segment in, tensors in host memory out, and back.
+
+Owns: `Codec`, `Packed`. Does not know: tiers, trees.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chatterbox.kvcache.base import Segment
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A segment as a codec keeps it, in host memory."""
+
+    tensors: dict[str, Tensor]
+    start: int
+    num_positions: int
+    dtype: torch.dtype  # of the segment
+    device: torch.device  # of the segment
+    unpacked_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class Codec(abc.ABC):
+    """Stateless, safe from several threads."""
+
+    @property
+    @abc.abstractmethod
+    def is_exact(self) -> bool:
+        """Whether what comes back is what went in, bit by bit."""
+
+    def pack(self, segment: Segment) -> Packed:
+        """A copy in host memory."""
+        tensors = self._pack(segment.keys.cpu(), segment.values.cpu())
+        keys = segment.keys
+        return Packed(tensors, segment.start, len(segment), keys.dtype, keys.device, segment.nbytes)
+
+    def unpack(self, packed: Packed) -> Segment:
+        """The segment, on the device it came from."""
+        keys, values = self._unpack(packed.tensors)
+        to = {"dtype": packed.dtype, "device": packed.device}
+        return Segment(keys.to(**to), values.to(**to), packed.start)
+
+    @abc.abstractmethod
+    def _pack(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Keys and values (layers, heads, positions, head_dim) on the CPU to tensors that share no memory with them."""
+
+    @abc.abstractmethod
+    def _unpack(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
