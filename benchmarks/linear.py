@@ -7,8 +7,6 @@ both ways in turn, the median of the repeats. Gigabytes of weights a second; the
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from harness import report
 
 SHAPES = ((3072, 1024), (1024, 1024), (8192, 1024), (1024, 4096))  # joined q/k/v, o, joined gate/up, down
 COPIES = 6  # layers' worth, so that no cache holds them
@@ -47,20 +47,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    result = {
-        "gigabytes_per_second": {rows: measure(rows, arguments.repeats) for rows in (1, 2, 4, 8, 16, 32)},
-        "environment": {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-        },
-    }
-    for rows, speeds in result["gigabytes_per_second"].items():
-        print(f"{rows:3d} rows  " + "  ".join(f"{name} {speed:5.1f} GB/s" for name, speed in speeds.items()))
-    print(json.dumps(result))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    rows = [{"rows": rows, **measure(rows, arguments.repeats)} for rows in (1, 2, 4, 8, 16, 32)]
+    report("linear", rows, arguments.output, unit="gigabytes per second")
 
 
 if __name__ == "__main__":

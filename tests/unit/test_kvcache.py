@@ -10,14 +10,13 @@ from chatterbox.kvcache import KVCache, Segment, StaticKVCache, policy
 from chatterbox.models.t3.backbone import LlamaBackbone
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY = 2, 3, 2, 8, 12
-LOUD = 1e6  # in every slot that nobody wrote: a wrong read shows
 
 
 def make(name: str, capacity: int = CAPACITY) -> KVCache:
     cache = policy(name)(LAYERS, ROWS, HEADS, HEAD_DIM, capacity)
-    if isinstance(cache, StaticKVCache):
-        cache._keys.fill_(LOUD)
-        cache._values.fill_(LOUD)
+    if isinstance(cache, StaticKVCache):  # memory as it may come
+        cache._keys.fill_(float("nan"))
+        cache._values.fill_(float("nan"))
     return cache
 
 

@@ -41,9 +41,10 @@ class StaticKVCache(KVCache):
                 f"{num_layers=}, {rows=}, {num_heads=}, {head_dim=}, {capacity=}, {extent_step=}"
             )
         shape = (num_layers, rows, num_heads, capacity, head_dim)
-        # Zeros, not empty: hidden slots are multiplied by 0, and 0 x NaN is NaN.
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        # Not zeros: memory that is not touched is not taken.
+        self._keys = torch.empty(shape, dtype=dtype, device=device)
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+        self._num_clean = 0  # slots of every row that hold numbers
         self._positions = torch.arange(capacity, device=device)
         self._row_index = torch.arange(rows, device=device)[:, None]
         self._single = torch.zeros(rows, 1, dtype=torch.long, device=device)  # slots of a pass of one position
@@ -74,8 +75,7 @@ class StaticKVCache(KVCache):
         self._slots.copy_(torch.tensor(starts)[:, None])
         if new_len > 1:
             self._slots = self._slots + self._positions[:new_len]
-        extent = min(self.capacity, -(-end // self._extent_step) * self._extent_step)
-        self._visible = self._positions[:extent]
+        self._visible = self._positions[: self._expose(end)]
         return self._slots
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +90,7 @@ class StaticKVCache(KVCache):
     def load(self, row: int, *segments: Segment) -> None:
         length = require_chain(segments)
         require_room(0, length, self.capacity)
+        self._expose(length)
         for part in segments:
             self._keys[:, row, :, part.start : part.end] = part.keys
             self._values[:, row, :, part.start : part.end] = part.values
@@ -131,10 +132,23 @@ class StaticKVCache(KVCache):
             device=self._keys.device,
             extent_step=self._extent_step,
         )
+        clone._expose(length)
         clone._keys[:, :, :, :length] = self._keys[:, :, :, :length]
         clone._values[:, :, :, :length] = self._values[:, :, :, :length]
         clone._row_lens = [min(length, kept) for kept in self._row_lens]
         return clone
+
+    def _expose(self, length: int) -> int:
+        """Make slots visible up to ``length``, rounded up, which is returned.
+
+        What a row has not written there is hidden by the mask, that is multiplied by 0: it must be a number.
+        """
+        extent = min(self.capacity, -(-length // self._extent_step) * self._extent_step)
+        if extent > self._num_clean:
+            self._keys[:, :, :, self._num_clean : extent] = 0.0
+            self._values[:, :, :, self._num_clean : extent] = 0.0
+            self._num_clean = extent
+        return extent
 
     def check_integrity(self) -> None:
         if len(set(self._num_appends)) != 1:
