@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import librosa
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
+from chatterbox.cli import main
 from chatterbox.training.corpus import evaluation_set
+from chatterbox.training.recognition import recognize, word_errors, words_of
 from tests.folders import recording
 
 SENTENCES = evaluation_set("known")[:6]
+MAX_WORD_ERROR_RATE = 0.24  # flite's own on the 60 known-word sentences, and 0.15
 MAX_PACKAGED_BYTES = 30_000_000
 
 
@@ -33,6 +38,19 @@ def test_it_ends_by_itself(tts: ChatterboxTTS, sentence: str) -> None:
     seconds_per_character = len(wav) / tts.sr / len(sentence)
     assert 0.03 < seconds_per_character < 0.12  # flite needs 0.065 on these
     assert np.abs(wav).max() > 0.05
+
+
+def test_a_recogniser_understands_what_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four sentences, three seeds: one recogniser's mishearing weighs less."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = errors = 0
+    for sentence in SENTENCES[:4]:
+        for seed in ("1", "2", "3"):
+            assert main(["say", sentence, "-o", str(tmp_path / "said.wav"), "--seed", seed]) == 0
+            wav, rate = soundfile.read(tmp_path / "said.wav", dtype="float32")
+            words += len(words_of(sentence))
+            errors += word_errors(words_of(sentence), recognize(wav, rate))
+    assert errors / words <= MAX_WORD_ERROR_RATE
 
 
 def test_cached_equals_uncached(tts: ChatterboxTTS) -> None:
@@ -57,7 +75,7 @@ def test_threads_with_different_voices_do_not_mix(tts: ChatterboxTTS) -> None:
 
 
 def test_pitch_follows_the_reference(tts: ChatterboxTTS) -> None:
-    """The built-in voice is a woman's; resampled upwards it is a higher one."""
+    """The built-in voice, resampled upwards, is a higher one."""
     reference = tts.generate(SENTENCES[0], seed=1, watermark=False)[0].numpy()
     higher = librosa.resample(reference, orig_sr=tts.sr, target_sr=round(tts.sr / 1.19))
     made = [

@@ -19,7 +19,7 @@ from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, 
 from chatterbox.training.teacher import build, rotate
 from chatterbox.training.tiny import TINY
 
-NUM_ACOUSTIC, NUM_TEXT, NUM_WORD_LISTS, NUM_HELD_OUT = 4800, 16000, 3000, 160
+NUM_ACOUSTIC, NUM_TEXT, NUM_WORD_LISTS, NUM_HELD_OUT = 4800, 9500, 3000, 160
 NUM_MADE_MELS = 1600
 STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 

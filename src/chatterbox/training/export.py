@@ -25,7 +25,7 @@ from chatterbox.training.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
 REFERENCE_SECONDS = 4.0
 
 
-def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "slt") -> None:
+def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "rms") -> None:
     """Write config.json, tokenizer.json, the three weight files and the built-in voice to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     voice_encoder, s3gen, t3 = assemble(work)
