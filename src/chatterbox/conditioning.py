@@ -46,16 +46,13 @@ class Conditionals:
 
     def clone(self) -> Conditionals:
         """A copy that shares nothing."""
-        fields = {field.name: getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)}
-        return Conditionals(
-            T3Cond(**{key: _cloned(value) for key, value in fields.items()}),
-            {key: _cloned(value) for key, value in self.gen.items()},
-        )
+        t3, gen = ({key: _cloned(value) for key, value in part.items()} for part in (vars(self.t3), self.gen))
+        return Conditionals(T3Cond(**t3), gen)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        values = [getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)] + list(self.gen.values())
+        values = (*vars(self.t3).values(), *self.gen.values())
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
@@ -65,7 +62,7 @@ class Conditionals:
 
     def save(self, fpath: str | Path) -> None:
         """Write upstream's ``conds.pt`` form, or safetensors if the name ends in ``.safetensors``."""
-        t3 = {field.name: getattr(self.t3, field.name) for field in dataclasses.fields(self.t3)}
+        t3 = dict(vars(self.t3))
         if Path(fpath).suffix != ".safetensors":
             torch.save({"t3": t3, "gen": self.gen}, fpath)
             return

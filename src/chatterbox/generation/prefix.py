@@ -46,11 +46,6 @@ class RowPrefixes:
         """Positions of each row."""
         return self.rows[0][-1].end
 
-    @property
-    def num_served(self) -> int:
-        """Positions of all rows that did not have to be computed."""
-        return sum(lease.num_served for lease in self.leases)
-
     def release(self) -> None:
         for lease in self.leases:
             lease.release()

@@ -67,7 +67,7 @@ def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
     embeds, _ = t3.prepare_input_embeds(
         t3_cond=request.t3_cond, text_tokens=text, speech_tokens=start, cfg_weight=request.sampling.cfg_weight
     )
-    return torch.cat([embeds[:, :-1], start_embeds(t3, rows)], dim=1)
+    return torch.cat([embeds, embeds[:, -1:]], dim=1)
 
 
 def start_embeds(t3: T3, rows: int) -> Tensor:

@@ -161,10 +161,6 @@ class GlobalKVCacheManager:
                 "budget_bytes": self.budget_bytes,
             }
 
-    def reset_stats(self) -> None:
-        with self._lock:
-            self._stats.reset()
-
     def summary(self) -> str:
         """One line for a log."""
         with self._lock:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class CacheStats:
-    """Counts since the start or the last `reset`. A token is a position of one row; times in milliseconds."""
+    """Counts since the start. A token is a position of one row; times in milliseconds."""
 
     lookups: int = 0
     hits: int = 0  # lookups that found all they asked for
@@ -38,10 +38,6 @@ class CacheStats:
     def as_dict(self) -> dict[str, float]:
         """Counters and `hit_rate`, by name."""
         return {**dataclasses.asdict(self), "hit_rate": self.hit_rate}
-
-    def reset(self) -> None:
-        for one in dataclasses.fields(self):
-            setattr(self, one.name, one.default)
 
     def summary(self) -> str:
         """One line for a log."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Collection
 from functools import cache
 
 from .lexicon import Lexicon, lexicon, read_lines, read_sections
@@ -42,17 +43,8 @@ def sentences(count: int, seed: int) -> list[str]:
     One in five is three to nine unrelated words. Every slot draws from a shuffled pack of its words which is
     reshuffled only when empty, so rare words occur as often as common ones.
     """
-    if count < 0:
-        raise ValueError(f"count is {count}: ask for 0 or more sentences")
-    writer = _Writer(random.Random(seed), lexicon())
-    seen = {*evaluation_set("known"), *evaluation_set("unseen")}
-    made: list[str] = []
-    while len(made) < count:
-        sentence = writer.sentence()
-        if len(sentence) <= MAX_CHARS and sentence not in seen:
-            seen.add(sentence)
-            made.append(sentence)
-    return made
+    held_out = {*evaluation_set("known"), *evaluation_set("unseen")}
+    return _distinct(count, "sentences", _Writer(random.Random(seed), lexicon()).sentence, held_out)
 
 
 def word_lists(count: int, seed: int) -> list[str]:
@@ -60,13 +52,17 @@ def word_lists(count: int, seed: int) -> list[str]:
 
     They teach spelling beyond the vocabulary of the sentences; none of them holds a word of the `unseen` set.
     """
+    return _distinct(count, "word lists", _Writer(random.Random(seed), lexicon()).word_list)
+
+
+def _distinct(count: int, name: str, make: Callable[[], str], never: Collection[str] = ()) -> list[str]:
+    """`count` different texts that fit, in the order they are made."""
     if count < 0:
-        raise ValueError(f"count is {count}: ask for 0 or more word lists")
-    writer = _Writer(random.Random(seed), lexicon())
+        raise ValueError(f"count is {count}: ask for 0 or more {name}")
     made: dict[str, None] = {}
     while len(made) < count:
-        text = writer.word_list()
-        if len(text) <= MAX_CHARS:
+        text = make()
+        if len(text) <= MAX_CHARS and text not in never:
             made[text] = None
     return list(made)
 

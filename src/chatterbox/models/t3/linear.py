@@ -31,6 +31,7 @@ class SharedInput(nn.Module):
     """
 
     JOINED: tuple[str, ...]
+    _joined: Tensor | None = None
 
     def _apply(self, *args, **kwargs) -> SharedInput:  # what .to(), .half() and .cuda() go through
         module = super()._apply(*args, **kwargs)
@@ -42,7 +43,7 @@ class SharedInput(nn.Module):
         layers = [getattr(self, name) for name in self.JOINED]
         if torch.is_grad_enabled():
             return tuple(F.linear(x, layer.weight) for layer in layers)
-        joined = getattr(self, "_joined", None)
+        joined = self._joined
         if joined is None or joined.data_ptr() != layers[0].weight.data_ptr():
             joined = self._join(layers)
         return project(x, joined).split([layer.out_features for layer in layers], dim=-1)
