@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.audio import resample_hq
+from chatterbox.models.conv import conv1d
 
 WATERMARK_SR = 32_000
 _N_FFT, _HOP = 2048, 320
@@ -81,7 +82,7 @@ def _convolve(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     """One of the network's stacks: seven convolutions over time that keep the length."""
     for index in range(7):
         weight, bias = weights[f"{name}.{index}.conv.weight"], weights[f"{name}.{index}.conv.bias"]
-        x = F.conv1d(x if index == 0 else F.leaky_relu(x), weight, bias, padding=weight.shape[2] // 2)
+        x = conv1d(x if index == 0 else F.leaky_relu(x), weight, bias, padding=weight.shape[2] // 2)
     return x
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import FlowEncoderConfig
+from chatterbox.models.conv import CausalConv1d, Conv1d
 
 
 def length_mask(lengths: Tensor, max_len: int) -> Tensor:
@@ -104,12 +105,12 @@ class PreLookaheadLayer(nn.Module):
     def __init__(self, hidden_size: int, lookahead_len: int) -> None:
         super().__init__()
         self.lookahead_len = lookahead_len
-        self.conv1 = nn.Conv1d(hidden_size, hidden_size, lookahead_len + 1)
-        self.conv2 = nn.Conv1d(hidden_size, hidden_size, 3)
+        self.conv1 = Conv1d(hidden_size, hidden_size, lookahead_len + 1)
+        self.conv2 = CausalConv1d(hidden_size, hidden_size, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, self.lookahead_len))), 0.01)
-        return x + self.conv2(F.pad(h, (2, 0))).transpose(1, 2)
+        return x + self.conv2(h).transpose(1, 2)
 
 
 class UpsampleLayer(nn.Module):
@@ -117,11 +118,11 @@ class UpsampleLayer(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(hidden_size, hidden_size, 5)
+        self.conv = CausalConv1d(hidden_size, hidden_size, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).repeat_interleave(2, dim=2)  # (B, D, 2T)
-        return self.conv(F.pad(x, (4, 0))).transpose(1, 2)
+        return self.conv(x).transpose(1, 2)
 
 
 class UpsampleConformerEncoder(nn.Module):

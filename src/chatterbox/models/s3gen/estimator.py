@@ -14,13 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import EstimatorConfig, FlowConfig
-
-
-class CausalConv1d(nn.Conv1d):
-    """Convolution padded with zeros on the left only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+from chatterbox.models.conv import CausalConv1d, Conv1d
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -47,7 +41,7 @@ class ResnetBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_size, width_out))
         self.block1 = CausalBlock(width_in, width_out)
         self.block2 = CausalBlock(width_out, width_out)
-        self.res_conv = nn.Conv1d(width_in, width_out, 1)
+        self.res_conv = Conv1d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
         h = self.block1(x, mask) + self.mlp(time)[..., None]
@@ -138,7 +132,7 @@ class ConditionalDecoder(nn.Module):
         self.mid_blocks = nn.ModuleList(nn.ModuleList(stage(width)) for _ in range(c.num_mid_blocks))
         self.up_blocks = nn.ModuleList([nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 3)])])
         self.final_block = CausalBlock(width, width)
-        self.final_proj = nn.Conv1d(width, config.num_mels, 1)
+        self.final_proj = Conv1d(width, config.num_mels, 1)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ import itertools
 
 from torch import Tensor, nn
 
+from chatterbox.models.conv import Conv1d
 from chatterbox.models.s3gen.weight_norm import weight_norm
 
 NUM_CONVS = 5
@@ -20,7 +21,7 @@ class ConvRNNF0Predictor(nn.Module):
     def __init__(self, num_mels: int, channels: int) -> None:
         super().__init__()
         widths = [num_mels] + [channels] * NUM_CONVS
-        convs = [weight_norm(nn.Conv1d(i, o, 3, padding=1)) for i, o in itertools.pairwise(widths)]
+        convs = [weight_norm(Conv1d(i, o, 3, padding=1)) for i, o in itertools.pairwise(widths)]
         self.condnet = nn.Sequential(*itertools.chain.from_iterable((conv, nn.ELU()) for conv in convs))
         self.classifier = nn.Linear(channels, 1)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import HiFTConfig
+from chatterbox.models.conv import Conv1d, ConvTranspose1d
 from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.weight_norm import fold_weight_norm, weight_norm
 
@@ -41,7 +42,7 @@ class ResBlock(nn.Module):
 
         def conv(dilation: int) -> nn.Conv1d:
             padding = dilation * (kernel - 1) // 2
-            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
+            return weight_norm(Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
 
         self.convs1 = nn.ModuleList(conv(d) for d in dilations)
         self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
@@ -133,20 +134,20 @@ class HiFTGenerator(nn.Module):
         spectrum = config.istft_n_fft + 2  # real and imaginary parts, or log-magnitude and phase
         widths = [config.base_channels // 2**i for i in range(len(config.upsample_rates) + 1)]
         self.m_source = HarmonicSource(config)
-        self.conv_pre = weight_norm(nn.Conv1d(config.num_mels, widths[0], 7, padding=3))
+        self.conv_pre = weight_norm(Conv1d(config.num_mels, widths[0], 7, padding=3))
         self.ups = nn.ModuleList()
         self.source_downs = nn.ModuleList()
         self.source_resblocks = nn.ModuleList()
         self.resblocks = nn.ModuleList()
         for i, (rate, kernel) in enumerate(zip(config.upsample_rates, config.upsample_kernels, strict=True)):
             width = widths[i + 1]
-            up = nn.ConvTranspose1d(widths[i], width, kernel, rate, padding=(kernel - rate) // 2)
+            up = ConvTranspose1d(widths[i], width, kernel, rate, padding=(kernel - rate) // 2)
             self.ups.append(weight_norm(up))
             down = math.prod(config.upsample_rates[i + 1 :])
-            self.source_downs.append(nn.Conv1d(spectrum, width, 2 * down if down > 1 else 1, down, padding=down // 2))
+            self.source_downs.append(Conv1d(spectrum, width, 2 * down if down > 1 else 1, down, padding=down // 2))
             self.source_resblocks.append(ResBlock(width, config.source_resblock_kernels[i], config.resblock_dilations))
             self.resblocks.extend(ResBlock(width, k, config.resblock_dilations) for k in config.resblock_kernels)
-        self.conv_post = weight_norm(nn.Conv1d(widths[-1], spectrum, 7, padding=3))
+        self.conv_post = weight_norm(Conv1d(widths[-1], spectrum, 7, padding=3))
         self.register_buffer("stft_window", torch.hann_window(config.istft_n_fft), persistent=False)
         self.f0_predictor = ConvRNNF0Predictor(config.num_mels, config.f0_channels)
 
