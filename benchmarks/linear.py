@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    rows = [{"rows": rows, **measure(rows, arguments.repeats)} for rows in (1, 2, 4, 8, 16, 32)]
+    rows = [{"rows": rows, **measure(rows, arguments.repeats)} for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
     report("linear", rows, arguments.output, unit="gigabytes per second")
 
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox import heap
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, check_range
@@ -152,7 +151,6 @@ def render(s3gen: S3Gen, codes: Tensor, gen: dict[str, Any], *, seed: int | None
         samples = wav.squeeze(0).float().cpu().numpy()
     if watermark:
         samples = apply_watermark(samples, S3GEN_SR)
-    heap.trim()
     return torch.from_numpy(samples).unsqueeze(0)
 
 

@@ -156,7 +156,7 @@ class ChatterboxTTS:
 
     def get_cache_hit_rate(self) -> float:
         """Share of T3's prefix positions that did not have to be computed, 0 to 1."""
-        return self._prefixes.manager.stats()["hit_rate"]
+        return self._prefixes.manager.hit_rate
 
     def cache_stats(self) -> dict[str, float]:
         """Counters of the prefix cache by name: tokens, bytes and milliseconds; see docs/kvcache.md."""

@@ -16,7 +16,6 @@ HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile",
 LEVELS = {
     "chatterbox.config": 0,
     "chatterbox.audio": 1,
-    "chatterbox.heap": 1,
     "chatterbox.text": 1,
     "chatterbox.kvcache": 1,
     "chatterbox.synthetic": 1,

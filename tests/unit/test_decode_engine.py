@@ -13,34 +13,7 @@ from chatterbox.generation.decode import DecodeEngine, generate, generate_batch
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
 from chatterbox.generation.sampling import guide
 from chatterbox.models.t3 import T3
-from chatterbox.models.t3.modules.cond_enc import T3Cond
-from tests.unit.test_generation import SMALL
-
-
-@pytest.fixture(scope="module")
-def t3() -> T3:
-    torch.manual_seed(0)
-    return T3(SMALL).eval()
-
-
-def make_request(seed: int) -> DecodeRequest:
-    """A request whose text, voice, knobs, limit and seed all follow from one number."""
-    rng = random.Random(seed)
-    speaker = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
-    cond = T3Cond(speaker, cond_prompt_speech_tokens=torch.arange(10)[None] + seed, emotion_adv=rng.random())
-    text = torch.tensor([1, *(rng.randrange(2, 32) for _ in range(rng.randint(1, 20))), 0])
-    sampling = SamplingConfig(
-        temperature=rng.choice([0.0, 0.5, 0.8, 1.5]),
-        cfg_weight=rng.choice([0.0, 0.5, 1.0]),
-        repetition_penalty=rng.choice([1.0, 1.2]),
-        min_p=rng.choice([0.0, 0.05]),
-        top_p=rng.choice([1.0, 0.9]),
-        top_k=rng.choice([0, 0, 50]),
-    )
-    return DecodeRequest(cond, text, sampling, max_new_tokens=rng.randint(1, 20), seed=seed)
-
-
-REQUESTS = [make_request(seed) for seed in range(24)]
+from tests.unit.small import REQUESTS
 
 
 @pytest.fixture(scope="module")

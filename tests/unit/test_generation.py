@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.generation.decode import generate
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.generation.sampling import (
@@ -22,24 +22,7 @@ from chatterbox.generation.sampling import (
 )
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-
-SMALL = T3Config(
-    text_tokens_dict_size=32,
-    start_text_token=1,
-    max_text_tokens=40,
-    speech_tokens_dict_size=6564,
-    max_speech_tokens=48,
-    speaker_embed_size=8,
-    perceiver_queries=3,
-    perceiver_heads=2,
-    backbone=LlamaConfig(num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48),
-)
-
-
-@pytest.fixture(scope="module")
-def t3() -> T3:
-    torch.manual_seed(0)
-    return T3(SMALL).eval()
+from tests.unit.small import SMALL
 
 
 @pytest.fixture

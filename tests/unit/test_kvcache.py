@@ -78,7 +78,7 @@ def test_crop_and_reset(cache: KVCache) -> None:
     cache.crop(5)
     assert cache.row_lens == (5, 4, 4)
     assert torch.equal(held(cache, 0)[:, :, 4:], kept[:, 0, :, :1])
-    with pytest.raises(ValueError, match="crop a cache of 5 positions to 6"):
+    with pytest.raises(ValueError, match="cannot keep 6 positions of a cache that holds 5"):
         cache.crop(6)
     cache.reset()
     assert cache.row_lens == (0, 0, 0)
@@ -95,7 +95,7 @@ def test_clone_is_independent(cache: KVCache) -> None:
     fill(cache, 1)
     assert torch.equal(held(cache, 1)[:, :, :4], before)
     assert torch.equal(held(clone, 1)[:, :, :3], before[:, :, :3])
-    with pytest.raises(ValueError, match="clone 9 positions of a cache that holds 5"):
+    with pytest.raises(ValueError, match="cannot keep 9 positions of a cache that holds 5"):
         cache.clone_prefix(9)
 
 

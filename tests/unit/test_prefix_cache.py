@@ -26,9 +26,10 @@ from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.keys import content_hash, weights_fingerprint
 from chatterbox.kvcache.manager import GlobalKVCacheManager, disk_key
 from chatterbox.kvcache.prefix import NO_TEXT, PrefixTree
+from chatterbox.kvcache.static import StaticKVCache
+from chatterbox.kvcache.stats import prometheus_text
 from chatterbox.models.t3 import T3
-from tests.unit.test_decode_engine import REQUESTS
-from tests.unit.test_generation import SMALL
+from tests.unit.small import REQUESTS, SMALL
 
 ROOT = 3  # positions of a voice's conditioning
 WIDTH = 2 * 4 * 2 * 2 * 4  # bytes of a position: keys and values, float32, 2 layers, 2 heads, 4 wide
@@ -377,12 +378,6 @@ def test_hashes_follow_the_content() -> None:
     assert weights_fingerprint(one) != before
 
 
-@pytest.fixture(scope="module")
-def t3() -> T3:
-    torch.manual_seed(0)
-    return T3(SMALL).eval()
-
-
 @pytest.fixture
 def source(t3: T3) -> PrefixSource:
     return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20))
@@ -490,3 +485,65 @@ def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: PrefixS
             before = [part.keys.clone() for row in prefix.rows for part in row]
             list(stream(t3, REQUESTS[0], prefixes=source))
             assert all(torch.equal(a, b.keys) for a, b in zip(before, (p for r in prefix.rows for p in r), strict=True))
+
+
+def test_an_unpinned_voice_goes_like_any_other() -> None:
+    manager = GlobalKVCacheManager(budget_bytes=(ROOT + 3) * WIDTH, replacement_policy="lru")
+    manager.pin("a")
+    manager.acquire("a", (1,), fill_of("a", (1,))).release()
+    manager.acquire("b", (1,), fill_of("b", (1,))).release()
+    assert manager.stats()["voices"] == 1 and manager.stats()["uncached"] == 1  # no room beside a pinned one
+    manager.unpin("a")
+    manager.acquire("b", (1,), fill_of("b", (1,))).release()
+    with manager.acquire("b", (1,), pytest.fail) as lease:
+        assert lease.num_served == ROOT + 1
+
+
+def stored(voice: str, labels: tuple) -> StaticKVCache:
+    """A cache of two rows; the second holds what a model would have computed."""
+    cache = StaticKVCache(2, 2, 2, 4, 20)
+    cache.load(1, made_of(voice, labels))
+    return cache
+
+
+def test_the_simple_door_keeps_rows_and_gives_copies() -> None:
+    manager = GlobalKVCacheManager(budget_bytes=100 * WIDTH)
+    assert manager.get_cache("a", (1, 2)) is None
+    assert manager.update_cache("a", stored("a", (1, 2, 3)), (1, 2, 3), row=1)
+    assert manager.stats()["tokens_computed"] == ROOT + 3
+    for labels, known in (((1, 2, 3), 3), ((1, 2, 9), 2), ((9,), 0), ((), 0)):
+        cache = manager.get_cache("a", labels, capacity=30)
+        assert (cache.row_lens, cache.capacity) == ((ROOT + known,), 30)
+        assert torch.equal(cache.segment(0, 0, cache.length).keys, made_of("a", labels[:known]).keys)
+        cache._keys.zero_()  # its own: what is kept does not change
+    assert manager.update_cache("a", stored("a", (1, 2, 9, 9)), (1, 2, 9, 9), row=1)
+    assert torch.equal(manager.get_cache("a", (1, 2, 9, 9)).segment(0, 0, 7).keys, made_of("a", (1, 2, 9, 9)).keys)
+    assert manager.stats()["bytes"] == (ROOT + 5) * WIDTH
+    manager.check_integrity()
+
+
+def test_the_simple_door_refuses_what_does_not_fit() -> None:
+    manager = GlobalKVCacheManager(budget_bytes=(ROOT + 2) * WIDTH)
+    with pytest.raises(ValueError, match="row 1 holds 4 positions; a voice's own and 4 of text_prefix are needed"):
+        manager.update_cache("a", stored("a", (1,)), (1, 2, 3, 4), row=1)
+    assert manager.update_cache("a", stored("a", (1,)), (1,), row=1)
+    with pytest.raises(ValueError, match="'a' has 3 positions of its own, the row has 4 before the 0 of text_prefix"):
+        manager.update_cache("a", stored("a", (1,)), (), row=1)
+    assert not manager.update_cache("a", stored("a", (1, 2, 3)), (1, 2, 3), row=1)  # larger than the budget
+    assert manager.get_cache("a", (1, 2, 3)).length == ROOT + 1
+    manager.check_integrity()
+
+
+def test_counters_as_prometheus_text() -> None:
+    manager = GlobalKVCacheManager(budget_bytes=100 * WIDTH)
+    for _ in range(2):
+        manager.acquire("a", (1,), fill_of("a", (1,))).release()
+    stats = manager.stats()
+    text = prometheus_text({**stats, "fill_ms": 1500.0})
+    values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
+    assert manager.hit_rate == stats["hit_rate"] == 0.5 == float(values["chatterbox_prefix_cache_hit_rate"])
+    assert values["chatterbox_prefix_cache_tokens_served_total"] == str(ROOT + 1)
+    assert values["chatterbox_prefix_cache_fill_seconds_total"] == "1.5"
+    assert values["chatterbox_prefix_cache_bytes"] == str((ROOT + 1) * WIDTH)
+    assert "# TYPE chatterbox_prefix_cache_tokens_served_total counter" in text
+    assert "# TYPE chatterbox_prefix_cache_bytes gauge" in text and len(values) == len(stats)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -62,20 +63,42 @@ class Segment:
 class KVCache(abc.ABC):
     """Keys and values of one or more rows, all layers."""
 
+    def __init__(
+        self,
+        num_layers: int,
+        rows: int,
+        num_heads: int,
+        head_dim: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """An empty cache. ``capacity``: largest logical length a row may reach."""
+        if min(num_layers, rows, num_heads, head_dim, capacity) < 1:
+            raise ValueError(
+                f"every size of a {type(self).__name__} must be at least 1, got "
+                f"{num_layers=}, {rows=}, {num_heads=}, {head_dim=}, {capacity=}"
+            )
+        self.num_layers, self.num_heads, self.head_dim, self.capacity = num_layers, num_heads, head_dim, capacity
+        self.dtype, self.device = dtype, device
+        self._row_lens = [0] * rows
+        self._rows = slice(0, rows)  # of the pass under way
+        self._allocate()
+
     @property
-    @abc.abstractmethod
+    def num_rows(self) -> int:
+        return len(self._row_lens)
+
+    @property
     def row_lens(self) -> tuple[int, ...]:
         """Logical length of each row: the position that its next key gets."""
+        return tuple(self._row_lens)
 
     @property
     def length(self) -> int:
         """Logical length of the longest row."""
-        return max(self.row_lens)
-
-    @property
-    @abc.abstractmethod
-    def capacity(self) -> int:
-        """Largest logical length a row may reach."""
+        return max(self._row_lens)
 
     @property
     @abc.abstractmethod
@@ -136,12 +159,51 @@ class KVCache(abc.ABC):
         """Forget all positions from ``length`` on. Raises ValueError if ``length`` is negative or beyond `length`."""
 
     @abc.abstractmethod
-    def clone_prefix(self, length: int, capacity: int | None = None) -> KVCache:
+    def clone_prefix(self, length: int, capacity: int | None = None) -> Self:
         """An independent cache that holds copies of the first ``length`` positions of every row."""
 
     @abc.abstractmethod
     def check_integrity(self) -> None:
         """Raise RuntimeError if a layer missed an append or a stored value is not finite."""
+
+    @abc.abstractmethod
+    def _allocate(self) -> None:
+        """Make the storage of a new cache, whose sizes are set."""
+
+    def _advance(self, new_len: int, rows: slice) -> list[int]:
+        """Count ``new_len`` more positions of ``rows``, the pass under way from now on; returns where each row was."""
+        self._rows = slice(*rows.indices(self.num_rows)[:2])
+        starts = self._row_lens[self._rows]
+        self._require_room(max(starts), new_len)
+        self._row_lens[self._rows] = [start + new_len for start in starts]
+        return starts
+
+    def _empty_like(self, capacity: int | None = None) -> Self:
+        """An empty cache of the same sizes."""
+        return type(self)(
+            self.num_layers,
+            self.num_rows,
+            self.num_heads,
+            self.head_dim,
+            self.capacity if capacity is None else capacity,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def _require_room(self, length: int, new_len: int) -> None:
+        if length + new_len > self.capacity:
+            raise ValueError(
+                f"key-value cache is full: {length} + {new_len} positions, capacity {self.capacity}; "
+                "allocate a larger capacity or lower max_new_tokens"
+            )
+
+    def _require_held(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot keep {length} positions of a cache that holds {self.length}")
+
+    def _require_row(self, row: int, start: int, end: int) -> None:
+        if not 0 <= start <= end <= self._row_lens[row]:
+            raise ValueError(f"row {row} holds {self._row_lens[row]} positions, not {start} to {end}")
 
 
 def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
@@ -150,15 +212,6 @@ def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     (rows, queries) and (keys,) or (rows, keys) to (rows, 1, queries, keys); the 1 is for the heads.
     """
     return (key_positions[..., None, :] <= query_positions[..., None])[:, None]
-
-
-def require_room(length: int, new_len: int, capacity: int) -> None:
-    """Raise ValueError when ``new_len`` more positions do not fit."""
-    if length + new_len > capacity:
-        raise ValueError(
-            f"key-value cache is full: {length} + {new_len} positions, capacity {capacity}; "
-            "allocate a larger capacity or lower max_new_tokens"
-        )
 
 
 def require_chain(segments: tuple[Segment, ...]) -> int:

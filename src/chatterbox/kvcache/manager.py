@@ -15,15 +15,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
-from chatterbox.kvcache.base import Segment
+from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.prefix import Label, Match, Node, PrefixTree
 from chatterbox.kvcache.replacement import replacement
+from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import CacheStats
 
 logger = logging.getLogger(__name__)
@@ -53,15 +55,6 @@ class Lease:
         self.release()
 
 
-@dataclass
-class _Flight:
-    """A fill under way."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    segments: tuple[Segment, ...] = ()
-    error: BaseException | None = None
-
-
 class GlobalKVCacheManager:
     """Thread-safe store of sequence beginnings, bounded in bytes at every moment."""
 
@@ -87,7 +80,7 @@ class GlobalKVCacheManager:
         self.budget_bytes, self.host_bytes, self.disk = budget_bytes, host_bytes, disk
         self._value = replacement(replacement_policy)
         self._tree = PrefixTree(codec_called(host_codec))
-        self._flights: dict[tuple[str, tuple[Label, ...]], _Flight] = {}
+        self._flights: dict[tuple[str, tuple[Label, ...]], Future[tuple[Segment, ...]]] = {}
         self._pinned: set[str] = set()
         self._lock = threading.Lock()
         self._stats = CacheStats()
@@ -119,18 +112,81 @@ class GlobalKVCacheManager:
                 flight = self._flights.get((voice, labels))
                 leads = flight is None
                 if leads:
-                    flight = self._flights[voice, labels] = _Flight()
+                    flight = self._flights[voice, labels] = Future()
                     if known.node is not None:
                         self._tree.hold(known.node)  # what is to be continued must not go meanwhile
             if leads:
                 return self._fill(flight, voice, labels, known, fill, device)
-            flight.done.wait()
-            if flight.error is not None:
-                raise flight.error
+            segments = flight.result()
             with self._lock:
                 self._stats.waits += 1
                 if not self._tree.match(voice, labels).is_whole:  # it did not fit
-                    return self._served(flight.segments, None, 0.0)
+                    return self._served(segments, None, 0.0)
+
+    def get_cache(
+        self, speaker_id: str, text_prefix: Sequence[Label] = (), capacity: int | None = None
+    ) -> KVCache | None:
+        """The simple door: one row with the longest known beginning of ``text_prefix``; None for a new voice.
+
+        The cache is the caller's own: nothing written to it reaches what is kept. Its `length` says how much was known.
+
+        Args:
+            speaker_id: the voice, under the name that `update_cache` was given.
+            text_prefix: labels, such as token ids, of the positions after the conditioning.
+            capacity: positions that the cache has room for; None is just what is known.
+        """
+        labels = tuple(text_prefix)
+        with self._lock:
+            known = self._known(speaker_id, labels)
+            self._stats.hits += known.is_whole
+            lease = self._served(known.segments, known.node, known.fill_ms)
+        with lease:
+            if not lease.segments:
+                return None
+            keys = lease.segments[0].keys
+            layers, heads, _, head_dim = keys.shape
+            cache = StaticKVCache(
+                layers, 1, heads, head_dim, capacity or lease.num_served, dtype=keys.dtype, device=keys.device
+            )
+            cache.load(0, *lease.segments)
+        return cache
+
+    def update_cache(
+        self, speaker_id: str, cache: KVCache, text_prefix: Sequence[Label] = (), *, row: int = 0, fill_ms: float = 0.0
+    ) -> bool:
+        """The simple door: keep a copy of a cache's row as the beginning ``text_prefix`` of a voice; False if full.
+
+        Args:
+            speaker_id: names what the values depend on. A name that a user gave may stand for another recording
+                tomorrow: `PrefixSource.voice_of` makes one of content.
+            cache: the row ends with the last label of ``text_prefix``; what is before its first is the voice's own.
+            fill_ms: what it cost to compute, for replacement by cost.
+
+        Raises:
+            ValueError: the row is not longer than ``text_prefix``, or another length than known before it.
+        """
+        labels, end = tuple(text_prefix), cache.row_lens[row]
+        if end <= len(labels):
+            raise ValueError(
+                f"row {row} holds {end} positions; a voice's own and {len(labels)} of text_prefix are needed"
+            )
+        segment = cache.segment(row, 0, end)
+        with self._lock:
+            known = self._tree.match(speaker_id, labels)
+            if known.segments and len(known.segments[0]) != end - len(labels):
+                raise ValueError(
+                    f"voice {speaker_id!r} has {len(known.segments[0])} positions of its own, the row has "
+                    f"{end - len(labels)} before the {len(labels)} of text_prefix"
+                )
+            rest = segment[len(known) :]
+            self._stats.tokens_computed += len(rest)
+            self._stats.fill_ms += fill_ms
+            if known.node is not None:
+                self._tree.hold(known.node)
+            kept = self._kept(speaker_id, labels, rest, fill_ms)
+            if known.node is not None:
+                self._tree.let_go(known.node)
+            return kept is not None
 
     def pin(self, voice: str) -> None:
         """Keep the voice's own part on the device: conditioning, emotions, empty text. Its texts come and go."""
@@ -148,15 +204,24 @@ class GlobalKVCacheManager:
             while free := [node for node in self._tree.nodes() if not node.num_holders]:
                 self._tree.drop(free[0])
 
-    def stats(self) -> dict[str, float]:
-        """Counters (`CacheStats`), bytes, entries and budgets, all of one moment."""
+    @property
+    def hit_rate(self) -> float:
+        """Share of the positions asked for that were known, 0 to 1."""
         with self._lock:
+            return self._stats.hit_rate
+
+    def stats(self) -> dict[str, float]:
+        """Counters (`CacheStats`), bytes, entries and budgets, all of one moment but the disk's."""
+        disk_bytes = 0 if self.disk is None else self.disk.nbytes
+        with self._lock:
+            num_resident = sum(node.is_resident for node in self._tree.nodes())
             return {
                 **self._stats.as_dict(),
                 "bytes": self._tree.nbytes,
                 "host_bytes": self._tree.packed_nbytes,
-                "disk_bytes": 0 if self.disk is None else self.disk.nbytes,
-                "entries": len(self._tree),
+                "disk_bytes": disk_bytes,
+                "entries": num_resident,
+                "host_entries": len(self._tree) - num_resident,
                 "voices": len(self._tree.voices()),
                 "budget_bytes": self.budget_bytes,
             }
@@ -179,18 +244,19 @@ class GlobalKVCacheManager:
 
     def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
         """What the tree knows, brought back to the device as far as there is room."""
-        known = self._tree.match(voice, labels)
-        for node in known.nodes:
+        nodes = self._tree.find(voice, labels)
+        for node in nodes:
             if node.is_resident:
                 continue
-            self._tree.hold(known.node)  # room is not to be made by what is asked for
+            self._tree.hold(nodes[-1])  # room is not to be made by what is asked for
             fits = self._make_room(node.stored.unpacked_nbytes)
-            self._tree.let_go(known.node)
+            self._tree.let_go(nodes[-1])
             if not fits:
                 break
-            self._tree.unpack(node)
+            with self._stats.timing("load_ms"):
+                self._tree.unpack(node)
             self._stats.promotions += 1
-        return known
+        return self._tree.match(voice, labels)
 
     def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
         num_served = sum(map(len, segments))
@@ -206,7 +272,7 @@ class GlobalKVCacheManager:
 
     def _fill(
         self,
-        flight: _Flight,
+        flight: Future[tuple[Segment, ...]],
         voice: str,
         labels: tuple[Label, ...],
         known: Match,
@@ -225,26 +291,24 @@ class GlobalKVCacheManager:
                 self._stats.saved_ms += known.fill_ms
                 if from_disk:
                     self._stats.disk_hits += 1
-                    self._stats.disk_ms += elapsed_ms
+                    self._stats.load_ms += elapsed_ms
                 else:
                     self._stats.fills += 1
                     self._stats.fill_ms += elapsed_ms
                 self._stats.tokens_served += len(known) + len(rest) * from_disk
                 self._stats.tokens_computed += len(rest) * (not from_disk)
                 node = self._kept(voice, labels, rest, elapsed_ms)
-                flight.segments = (*known.segments, rest)
-                lease = self._leased(flight.segments, len(known) + len(rest) * from_disk, node)
+                segments = (*known.segments, rest)
+                lease = self._leased(segments, len(known) + len(rest) * from_disk, node)
         except BaseException as error:
-            flight.error = error
             with self._lock:
                 self._stats.failed_fills += 1
+                self._land(voice, labels, known)
+            flight.set_exception(error)
             raise
-        finally:
-            with self._lock:
-                if known.node is not None:
-                    self._tree.let_go(known.node)
-                del self._flights[voice, labels]
-            flight.done.set()
+        with self._lock:
+            self._land(voice, labels, known)
+        flight.set_result(segments)
         if not from_disk:
             try:
                 self._to_disk(voice, labels, lease.segments)
@@ -252,6 +316,12 @@ class GlobalKVCacheManager:
                 lease.release()
                 raise
         return lease
+
+    def _land(self, voice: str, labels: tuple[Label, ...], known: Match) -> None:
+        """A fill is over."""
+        if known.node is not None:
+            self._tree.let_go(known.node)
+        del self._flights[voice, labels]
 
     def _from_disk(
         self, voice: str, labels: tuple[Label, ...], num_known: int, device: torch.device | str
@@ -269,7 +339,7 @@ class GlobalKVCacheManager:
         started = time.perf_counter()
         self.disk.store(disk_key(voice, labels), Segment.join(segments))
         with self._lock:
-            self._stats.disk_ms += 1000 * (time.perf_counter() - started)
+            self._stats.store_ms += 1000 * (time.perf_counter() - started)
 
     def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
         """The node of what was computed; None if the budget does not allow it."""
@@ -307,7 +377,8 @@ class GlobalKVCacheManager:
 
     def _demote(self, node: Node) -> None:
         if self.host_bytes:
-            packed = self._tree.codec.pack(node.stored)
+            with self._stats.timing("store_ms"):
+                packed = self._tree.codec.pack(node.stored)
             if self._make_host_room(packed.nbytes):
                 self._tree.pack(node, packed)
                 self._stats.demotions += 1

@@ -57,19 +57,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Match:
-    """The longest known part of a beginning: its segments in order from position 0, and the nodes they are of."""
+    """The longest known part of a beginning: its segments in order from position 0, and the last node they are of."""
 
     segments: tuple[Segment, ...]
-    nodes: tuple[Node, ...]  # empty: the voice is unknown
+    node: Node | None  # None: the voice is unknown
     is_whole: bool
     fill_ms: float  # what the segments once took to compute
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
-
-    @property
-    def node(self) -> Node | None:
-        return self.nodes[-1] if self.nodes else None
 
 
 class PrefixTree:
@@ -96,12 +92,16 @@ class PrefixTree:
     def voices(self) -> list[str]:
         return list(self._roots)
 
+    def find(self, voice: str, labels: Sequence[Label]) -> list[Node]:
+        """Nodes of the longest known part of a beginning, the root first."""
+        return [node for node, _ in self._walk(voice, labels)]
+
     def match(self, voice: str, labels: Sequence[Label]) -> Match:
         """What is known of a beginning. Packed nodes are unpacked for the caller and stay packed."""
         path = self._walk(voice, labels)
         return Match(
             segments=tuple(self._segment(node)[:used] for node, used in path),
-            nodes=tuple(node for node, _ in path),
+            node=path[-1][0] if path else None,
             is_whole=bool(path) and sum(used for node, used in path if node.labels) == len(labels),
             fill_ms=sum(node.fill_ms * used / node.num_positions for node, used in path),
         )

@@ -1,11 +1,14 @@
-"""What the prefix cache did: counters, and the one line that says what it saves.
+"""What the prefix cache did: counters, the one line that says what it saves, and Prometheus' text form.
 
-Owns: names and units. Does not know: who counts.
+Owns: names and units. Does not know: who counts, how metrics are collected.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -21,7 +24,8 @@ class CacheStats:
     promotions: int = 0  # moved back
     evictions: int = 0  # forgotten
     disk_hits: int = 0  # lookups that the disk completed
-    disk_ms: float = 0.0  # reading and writing files
+    load_ms: float = 0.0  # bringing back from host memory and disk
+    store_ms: float = 0.0  # packing for host memory, writing to disk
     fills: int = 0
     failed_fills: int = 0
     waits: int = 0  # lookups that waited for another thread's fill
@@ -39,9 +43,34 @@ class CacheStats:
         """Counters and `hit_rate`, by name."""
         return {**dataclasses.asdict(self), "hit_rate": self.hit_rate}
 
+    @contextlib.contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Add the milliseconds of the block to the counter ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + 1000 * (time.perf_counter() - started))
+
     def summary(self) -> str:
         """One line for a log."""
         return (
             f"prefix cache: {self.hit_rate:.0%} of {self.tokens_served + self.tokens_computed} positions served, "
             f"{self.fill_ms:.0f} ms computing, {self.saved_ms:.0f} ms saved, {self.evictions} evictions"
         )
+
+
+def prometheus_text(stats: Mapping[str, float], prefix: str = "chatterbox_prefix_cache") -> str:
+    """``stats`` of `GlobalKVCacheManager.stats` in the text format that Prometheus scrapes; times in seconds.
+
+    What only grows is a counter, ``chatterbox_prefix_cache_tokens_served_total``; the rest are gauges.
+    """
+    counters = {one.name for one in dataclasses.fields(CacheStats)}
+    lines = []
+    for name, value in stats.items():
+        kind = "counter" if name in counters else "gauge"
+        if name.endswith("_ms"):
+            name, value = f"{name.removesuffix('_ms')}_seconds", value / 1000
+        metric = f"{prefix}_{name}" + "_total" * (kind == "counter")
+        lines += [f"# TYPE {metric} {kind}", f"{metric} {value}"]
+    return "\n".join(lines) + "\n"

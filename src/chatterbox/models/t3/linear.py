@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 # So few rows go through `weight @ x.T` on CPUs, which reads the weights faster than `F.linear` (benchmarks/linear.py).
 # Fixed, not probed: a probe under load would choose differently in the next process, and the two differ in last bits.
-FEW_ROWS = range(2, 17)
+FEW_ROWS = range(2, 129)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:

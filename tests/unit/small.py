@@ -1,0 +1,43 @@
+"""A small T3 and requests for it, each of which follows from one number."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.generation.requests import DecodeRequest
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+SMALL = T3Config(
+    text_tokens_dict_size=32,
+    start_text_token=1,
+    max_text_tokens=40,
+    speech_tokens_dict_size=6564,
+    max_speech_tokens=48,
+    speaker_embed_size=8,
+    perceiver_queries=3,
+    perceiver_heads=2,
+    backbone=LlamaConfig(num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48),
+)
+
+
+def make_request(seed: int) -> DecodeRequest:
+    """A request whose text, voice, knobs, limit and seed all follow from one number."""
+    rng = random.Random(seed)
+    speaker = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+    cond = T3Cond(speaker, cond_prompt_speech_tokens=torch.arange(10)[None] + seed, emotion_adv=rng.random())
+    text = torch.tensor([1, *(rng.randrange(2, 32) for _ in range(rng.randint(1, 20))), 0])
+    sampling = SamplingConfig(
+        temperature=rng.choice([0.0, 0.5, 0.8, 1.5]),
+        cfg_weight=rng.choice([0.0, 0.5, 1.0]),
+        repetition_penalty=rng.choice([1.0, 1.2]),
+        min_p=rng.choice([0.0, 0.05]),
+        top_p=rng.choice([1.0, 0.9]),
+        top_k=rng.choice([0, 0, 50]),
+    )
+    return DecodeRequest(cond, text, sampling, max_new_tokens=rng.randint(1, 20), seed=seed)
+
+
+REQUESTS = [make_request(seed) for seed in range(24)]
