@@ -22,12 +22,6 @@ def oracle(t3: T3) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", ["static", "dynamic"])
-def test_one_request_equals_the_oracle(t3: T3, oracle: list[list[int]], name: str) -> None:
-    for request, expected in zip(REQUESTS, oracle, strict=True):
-        assert generate(t3, request, cache_policy=name).tolist() == expected
-
-
-@pytest.mark.parametrize("name", ["static", "dynamic"])
 @pytest.mark.parametrize("size", [2, 7, 24])
 def test_a_batch_equals_its_requests_alone(t3: T3, oracle: list[list[int]], name: str, size: int) -> None:
     for first in range(0, len(REQUESTS), size):

@@ -383,43 +383,6 @@ def source(t3: T3) -> PrefixSource:
     return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20))
 
 
-def test_shared_beginnings_change_no_token(t3: T3, source: PrefixSource) -> None:
-    """Cold, warm, warm with another text, another emotion: always the oracle's tokens."""
-    expected = [generate(t3, request, use_cache=False).tolist() for request in REQUESTS]
-    for _ in range(2):
-        for request, tokens in zip(REQUESTS, expected, strict=True):
-            assert list(stream(t3, request, prefixes=source)) == tokens
-    stats = source.manager.stats()
-    lookups = sum(1 + request.num_rows for request in REQUESTS)
-    assert stats["lookups"] == 2 * lookups and stats["hits"] >= lookups
-    assert stats["tokens_computed"] < stats["tokens_served"]
-    source.manager.check_integrity()
-
-
-@pytest.mark.parametrize("kind", ["evicted", "host", "disk"])
-def test_no_tier_changes_a_token(t3: T3, kind: str, tmp_path: Path) -> None:
-    """Beginnings that were thrown out and refilled, came back from host memory, or from an earlier process's disk."""
-    size = 4 * 2 * 2 * 2 * 16  # bytes of a position of SMALL
-    options = {
-        "evicted": {"budget_bytes": 150 * size},
-        "host": {"budget_bytes": 150 * size, "host_bytes": 2**24},
-        "disk": {"budget_bytes": 2**24, "disk": DiskTier(tmp_path)},
-    }[kind]
-    source = PrefixSource(t3, GlobalKVCacheManager(**options))
-    for repeat in range(4):
-        if kind == "disk" and repeat == 1:
-            source = PrefixSource(t3, GlobalKVCacheManager(**options))  # a restart
-        for request in random.Random(repeat).sample(REQUESTS, len(REQUESTS)):
-            expected = generate(t3, request, use_cache=False).tolist()
-            assert list(stream(t3, request, prefixes=source)) == expected
-    stats = source.manager.stats()
-    happened = {"evicted": "evictions", "host": "promotions", "disk": "disk_hits"}[kind]
-    assert stats[happened] > 20
-    assert kind == "evicted" or stats["evictions"] == 0
-    assert kind != "disk" or stats["tokens_computed"] == 0
-    source.manager.check_integrity()
-
-
 def computed(source: PrefixSource, request) -> int:
     before = source.manager.stats()["tokens_computed"]
     source.acquire(request).release()

@@ -23,7 +23,7 @@ import torch
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
 from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.prefix import Label, Match, Node, PrefixTree
+from chatterbox.kvcache.prefix import NO_TEXT, Label, Match, Node, PrefixTree
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import CacheStats
@@ -281,25 +281,28 @@ class GlobalKVCacheManager:
     ) -> Lease:
         started = time.perf_counter()
         try:
-            rest = self._from_disk(voice, labels, len(known), device)
-            from_disk = rest is not None
-            if not from_disk:
-                rest = fill(known.segments)
+            loaded = self._from_disk(voice, labels, known, device)
+            load_ms = 1000 * (time.perf_counter() - started)
+            parts = () if loaded is None else (loaded,)
+            is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
+            if not is_whole:
+                parts = (*parts, fill((*known.segments, *parts)))
+            rest = parts[0] if len(parts) == 1 else Segment.join(parts)
+            num_served = len(known) + (0 if loaded is None else len(loaded))
             elapsed_ms = 1000 * (time.perf_counter() - started)
             with self._lock:
                 self._stats.lookups += 1
                 self._stats.saved_ms += known.fill_ms
-                if from_disk:
-                    self._stats.disk_hits += 1
-                    self._stats.load_ms += elapsed_ms
-                else:
+                self._stats.disk_hits += is_whole
+                self._stats.load_ms += load_ms * (self.disk is not None)
+                if not is_whole:
                     self._stats.fills += 1
-                    self._stats.fill_ms += elapsed_ms
-                self._stats.tokens_served += len(known) + len(rest) * from_disk
-                self._stats.tokens_computed += len(rest) * (not from_disk)
+                    self._stats.fill_ms += elapsed_ms - load_ms
+                self._stats.tokens_served += num_served
+                self._stats.tokens_computed += rest.end - num_served
                 node = self._kept(voice, labels, rest, elapsed_ms)
                 segments = (*known.segments, rest)
-                lease = self._leased(segments, len(known) + len(rest) * from_disk, node)
+                lease = self._leased(segments, num_served, node)
         except BaseException as error:
             with self._lock:
                 self._stats.failed_fills += 1
@@ -309,7 +312,7 @@ class GlobalKVCacheManager:
         with self._lock:
             self._land(voice, labels, known)
         flight.set_result(segments)
-        if not from_disk:
+        if not is_whole:
             try:
                 self._to_disk(voice, labels, lease.segments)
             except BaseException:
@@ -324,13 +327,15 @@ class GlobalKVCacheManager:
         del self._flights[voice, labels]
 
     def _from_disk(
-        self, voice: str, labels: tuple[Label, ...], num_known: int, device: torch.device | str
+        self, voice: str, labels: tuple[Label, ...], known: Match, device: torch.device | str
     ) -> Segment | None:
-        """What is missing of a beginning, if the disk has it."""
-        if self.disk is None:
+        """What the disk has of what is missing, from the first missing position on."""
+        stored = None if self.disk is None else self.disk.load(disk_key(voice, labels), device)
+        if stored is None:
             return None
-        stored = self.disk.load(disk_key(voice, labels), device)
-        return None if stored is None else stored[num_known:]
+        end = known.end_of(labels, default=0 if labels[-1:] == (NO_TEXT,) else stored.end)
+        rest = stored[len(known) : end]
+        return rest if len(rest) else None
 
     def _to_disk(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
         """Files hold whole beginnings, so that each is of use alone."""
@@ -414,5 +419,9 @@ class GlobalKVCacheManager:
 
 
 def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
-    """Name of a beginning on disk; the same in every process, because a voice's name is its content."""
-    return f"{voice} {labels!r}"
+    """Name of a beginning on disk; the same in every process, because a voice's name is its content.
+
+    Empty texts of all lengths have one name, for the longest so far begins with all others.
+    """
+    spoken = next((i for i in range(len(labels), 0, -1) if labels[i - 1] != NO_TEXT), 0)
+    return f"{voice} {labels[:spoken]!r}" + f" {NO_TEXT}" * (spoken < len(labels))

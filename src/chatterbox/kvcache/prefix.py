@@ -67,6 +67,10 @@ class Match:
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
+    def end_of(self, labels: Sequence[Label], default: int) -> int:
+        """Position after the last of ``labels``; ``default`` where the voice, and so its own length, is not known."""
+        return len(self.segments[0]) + len(labels) if self.segments else default
+
 
 class PrefixTree:
     """Beginnings by voice. Not thread-safe: the manager's lock is around it."""
