@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatterbox.generation.graphs import StepGraphs, StepState
 from chatterbox.generation.prefix import PrefixSource, RowPrefixes
 from chatterbox.generation.requests import (
     DecodeRequest,
@@ -159,24 +160,34 @@ class DecodeEngine:
     first, and when one leaves, the rows behind it move up. Not for several threads at once.
     """
 
-    def __init__(self, t3: T3, cache: KVCache | None, *, stop_stride: int = 1) -> None:
+    def __init__(
+        self, t3: T3, cache: KVCache | None, *, stop_stride: int = 1, graphs: StepGraphs | None = None
+    ) -> None:
         """Args:
         cache: of `allocate_cache`, as many rows as the requests that will share it need; None recomputes every
             sequence at every step.
         stop_stride: steps between two looks at the tokens. More than 1 spares a device its waits; requests draw up to
             ``stop_stride - 1`` tokens in vain.
+        graphs: where steps are captured and replayed; None is as the device has it: on CUDA yes, else no.
         """
         if stop_stride < 1:
             raise ValueError(f"stop_stride must be at least 1, got {stop_stride}")
         self.t3, self.cache, self.stop_stride = t3, cache, stop_stride
+        self._graphs = StepGraphs() if graphs is None and t3.device.type == "cuda" else graphs
         self._slots: list[_Slot] = []
         self._num_joined = 0
         size, device = t3.hp.speech_tokens_dict_size, t3.device
-        # Per request, (N, ...):
-        self._tokens = torch.zeros(0, 1, dtype=torch.long, device=device)
-        self._num_drawn = torch.zeros(0, 1, dtype=torch.long, device=device)  # the speech position of `_tokens`
-        self._seen = torch.zeros(0, size, dtype=torch.bool, device=device)
-        self._noise = torch.ones(0, size, device=device)
+        none = torch.zeros(0, 1, dtype=torch.long, device=device)
+        self._state = StepState(
+            tokens=none,
+            num_drawn=none,
+            seen=torch.zeros(0, size, dtype=torch.bool, device=device),
+            noise=torch.ones(0, size, device=device),
+            owners=none[:, 0],
+            conditional=none[:, 0],
+            unconditional=none[:, 0],
+            knobs=Knobs.of([], device),
+        )
         # Logits (rows, V) of the last requests, which have joined since the last step.
         self._fresh = torch.zeros(0, size, device=device)
         self._histories: list[Tensor] = []  # without a cache: each request's inputs so far, (rows, T, hidden)
@@ -216,12 +227,16 @@ class DecodeEngine:
         self._num_joined += 1
         self._slots.append(_Slot(self._num_joined, request, limit, generator))
         self._fresh = torch.cat([self._fresh, logits])
-        seen = self._seen.new_zeros(1, self._seen.shape[1])
+        state = self._state
+        seen = state.seen.new_zeros(1, state.seen.shape[1])
         seen[:, self.t3.hp.start_speech_token] = True
-        self._seen = torch.cat([self._seen, seen])
-        self._noise = torch.cat([self._noise, self._noise.new_ones(1, self._noise.shape[1])])
-        self._tokens, self._num_drawn = (torch.cat([x, x.new_zeros(1, 1)]) for x in (self._tokens, self._num_drawn))
-        self._index()
+        zero = state.tokens.new_zeros(1, 1)
+        self._rearrange(
+            torch.cat([state.tokens, zero]),
+            torch.cat([state.num_drawn, zero]),
+            torch.cat([state.seen, seen]),
+            torch.cat([state.noise, state.noise.new_ones(1, state.noise.shape[1])]),
+        )
         return self._num_joined
 
     def leave(self, handle: int) -> None:
@@ -241,7 +256,7 @@ class DecodeEngine:
         if not self._slots:
             return []
         stride = min([self.stop_stride, *(slot.limit - slot.num_drawn for slot in self._slots)])
-        columns = [self._draw(self._next_logits()) for _ in range(stride)]
+        columns = [self._advance() for _ in range(stride)]
         drawn, ended = [], set()
         for column in torch.cat(columns, dim=1).T.tolist():
             for place, (slot, token) in enumerate(zip(self._slots, column, strict=True)):
@@ -288,23 +303,36 @@ class DecodeEngine:
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.t3.predict_speech(hidden[:, -1]).float()
 
-    def _next_logits(self) -> Tensor:
-        """(rows, V): the last drawn tokens are run, where there are any; who has just joined has its logits."""
-        num_rows = len(self._owners) - len(self._fresh)
-        logits, self._fresh = self._fresh, self._fresh[:0]
-        if num_rows == 0:
-            return logits
-        embeds = (self.t3.speech_emb(self._tokens) + self.t3.speech_pos_emb.emb(self._num_drawn))[self._owners]
+    def _advance(self) -> Tensor:
+        """Draw the next token of every request, (N, 1)."""
+        state, num_fresh = self._state, len(self._fresh)
+        exponential_noise(state.noise, [slot.generator for slot in self._slots], self._greedy)
+        num_rows = len(state.owners) - num_fresh
         if self.cache is None:
-            logits = torch.cat([*self._recomputed(embeds, num_rows), logits])
+            self._draw(torch.cat([*self._recomputed(num_rows), self._fresh]))
+        elif num_rows == 0:
+            self._draw(self._fresh)
         else:
             positions = self.cache.reserve(1, slice(0, num_rows))
-            hidden = self.t3.tfmr(embeds[:num_rows], self.cache, positions=positions)
-            logits = torch.cat([self._logits(hidden), logits])
-        return logits
+            cache_shape = self.cache.step_shape
+            if self._graphs is None or num_fresh or cache_shape is None:
+                self._draw(torch.cat([self._decoded(positions), self._fresh]))
+            else:
+                self._graphs.run(state, cache_shape, lambda: self._draw(self._decoded(positions)))
+        self._fresh = self._fresh[:0]
+        return state.tokens.clone()
 
-    def _recomputed(self, embeds: Tensor, num_rows: int) -> Iterator[Tensor]:
-        first = 0
+    def _embedded(self) -> Tensor:
+        """The last drawn tokens as inputs of all rows, (rows, 1, hidden)."""
+        state = self._state
+        return (self.t3.speech_emb(state.tokens) + self.t3.speech_pos_emb.emb(state.num_drawn))[state.owners]
+
+    def _decoded(self, positions: Tensor) -> Tensor:
+        """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
+        return self._logits(self.t3.tfmr(self._embedded()[: len(positions)], self.cache, positions=positions))
+
+    def _recomputed(self, num_rows: int) -> Iterator[Tensor]:
+        embeds, first = self._embedded(), 0
         for place, history in enumerate(self._histories):
             if first == num_rows:
                 return
@@ -313,28 +341,34 @@ class DecodeEngine:
             yield self._logits(self.t3.tfmr(self._histories[place]))
             first = last
 
-    def _draw(self, logits: Tensor) -> Tensor:
-        """Next tokens (N, 1) of all requests, from the logits (rows, V)."""
-        guided = logits[self._conditional]
-        if self._knobs.cfg_weight is not None:
-            guided = guide(guided, logits[self._unconditional], self._knobs.cfg_weight)
-        exponential_noise(self._noise, [slot.generator for slot in self._slots], self._greedy)
-        self._tokens = draw(guided, self._seen, self._knobs, self._noise)
-        self._seen.scatter_(1, self._tokens, True)
-        self._num_drawn += 1
-        return self._tokens
+    def _draw(self, logits: Tensor) -> None:
+        """Next tokens of all requests, from the logits (rows, V), into the state."""
+        state = self._state
+        guided = logits[state.conditional]
+        if state.knobs.cfg_weight is not None:
+            guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
+        state.tokens.copy_(draw(guided, state.seen, state.knobs, state.noise))
+        state.seen.scatter_(1, state.tokens, True)
+        state.num_drawn += 1
 
-    def _index(self) -> None:
-        """What follows from who is here and in which order."""
+    def _rearrange(self, tokens: Tensor, num_drawn: Tensor, seen: Tensor, noise: Tensor) -> None:
+        """Go on with the requests in `_slots`, whose state this is; the rest follows from their order."""
         counts = [slot.request.num_rows for slot in self._slots]
         settings = [slot.request.sampling for slot in self._slots]
         device = self.t3.device
-        self._owners = torch.tensor([i for i, rows in enumerate(counts) for _ in range(rows)], device=device).long()
         firsts = torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=device).long()
-        self._conditional = firsts
-        # Without guidance a request's own row stands in: it is guided by a difference of 0.
-        self._unconditional = firsts + torch.tensor(counts, device=device).long() - 1
-        self._knobs = Knobs.of(settings, device)
+        state = StepState(
+            tokens=tokens,
+            num_drawn=num_drawn,
+            seen=seen,
+            noise=noise,
+            owners=torch.tensor([i for i, rows in enumerate(counts) for _ in range(rows)], device=device).long(),
+            conditional=firsts,
+            # Without guidance a request's own row stands in: it is guided by a difference of 0.
+            unconditional=firsts + torch.tensor(counts, device=device).long() - 1,
+            knobs=Knobs.of(settings, device),
+        )
+        self._state = state if self._graphs is None else self._graphs.adopt(state)
         self._greedy = [one.temperature == 0.0 for one in settings]
 
     @torch.inference_mode()
@@ -342,8 +376,9 @@ class DecodeEngine:
         if not places:
             return
         keep = [i for i in range(len(self._slots)) if i not in places]
-        kept_rows = torch.isin(self._owners, torch.tensor(keep, device=self._owners.device)).nonzero()[:, 0]
-        num_old_rows = len(self._owners) - len(self._fresh)
+        state = self._state
+        kept_rows = torch.isin(state.owners, torch.tensor(keep, device=state.owners.device)).nonzero()[:, 0]
+        num_old_rows = len(state.owners) - len(self._fresh)
         self._fresh = self._fresh[kept_rows[kept_rows >= num_old_rows] - num_old_rows]
         if self.cache is None:
             self._histories = [self._histories[i] for i in keep]
@@ -352,7 +387,4 @@ class DecodeEngine:
                 if source != target:
                     self.cache.move_row(source, target)
         self._slots = [self._slots[i] for i in keep]
-        self._tokens, self._num_drawn, self._seen, self._noise = (
-            x[keep] for x in (self._tokens, self._num_drawn, self._seen, self._noise)
-        )
-        self._index()
+        self._rearrange(*(x[keep] for x in (state.tokens, state.num_drawn, state.seen, state.noise)))

@@ -11,7 +11,7 @@ counts the positions a row has had, not the slots in use. Rows are sequences of 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -104,6 +104,14 @@ class KVCache(abc.ABC):
     @abc.abstractmethod
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
+
+    @property
+    def step_shape(self) -> Hashable | None:
+        """What the shapes of the pass under way depend on, besides its rows and length; constant for many steps.
+
+        None: they change with every step, or memory moves, so that a step cannot be captured in a CUDA graph.
+        """
+        return None
 
     @abc.abstractmethod
     def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:

@@ -18,13 +18,13 @@ from chatterbox.kvcache.base import ALL_ROWS, KVCache, Segment, require_chain, r
 class StaticKVCache(KVCache):
     """Exact cache with memory fixed at construction: 2 x layers x rows x heads x capacity x head_dim elements.
 
-    ``extent_step`` is the granularity of what layers see; the capacity itself makes every shape constant.
+    ``extent_step`` is the granularity of what layers see: fine on a CPU, where seeing more costs time, coarse on a GPU,
+    where every new shape is another graph.
     """
-
-    extent_step = 64  # positions
 
     def _allocate(self) -> None:
         rows, capacity, dtype, device = self.num_rows, self.capacity, self.dtype, self.device
+        self.extent_step = 256 if torch.device(device).type == "cuda" else 64
         shape = (self.num_layers, rows, self.num_heads, capacity, self.head_dim)
         # Not zeros: memory that is not touched is not taken.
         self._keys = torch.empty(shape, dtype=dtype, device=device)
@@ -38,6 +38,11 @@ class StaticKVCache(KVCache):
     @property
     def nbytes(self) -> int:
         return self._keys.nbytes + self._values.nbytes
+
+    @property
+    def step_shape(self) -> int:
+        """Positions that layers see."""
+        return len(self._visible)
 
     def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
         starts = self._advance(new_len, rows)
