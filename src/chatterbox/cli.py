@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "say",
         help="speak a text into an audio file",
         description="Speak TEXT into an audio file.",
-        epilog="Settings as key=value: model.local_files_only, sampling (checkpoint, greedy), sampling.temperature, "
+        epilog="Settings as key=value: model.local_files_only, kvcache (static, dynamic, none), "
+        "kvcache.prefix_mib, kvcache.host_mib, kvcache.host_codec, kvcache.disk_folder, kvcache.disk_mib, "
+        "kvcache.replacement, sampling (checkpoint, greedy), sampling.temperature, "
         "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
         "exaggeration, use_cache, watermark. Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
     )
@@ -102,10 +104,13 @@ def _configuration(arguments: argparse.Namespace, overrides: Sequence[str]) -> S
 def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
     from chatterbox.checkpoints import find_checkpoint, load_models, resolve_device
     from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.generation.prefix import PrefixSource
+    from chatterbox.kvcache import check_names
     from chatterbox.pipeline import SpeechRequest, speak
 
     try:
         device = resolve_device(config.model.device)
+        check_names(config.kvcache)
     except ValueError as error:
         raise UsageError(str(error)) from None
     report.stage("loading the model")
@@ -126,10 +131,12 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
             seed=config.seed,
             use_cache=config.use_cache,
             watermark=config.watermark,
+            cache_policy=config.kvcache.policy,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return speak(models.t3, models.s3gen, models.tokenizer, request, on_token=report.tokens)
+    prefixes = PrefixSource(models.t3, config.kvcache)
+    return speak(models.t3, models.s3gen, models.tokenizer, request, on_token=report.tokens, prefixes=prefixes)
 
 
 def _checked_output(path: Path) -> Path:

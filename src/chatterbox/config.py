@@ -237,6 +237,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class KVCacheConfig:
+    """What T3 keeps of what it has computed; sizes in MiB (2**20 bytes). docs/kvcache.md explains each."""
+
+    policy: str = "static"  # of the rows being decoded; "none" recomputes everything at every step
+    prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
+    host_mib: int = 0  # beginnings that left the device, in host memory
+    host_codec: str = "none"
+    disk_folder: str | None = None  # beginnings that outlive the process; None is nowhere
+    disk_mib: int = 1024
+    replacement: str = "cost"
+
+    def __post_init__(self) -> None:
+        for name in ("prefix_mib", "host_mib", "disk_mib"):
+            value = getattr(self, name)
+            if value is None and name == "prefix_mib":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number from 0, got {value!r}; 0 keeps nothing there")
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which weights to load, and where they run."""
 
@@ -250,6 +271,7 @@ class SayConfig:
     """One run of ``chatterbox say``, beside its text and output file."""
 
     model: ModelChoice = field(default_factory=ModelChoice)
+    kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     sampling: dict = field(default_factory=dict)  # SamplingConfig fields that replace the checkpoint's own
     voice: str | None = None  # reference recording; None is the checkpoint's built-in voice
     exaggeration: float = 0.5

@@ -38,6 +38,7 @@ class SpeechRequest:
 
     seed: None draws from torch's global generator, in upstream's order; a number draws from generators of this
     request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at every step.
+    cache_policy: of `chatterbox.kvcache.POLICIES`.
     """
 
     text: str
@@ -47,6 +48,7 @@ class SpeechRequest:
     seed: int | None = None
     use_cache: bool = True
     watermark: bool = True
+    cache_policy: str = "static"
 
     def __post_init__(self) -> None:
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
@@ -113,23 +115,28 @@ def draw_speech_tokens(
     prefixes: PrefixSource | None = None,
 ) -> Tensor:
     """Speech tokens of the request's text, (N,) on the CPU, as drawn: the stop token and strays included."""
-    text_tokens = tokenizer.text_to_tokens(speakable(request.text))[0]  # (S,)
-    text_tokens = F.pad(F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token), (0, 1), value=t3.hp.stop_text_token)
-    decode = DecodeRequest(
-        t3_cond=voice.t3,
-        text_tokens=text_tokens,
-        sampling=request.sampling,
-        max_new_tokens=min(request.sampling.max_new_tokens, t3.hp.max_speech_tokens),
-        seed=request.seed,
-    )
+    decode = decode_request(t3, tokenizer, voice, request)
     drawn: list[int] = []
-    for token in stream(t3, decode, use_cache=request.use_cache, prefixes=prefixes):
+    for token in stream(t3, decode, use_cache=request.use_cache, cache_policy=request.cache_policy, prefixes=prefixes):
         drawn.append(token)
         if on_token is not None:
             on_token(len(drawn))
     if prefixes is not None and request.use_cache:
         logger.info(prefixes.manager.summary())
     return torch.tensor(drawn, dtype=torch.long)
+
+
+def decode_request(t3: T3, tokenizer: EnTokenizer, voice: Conditionals, request: SpeechRequest) -> DecodeRequest:
+    """What T3 is asked for. Raises TypeError if the text is not a string."""
+    text_tokens = tokenizer.text_to_tokens(speakable(request.text))[0]  # (S,)
+    text_tokens = F.pad(F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token), (0, 1), value=t3.hp.stop_text_token)
+    return DecodeRequest(
+        t3_cond=voice.t3,
+        text_tokens=text_tokens,
+        sampling=request.sampling,
+        max_new_tokens=min(request.sampling.max_new_tokens, t3.hp.max_speech_tokens),
+        seed=request.seed,
+    )
 
 
 def valid_codes(tokens: Tensor) -> Tensor:

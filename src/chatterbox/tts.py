@@ -6,6 +6,7 @@ Owns: upstream's names, signatures and defaults, nothing else.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from chatterbox.conditioning import (
     Reference,
     prepare_conditionals,
 )
-from chatterbox.config import SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.generation.prefix import PrefixSource
-from chatterbox.kvcache import GlobalKVCacheManager
+from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.pipeline import SpeechRequest, speak
+from chatterbox.pipeline import SpeechRequest, decode_request, speak
 from chatterbox.text import punc_norm
 from chatterbox.voice_cache import VoiceCache
 
@@ -62,9 +63,15 @@ class ChatterboxTTS:
         conds: Conditionals | None = None,
         *,
         sampling: SamplingConfig = _UPSTREAM,
+        kvcache: str | KVCacheConfig = "static",
         cache: GlobalKVCacheManager | None = None,
     ) -> None:
-        """``cache``: where voices' and texts' beginnings are kept; several models may share one. None makes one."""
+        """``kvcache``: what T3 keeps, settings or the name of a policy. ``cache``: a manager that several models share,
+        in place of one made of the settings.
+
+        Raises:
+            ValueError: ``kvcache`` names what does not exist.
+        """
         self.sr = S3GEN_SR
         self.t3 = t3
         self.s3gen = s3gen
@@ -73,30 +80,43 @@ class ChatterboxTTS:
         self.device = device
         self.conds = conds
         self.sampling = sampling
-        self._prefixes = PrefixSource(t3, cache)
+        self._kvcache = KVCacheConfig(policy=kvcache) if isinstance(kvcache, str) else kvcache
+        check_names(self._kvcache)
+        self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
         self._voices = VoiceCache()
 
     @classmethod
-    def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxTTS:
-        """Load a checkpoint folder.
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, *, kvcache: str | KVCacheConfig = "static"
+    ) -> ChatterboxTTS:
+        """Load a checkpoint folder. ``kvcache``: what T3 keeps, settings or the name of a policy.
 
         Raises:
-            ValueError: a file is missing, broken or of another model, or the device does not exist.
+            ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
         m = load_models(ckpt_dir, device)
-        return cls(m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds, sampling=m.config.sampling)
+        parts = (m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds)
+        return cls(*parts, sampling=m.config.sampling, kvcache=kvcache)
 
     @classmethod
     def from_pretrained(
-        cls, device: str | torch.device, *, model: str | Path = "chatterbox", local_files_only: bool = False
+        cls,
+        device: str | torch.device,
+        *,
+        model: str | Path = "chatterbox",
+        local_files_only: bool = False,
+        kvcache: str | KVCacheConfig = "static",
     ) -> ChatterboxTTS:
         """Load a model by name: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
+
+        ``kvcache``: what T3 keeps, settings or the name of a policy.
 
         Raises:
             ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
         """
         device = resolve_device(device)
-        return cls.from_local(find_checkpoint(model, TTS_FILES, local_files_only=local_files_only), device)
+        folder = find_checkpoint(model, TTS_FILES, local_files_only=local_files_only)
+        return cls.from_local(folder, device, kvcache=kvcache)
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
@@ -148,11 +168,31 @@ class ChatterboxTTS:
         }
         given = {name: value for name, value in knobs.items() if not isinstance(value, _ModelDefault)}
         sampling = dataclasses.replace(self.sampling, **given)
-        conds = self.conds if audio_prompt_path is None else self._voice_of(audio_prompt_path, exaggeration)
-        if conds is None:
-            raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
-        request = SpeechRequest(text, conds, sampling, exaggeration, seed, use_cache, watermark)
+        conds = self._conditionals(audio_prompt_path, exaggeration)
+        request = SpeechRequest(text, conds, sampling, exaggeration, seed, use_cache, watermark, self._kvcache.policy)
         return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
+
+    def warm(
+        self,
+        texts: Sequence[str] = ("",),
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        *,
+        pin: bool = False,
+    ) -> None:
+        """Compute ahead of time what texts of a voice begin with, so that the first request finds it.
+
+        Args:
+            texts: whole texts, or beginnings of texts to come.
+            audio_prompt_path: recording of the voice; None is ``conds``.
+            pin: keep the voice's own part on the device, whatever else comes.
+
+        Raises:
+            TypeError, ValueError: as `generate`.
+        """
+        voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
+        requests = [SpeechRequest(text, voice, self.sampling, exaggeration) for text in texts]
+        self._prefixes.warm([decode_request(self.t3, self.tokenizer, voice, one) for one in requests], pin=pin)
 
     def get_cache_hit_rate(self) -> float:
         """Share of T3's prefix positions that did not have to be computed, 0 to 1."""
@@ -167,6 +207,12 @@ class ChatterboxTTS:
         self._voices.clear()
         self._prefixes.manager.clear()
         self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
+
+    def _conditionals(self, reference: Reference | None, exaggeration: float) -> Conditionals:
+        conds = self.conds if reference is None else self._voice_of(reference, exaggeration)
+        if conds is None:
+            raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
+        return conds
 
     def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
         make = partial(prepare_conditionals, self.s3gen, self.ve, prompt_len=self.t3.hp.speech_cond_prompt_len)

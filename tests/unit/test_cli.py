@@ -13,7 +13,8 @@ import soundfile
 
 from chatterbox.cli import main
 from chatterbox.compose import ConfigError, compose_say
-from chatterbox.config import ModelChoice, SamplingConfig, SayConfig
+from chatterbox.config import KVCacheConfig, ModelChoice, SamplingConfig, SayConfig
+from chatterbox.generation.prefix import PrefixSource
 from tests.folders import SMALL
 
 SAMPLES = SMALL.sampling.max_new_tokens * 960
@@ -69,6 +70,21 @@ def test_voice_changes_the_sound(say, tmp_path, reference_wav):
     assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes()
 
 
+@pytest.mark.parametrize("setting", ["kvcache=dynamic", "kvcache=none", "use_cache=false", "kvcache.prefix_mib=0"])
+def test_no_cache_setting_changes_the_sound(say, tmp_path, setting):
+    assert say("--seed", "1", output="a.wav")[0] == say("--seed", "1", setting, output="b.wav")[0] == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_a_voice_on_disk_serves_the_next_process(say, tmp_path, monkeypatch):
+    setting = f"kvcache.disk_folder={tmp_path / 'kept'}"
+    assert say("--seed", "1", setting, output="a.wav")[0] == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 3  # the voice, its text, its empty text
+    monkeypatch.setattr(PrefixSource, "_compute", lambda *_: pytest.fail("computed again"))
+    assert say("--seed", "1", setting, output="b.wav")[0] == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
 def test_other_formats(say, tmp_path):
     assert say(output="out.flac")[0] == 0
     assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
@@ -101,6 +117,11 @@ def test_progress_is_for_terminals(say, monkeypatch):
         (["exaggeration=-1"], "exaggeration must be a number from 0 to 10"),
         (["watermark=maybe"], "say.watermark must be bool"),
         (["sampling=unknown"], "sampling/unknown"),
+        (["kvcache=paged"], "kvcache/paged"),
+        (["kvcache.policy=paged"], "cache policy 'paged' does not exist; choose from dynamic, none, static"),
+        (["kvcache.host_codec=zip"], "codec 'zip' does not exist"),
+        (["kvcache.replacement=fifo"], "replacement 'fifo' does not exist"),
+        (["kvcache.disk_mib=-1"], "disk_mib must be a whole number from 0, got -1"),
         (["a=[1"], "chatterbox: error: "),
     ],
 )
@@ -199,16 +220,26 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     overrides += [f"{key}={value}" for key, value in say.items()]
     model = {"source": "s", "device": "cpu", "local_files_only": True}
     overrides += [f"model.{key}={value}" for key, value in model.items()]
-    assert compose_say(overrides) == SayConfig(model=ModelChoice(**model), sampling=given, **say)
+    cache = {"policy": "dynamic", "prefix_mib": 5, "host_mib": 6, "host_codec": "int8", "disk_folder": "d"}
+    cache |= {"disk_mib": 7, "replacement": "lru"}
+    assert cache.keys() == KVCacheConfig.__dataclass_fields__.keys()
+    overrides += [f"kvcache.{key}={value}" for key, value in cache.items()]
+    expected = SayConfig(model=ModelChoice(**model), sampling=given, kvcache=KVCacheConfig(**cache), **say)
+    assert compose_say(overrides) == expected
 
 
 @pytest.mark.parametrize(
-    ("override", "sampling", "source"),
-    [("sampling=greedy", {"temperature": 0}, "tiny"), ("model=chatterbox", {}, "chatterbox")],
+    ("override", "sampling", "source", "policy"),
+    [
+        ("sampling=greedy", {"temperature": 0}, "tiny", "static"),
+        ("model=chatterbox", {}, "chatterbox", "static"),
+        ("kvcache=dynamic", {}, "tiny", "dynamic"),
+        ("kvcache=none", {}, "tiny", "none"),
+    ],
 )
-def test_choices(override, sampling, source):
+def test_choices(override, sampling, source, policy):
     config = compose_say([override])
-    assert config.sampling == sampling and config.model.source == source
+    assert config.sampling == sampling and config.model.source == source and config.kvcache.policy == policy
 
 
 def test_folder_needs_its_source():

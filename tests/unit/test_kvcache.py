@@ -178,7 +178,7 @@ def test_sizes_are_validated(name: str) -> None:
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(ValueError, match="policy 'paged' does not exist; choose from dynamic, static"):
+    with pytest.raises(ValueError, match="policy 'paged' does not exist; choose from dynamic, none, static"):
         policy("paged")
 
 

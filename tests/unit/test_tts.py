@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.pipeline import SpeechRequest, speak, valid_codes
@@ -91,6 +91,31 @@ def test_a_warm_voice_is_served_from_the_cache(small_folder, reference_wav):
     tts.clear_cache()
     assert tts.cache_stats()["bytes"] == 0
     assert torch.equal(first, say(tts))
+
+
+def test_a_voice_warmed_ahead_computes_nothing(small_folder, reference_wav):
+    tts = ChatterboxTTS.from_local(small_folder, "cpu", kvcache=KVCacheConfig(prefix_mib=64))
+    assert tts.cache_stats()["budget_bytes"] == 64 * 2**20
+    tts.warm([TEXT], reference_wav, 0.7, pin=True)
+    tts.warm()  # the built-in voice alone
+    warm = tts.cache_stats()
+    assert warm["voices"] == 2 and warm["hits"] == 0
+    say(tts, audio_prompt_path=reference_wav, exaggeration=0.7)
+    after = tts.cache_stats()
+    assert after["tokens_computed"] == warm["tokens_computed"] and after["hits"] == 3
+    with pytest.raises(TypeError, match="text must be a string"):
+        tts.warm([5])
+
+
+@pytest.mark.parametrize("kvcache", ["dynamic", "none", KVCacheConfig(prefix_mib=0), KVCacheConfig(host_mib=8)])
+def test_no_kvcache_setting_changes_the_sound(small_folder, small_tts, kvcache):
+    tts = ChatterboxTTS.from_local(small_folder, "cpu", kvcache=kvcache)
+    assert torch.equal(say(tts), say(small_tts))
+
+
+def test_unknown_policy(small_folder):
+    with pytest.raises(ValueError, match="cache policy 'paged' does not exist; choose from dynamic, none, static"):
+        ChatterboxTTS.from_local(small_folder, "cpu", kvcache="paged")
 
 
 def test_models_may_share_one_cache(small_tts):

@@ -51,14 +51,11 @@ def stream(
     """Yield the tokens of one request as they are drawn; the stop token is the last.
 
     ``prefixes``: where what comes before the start tokens is looked up, and kept; None computes it for this request
-    alone, as does ``use_cache=False``.
+    alone, as does decoding without a cache.
     """
     capacity = required_capacity(t3, request)
-    if not use_cache:
-        yield from _run(t3, request, None)
-        return
-    cache = allocate_cache(t3, request.num_rows, capacity, cache_policy)
-    if prefixes is None:
+    cache = allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None
+    if prefixes is None or cache is None:
         yield from _run(t3, request, cache)
         return
     with prefixes.acquire(request) as prefix:

@@ -19,7 +19,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from chatterbox.config import KVCacheConfig
 from chatterbox.generation.requests import DecodeRequest, allocate_cache
+from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.keys import content_hash, weights_fingerprint
 from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
@@ -29,6 +31,7 @@ from chatterbox.models.t3.t3 import T3
 
 Segments = tuple[Segment, ...]
 SHARE_OF_WEIGHTS = 8
+DEFAULTS = KVCacheConfig()
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,10 @@ class RowPrefixes:
 class PrefixSource:
     """One T3 and the manager that keeps its beginnings. Its weights must not change any more."""
 
-    def __init__(self, t3: T3, manager: GlobalKVCacheManager | None = None) -> None:
-        """``manager``: None makes one whose budget is an eighth of the model's own size."""
-        if manager is None:
-            size = sum(weight.nbytes for weight in t3.parameters())
-            manager = GlobalKVCacheManager(budget_bytes=size // SHARE_OF_WEIGHTS)
+    def __init__(self, t3: T3, manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS) -> None:
+        """``manager``: one that several models may share, or the settings of one for this model alone."""
+        if isinstance(manager, KVCacheConfig):
+            manager = make_manager(manager, sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS)
         self.t3, self.manager = t3, manager
 
     @cached_property
@@ -94,6 +96,13 @@ class PrefixSource:
             RowPrefixes(tuple(leases)).release()
             raise
         return RowPrefixes(tuple(leases))
+
+    def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False) -> None:
+        """Compute the beginnings of requests ahead of time. ``pin``: keep their voices' own parts on the device."""
+        for request in requests:
+            self.acquire(request).release()
+            if pin:
+                self.manager.pin(self.voice_of(request.t3_cond))
 
     @torch.inference_mode()
     def _conditioning(self, cond: T3Cond, known: Segments) -> Segment:

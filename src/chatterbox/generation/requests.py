@@ -76,10 +76,11 @@ def start_embeds(t3: T3, rows: int) -> Tensor:
     return t3.embed_speech(start).repeat(1, NUM_START_TOKENS, 1)
 
 
-def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache:
-    """An empty cache of a policy that fits this model."""
+def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache | None:
+    """An empty cache of a policy that fits this model; None for "none"."""
     backbone, weight = t3.hp.backbone, t3.speech_head.weight
-    return policy(cache_policy)(
+    make = policy(cache_policy)
+    return make and make(
         backbone.num_layers,
         rows,
         backbone.num_heads,

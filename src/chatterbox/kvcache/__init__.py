@@ -3,7 +3,7 @@ requests are kept by the `manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.dynamic import DynamicKVCache
-from chatterbox.kvcache.factory import POLICIES, policy
+from chatterbox.kvcache.factory import POLICIES, check_names, make_manager, policy
 from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
 from chatterbox.kvcache.static import StaticKVCache
 
@@ -15,5 +15,7 @@ __all__ = [
     "Lease",
     "Segment",
     "StaticKVCache",
+    "check_names",
+    "make_manager",
     "policy",
 ]

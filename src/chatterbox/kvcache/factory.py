@@ -1,16 +1,40 @@
-"""Name of a cache policy to the cache. A new policy is one file and one line here."""
+"""Names and settings to caches. A new policy is one file and one line here."""
 
 from __future__ import annotations
 
+from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache
+from chatterbox.kvcache.compression import codec
+from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.dynamic import DynamicKVCache
+from chatterbox.kvcache.manager import GlobalKVCacheManager
+from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.static import StaticKVCache
 
-POLICIES: dict[str, type[KVCache]] = {"dynamic": DynamicKVCache, "static": StaticKVCache}
+MIB = 2**20
+POLICIES: dict[str, type[KVCache] | None] = {"dynamic": DynamicKVCache, "none": None, "static": StaticKVCache}
 
 
-def policy(name: str) -> type[KVCache]:
-    """The cache class called ``name``. Raises ValueError if there is none."""
+def policy(name: str) -> type[KVCache] | None:
+    """The cache class called ``name``, None for "none". Raises ValueError if there is no such policy."""
     if name not in POLICIES:
         raise ValueError(f"cache policy {name!r} does not exist; choose from {', '.join(sorted(POLICIES))}")
     return POLICIES[name]
+
+
+def check_names(config: KVCacheConfig) -> None:
+    """Raise ValueError if ``config`` names a policy, codec or replacement that does not exist."""
+    policy(config.policy)
+    codec(config.host_codec)
+    replacement(config.replacement)
+
+
+def make_manager(config: KVCacheConfig, default_bytes: int) -> GlobalKVCacheManager:
+    """An empty manager as ``config`` says; ``default_bytes`` is its budget on the device where that says None."""
+    return GlobalKVCacheManager(
+        budget_bytes=default_bytes if config.prefix_mib is None else config.prefix_mib * MIB,
+        host_bytes=config.host_mib * MIB,
+        host_codec=config.host_codec,
+        disk=None if config.disk_folder is None else DiskTier(config.disk_folder, budget_bytes=config.disk_mib * MIB),
+        replacement_policy=config.replacement,
+    )

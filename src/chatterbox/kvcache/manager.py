@@ -351,7 +351,7 @@ class GlobalKVCacheManager:
         if self._make_room(rest.nbytes):
             return self._tree.insert(voice, labels, rest, fill_ms)
         self._stats.uncached += 1
-        if not self._warned:
+        if not self._warned and self.budget_bytes:
             self._warned = True
             logger.warning(
                 "prefix cache: %.1f MiB do not fit into what is free of %.1f MiB, so they are not kept; "

@@ -19,7 +19,8 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` of (..., in) and (out, in)."""
     rows = x.numel() // x.shape[-1]
     if x.device.type == "cpu" and rows in FEW_ROWS:
-        return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
+        # Fast only if the rows lie whole in memory; after another such product they are interleaved.
+        return (weight @ x.reshape(rows, -1).contiguous().T).T.reshape(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
 
