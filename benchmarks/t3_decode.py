@@ -132,24 +132,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--peer", metavar="PYTHON", help="a Python with chatterbox-tts 0.1.7")
-    parser.add_argument("--steps", type=int, default=8, help="steps at each position")
-    parser.add_argument("--turns", type=int, default=3, help="turns with the peer")
+    parser.add_argument("--steps", type=int, default=5, help="steps at each position, every turn")
+    parser.add_argument("--turns", type=int, default=3, help="times that all cases come round")
     arguments = parser.parse_args()
     bench, rows = Bench(), []
     about: dict[str, object] = {"dtype": str(bench.dtype).removeprefix("torch.")}
     if arguments.peer:
         with Peer(arguments.peer) as peer:
             rows += against(bench, peer, arguments.steps, arguments.turns)
+    measured: dict[tuple[str, int, int], list[float]] = {}
     for num_rows in ROWS:
-        for position in POSITIONS:  # the policies in turn
-            for policy in ("static", "dynamic"):
-                rows.append(row(policy, num_rows, position, bench.steps(policy, num_rows, position, arguments.steps)))
-                print(rows[-1], flush=True)
+        for _ in range(arguments.turns):  # policies and positions in turn, so that what slows a while slows all
+            for position in POSITIONS:
+                for policy in ("static", "dynamic"):
+                    times = bench.steps(policy, num_rows, position, arguments.steps)
+                    measured.setdefault((policy, num_rows, position), []).extend(times)
     for position in RECOMPUTED_POSITIONS:
-        rows.append(row("none", 2, position, bench.steps("none", 2, position, 2)))
-    grown = {r["rows"]: r["ms_per_step"] for r in rows if (r["policy"], r["position"]) == ("static", POSITIONS[-1])}
-    first = {r["rows"]: r["ms_per_step"] for r in rows if (r["policy"], r["position"]) == ("static", POSITIONS[0])}
-    about["static_step_at_last_over_first_position"] = {n: round(grown[n] / first[n], 3) for n in grown}
+        measured["none", 2, position] = bench.steps("none", 2, position, 2)
+    rows += [row(*case, times) for case, times in measured.items()]
+    growth = {
+        num_rows: statistics.median(measured["static", num_rows, POSITIONS[-1]])
+        / statistics.median(measured["static", num_rows, POSITIONS[0]])
+        for num_rows in ROWS
+    }
+    about["static_step_at_last_over_first_position"] = {num_rows: round(times, 3) for num_rows, times in growth.items()}
     report("t3_decode", rows, arguments.output, **about)
 
 
