@@ -10,17 +10,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chatterbox.mtl_tts import ChatterboxMultilingualTTS
     from chatterbox.tts import ChatterboxTTS
     from chatterbox.vc import ChatterboxVC
 
-# oneDNN keeps the compiled kernels of the last 1,024 shapes. Every new length of audio brings about a hundred, which
-# cost hundreds of MiB to keep and no measurable time to make again. Read when torch first convolves.
+# oneDNN keeps the compiled kernels of the last 1,024 shapes: memory that grows with every new length of audio and saves
+# no measurable time (docs/architecture.md). Read when torch first convolves.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 __version__ = "0.1.0"
-__all__ = ["ChatterboxTTS", "ChatterboxVC", "__version__"]
+__all__ = ["ChatterboxMultilingualTTS", "ChatterboxTTS", "ChatterboxVC", "__version__"]
 
-_HOMES = {"ChatterboxTTS": "chatterbox.tts", "ChatterboxVC": "chatterbox.vc"}
+_HOMES = {
+    "ChatterboxMultilingualTTS": "chatterbox.mtl_tts",
+    "ChatterboxTTS": "chatterbox.tts",
+    "ChatterboxVC": "chatterbox.vc",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from chatterbox.conditioning import Conditionals
-from chatterbox.config import ModelConfig, from_dict
+from chatterbox.config import ModelConfig, SamplingConfig, T3Config, from_dict
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer
+from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 
 logger = logging.getLogger(__name__)
 
 REPO_ID = "ResembleAI/chatterbox"
 EMBEDDED_VOICES = Path(__file__).parent / "voices"
-TTS_FILES = ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt")
 VC_FILES = ("s3gen.safetensors", "conds.pt")
 CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
@@ -37,6 +37,40 @@ CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """File names of one published model, and what it is where the folder has no ``config.json``."""
+
+    t3: str
+    tokenizer: str
+    voice_encoder: str
+    s3gen: str
+    make_tokenizer: Callable[[Path], EnTokenizer]
+    config: ModelConfig = field(default_factory=ModelConfig)
+    extras: tuple[str, ...] = ()  # fetched with the rest; the model works without
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (self.voice_encoder, self.t3, self.s3gen, self.tokenizer)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that is fetched from the hub."""
+        return (*self.needed, *self.extras, "conds.pt")
+
+
+ENGLISH = Layout("t3_cfg.safetensors", "tokenizer.json", "ve.safetensors", "s3gen.safetensors", EnTokenizer)
+MULTILINGUAL = Layout(
+    t3="t3_mtl23ls_v2.safetensors",
+    tokenizer="grapheme_mtl_merged_expanded_v1.json",
+    voice_encoder="ve.pt",
+    s3gen="s3gen.pt",
+    make_tokenizer=MTLTokenizer,
+    config=ModelConfig(t3=T3Config.multilingual(), sampling=SamplingConfig(repetition_penalty=2.0)),
+    extras=(CANGJIE_FILE,),
+)
 
 
 class CheckpointError(ValueError):
@@ -85,7 +119,7 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
-def find_checkpoint(model: str | Path, files: Sequence[str] = TTS_FILES, *, local_files_only: bool = False) -> Path:
+def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, local_files_only: bool = False) -> Path:
     """Folder of a model.
 
     Args:
@@ -111,7 +145,7 @@ def embedded_voices() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED_VOICES.glob("*/config.json"))
 
 
-def load_models(folder: str | Path, device: str | torch.device) -> LoadedModels:
+def load_models(folder: str | Path, device: str | torch.device, layout: Layout = ENGLISH) -> LoadedModels:
     """Load a text-to-speech checkpoint folder (upstream's layout; ``config.json`` optional).
 
     Raises:
@@ -119,21 +153,21 @@ def load_models(folder: str | Path, device: str | torch.device) -> LoadedModels:
         ValueError: the device does not exist.
     """
     folder, device = Path(folder), resolve_device(device)
-    paths = {name: _required(folder, name) for name in TTS_FILES if not name.startswith("conds")}
-    config = load_config(folder)
+    voice_encoder, t3, s3gen, vocabulary = (_required(folder, name, layout.needed) for name in layout.needed)
+    config = load_config(folder, layout.config)
     try:
-        tokenizer = EnTokenizer(paths["tokenizer.json"])
+        tokenizer = layout.make_tokenizer(vocabulary)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if tokenizer.largest_id >= config.t3.text_tokens_dict_size:
         raise CheckpointError(
-            f"{paths['tokenizer.json']} has ids up to {tokenizer.largest_id}, but t3 embeds only "
+            f"{vocabulary} has ids up to {tokenizer.largest_id}, but t3 embeds only "
             f"{config.t3.text_tokens_dict_size} text tokens; the two belong to different models"
         )
     return LoadedModels(
-        t3=load_module(lambda: T3(config.t3), paths["t3_cfg.safetensors"], device),
-        s3gen=load_s3gen(folder, device, config),
-        voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), paths["ve.safetensors"], device),
+        t3=load_module(lambda: T3(config.t3), t3, device),
+        s3gen=load_module(lambda: S3Gen(config=config.s3gen), s3gen, device, MAY_LACK),
+        voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
         device=device,
         config=config,
@@ -142,14 +176,15 @@ def load_models(folder: str | Path, device: str | torch.device) -> LoadedModels:
 
 
 def load_s3gen(folder: Path, device: torch.device, config: ModelConfig) -> S3Gen:
-    return load_module(lambda: S3Gen(config=config.s3gen), _required(folder, "s3gen.safetensors"), device, MAY_LACK)
+    path = _required(folder, ENGLISH.s3gen, ENGLISH.needed)
+    return load_module(lambda: S3Gen(config=config.s3gen), path, device, MAY_LACK)
 
 
-def load_config(folder: Path) -> ModelConfig:
+def load_config(folder: Path, published: ModelConfig = ENGLISH.config) -> ModelConfig:
     """``config.json`` of a folder; without one, the published model's sizes and sampling defaults."""
     path = folder / "config.json"
     if not path.is_file():
-        return ModelConfig()
+        return published
     try:
         return from_dict(ModelConfig, json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:  # JSON's own errors included
@@ -170,7 +205,9 @@ def load_conditionals(folder: Path, device: torch.device) -> Conditionals | None
 def load_module(
     build: Callable[[], Module], path: Path, device: torch.device, may_lack: frozenset[str] = frozenset()
 ) -> Module:
-    """Build a module and fill it from a safetensors file; every key and shape must match, ``may_lack`` excepted.
+    """Build a module and fill it from a file, safetensors or (``.pt``) a pickled state dict.
+
+    Every key and shape must match, ``may_lack`` excepted.
 
     Tensors are read one at a time, from the mapped file, into the module's own memory and cast to its dtypes: no second
     copy of the model is allocated. All keys and shapes are compared before the first is read.
@@ -211,12 +248,28 @@ def _open_tensors(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Call
     """Shapes by key, and a function that reads one tensor to the CPU."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix == ".pt":
+        tensors = _unpickled(path)
+        yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
+        return
     try:
         with safe_open(str(path), "pt") as file:
             yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         reason = "it is a pickle" if _looks_pickled(path) else str(error)
         raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A state dict, mapped from its file; nothing in it is executed."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the file's own damage decides which
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is not a whole file of weights ({reason}); copy or download it again") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds no state dict; copy or download it again")
+    return tensors
 
 
 def _looks_pickled(path: Path) -> bool:
@@ -242,11 +295,11 @@ def _compare(
             )
 
 
-def _required(folder: Path, name: str) -> Path:
+def _required(folder: Path, name: str, needed: Sequence[str]) -> Path:
     path = folder / name
     if not path.is_file():
         what = f"has no {name}" if folder.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint folder {folder} {what}; it needs {', '.join(TTS_FILES[:-1])}")
+        raise CheckpointError(f"checkpoint folder {folder} {what}; it needs {', '.join(needed)}")
     return path
 
 

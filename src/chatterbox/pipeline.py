@@ -38,7 +38,7 @@ class SpeechRequest:
 
     seed: None draws from torch's global generator, in upstream's order; a number draws from generators of this
     request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at every step.
-    cache_policy: of `chatterbox.kvcache.POLICIES`.
+    cache_policy: of `chatterbox.kvcache.POLICIES`. language_id: for a multilingual model alone.
     """
 
     text: str
@@ -49,6 +49,7 @@ class SpeechRequest:
     use_cache: bool = True
     watermark: bool = True
     cache_policy: str = "static"
+    language_id: str | None = None
 
     def __post_init__(self) -> None:
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
@@ -128,7 +129,8 @@ def draw_speech_tokens(
 
 def decode_request(t3: T3, tokenizer: EnTokenizer, voice: Conditionals, request: SpeechRequest) -> DecodeRequest:
     """What T3 is asked for. Raises TypeError if the text is not a string."""
-    text_tokens = tokenizer.text_to_tokens(speakable(request.text))[0]  # (S,)
+    language = {} if request.language_id is None else {"language_id": request.language_id}
+    text_tokens = tokenizer.text_to_tokens(speakable(request.text, tokenizer.rules), **language)[0]  # (S,)
     text_tokens = F.pad(F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token), (0, 1), value=t3.hp.stop_text_token)
     return DecodeRequest(
         t3_cond=voice.t3,

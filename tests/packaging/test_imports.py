@@ -27,12 +27,14 @@ LEVELS = {
     "chatterbox.voice_cache": 4,
     "chatterbox.pipeline": 5,
     "chatterbox.streaming": 5,
-    "chatterbox.tts": 6,
-    "chatterbox.vc": 6,
+    "chatterbox.facade": 6,
+    "chatterbox.mtl_tts": 7,
+    "chatterbox.tts": 7,
+    "chatterbox.vc": 7,
     "chatterbox.compose": 6,
-    "chatterbox.cli": 7,
-    "chatterbox.training": 7,
-    "chatterbox": 8,
+    "chatterbox.cli": 8,
+    "chatterbox.training": 8,
+    "chatterbox": 9,
 }
 # `T3.inference` is upstream's name for what `generation.decode` does; it imports it when called.
 EXCEPTIONS = {("chatterbox.models.t3.t3", f"chatterbox.generation.{name}") for name in ("decode", "requests")}

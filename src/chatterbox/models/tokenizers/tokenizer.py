@@ -1,7 +1,7 @@
 """English text to T3's text tokens.
 
-Owns: the BPE file and the marks around it (spaces, start, stop). Does not know: punctuation rules (`chatterbox.text`),
-and that start and stop ids are padded on later: what comes out here is the text alone.
+Owns: the BPE file and the marks around it (spaces, start, stop), and which punctuation rules its model was driven with;
+the caller applies them. Does not know that start and stop ids are padded on later: what comes out is the text alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from chatterbox.text import ENGLISH, PunctuationRules
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +27,8 @@ SPECIAL_TOKENS = [SOT, EOT, UNK, SPACE, "[PAD]", "[SEP]", "[CLS]", "[MASK]"]
 
 class EnTokenizer:
     """BPE over text whose spaces are written ``[SPACE]``; no lower-casing."""
+
+    rules: PunctuationRules = ENGLISH
 
     def __init__(self, vocab_file_path: str | Path) -> None:
         """Read ``tokenizer.json``.

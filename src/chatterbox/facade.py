@@ -1,0 +1,175 @@
+"""What all text-to-speech façades share: a loaded model, its voice, its caches.
+
+Owns: the parts of a model, which voice a call without one gets, what is kept between calls. Does not know: upstream's
+signatures, which are the subclasses'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from chatterbox.checkpoints import Layout, load_models
+from chatterbox.conditioning import (
+    DEC_COND_SECONDS,
+    ENC_COND_SECONDS,
+    Conditionals,
+    Reference,
+    prepare_conditionals,
+)
+from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.generation.prefix import PrefixSource
+from chatterbox.kvcache import GlobalKVCacheManager, check_names
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.models.t3 import T3
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.pipeline import SpeechRequest, decode_request, speak
+from chatterbox.voice_cache import VoiceCache
+
+PUBLISHED = SamplingConfig()
+
+
+class ModelDefault(float):
+    """A published model's value in a signature; left in place, it stands for the loaded checkpoint's own setting."""
+
+
+class SpeechModel:
+    """Text to speech with voice cloning.
+
+    One instance serves several threads: speaking changes nothing here. ``conds`` is the voice used when a call names
+    none; only `prepare_conditionals` and the caller assign it, and a call works on the value it found at its start.
+    """
+
+    ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
+    DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
+
+    def __init__(
+        self,
+        t3: T3,
+        s3gen: S3Gen,
+        ve: VoiceEncoder,
+        tokenizer: EnTokenizer,
+        device: str | torch.device,
+        conds: Conditionals | None = None,
+        *,
+        sampling: SamplingConfig = PUBLISHED,
+        kvcache: str | KVCacheConfig = "static",
+        cache: GlobalKVCacheManager | None = None,
+    ) -> None:
+        """``kvcache``: what T3 keeps, settings or the name of a policy. ``cache``: a manager that several models share,
+        in place of one made of the settings.
+
+        Raises:
+            ValueError: ``kvcache`` names what does not exist.
+        """
+        self.sr = S3GEN_SR
+        self.t3 = t3
+        self.s3gen = s3gen
+        self.ve = ve
+        self.tokenizer = tokenizer
+        self.device = device
+        self.conds = conds
+        self.sampling = sampling
+        self._kvcache = KVCacheConfig(policy=kvcache) if isinstance(kvcache, str) else kvcache
+        check_names(self._kvcache)
+        self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
+        self._voices = VoiceCache()
+
+    @classmethod
+    def _load(
+        cls, ckpt_dir: str | Path, device: str | torch.device, layout: Layout, kvcache: str | KVCacheConfig
+    ) -> Self:
+        m = load_models(ckpt_dir, device, layout)
+        parts = (m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds)
+        return cls(*parts, sampling=m.config.sampling, kvcache=kvcache)
+
+    def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
+        """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
+        """
+        self.conds = self._voice_of(wav_fpath, exaggeration)
+
+    def warm(
+        self,
+        texts: Sequence[str] = ("",),
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        *,
+        language_id: str | None = None,
+        pin: bool = False,
+    ) -> None:
+        """Compute ahead of time what texts of a voice begin with, so that the first request finds it.
+
+        Args:
+            texts: whole texts, or beginnings of texts to come.
+            audio_prompt_path: recording of the voice; None is ``conds``.
+            language_id: for a multilingual model alone.
+            pin: keep the voice's own part on the device, whatever else comes.
+
+        Raises:
+            TypeError, ValueError: as `generate`.
+        """
+        voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
+        requests = [SpeechRequest(text, voice, self.sampling, exaggeration, language_id=language_id) for text in texts]
+        self._prefixes.warm([decode_request(self.t3, self.tokenizer, voice, one) for one in requests], pin=pin)
+
+    def get_cache_hit_rate(self) -> float:
+        """Share of T3's prefix positions that did not have to be computed, 0 to 1."""
+        return self._prefixes.manager.hit_rate
+
+    def cache_stats(self) -> dict[str, float]:
+        """Counters of the prefix cache by name: tokens, bytes and milliseconds; see docs/kvcache.md."""
+        return self._prefixes.manager.stats()
+
+    def clear_cache(self) -> None:
+        """Forget all recordings, and all voices' and texts' beginnings. Needed only after a change of weights."""
+        self._voices.clear()
+        self._prefixes.manager.clear()
+        self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
+
+    def _speak(
+        self,
+        text: str,
+        reference: Reference | None,
+        exaggeration: float,
+        knobs: dict[str, float],
+        *,
+        seed: int | None,
+        use_cache: bool,
+        watermark: bool,
+        language_id: str | None = None,
+    ) -> Tensor:
+        """(1, N) float32; ``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
+        given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
+        request = SpeechRequest(
+            text,
+            self._conditionals(reference, exaggeration),
+            dataclasses.replace(self.sampling, **given),
+            exaggeration,
+            seed,
+            use_cache,
+            watermark,
+            self._kvcache.policy,
+            language_id,
+        )
+        return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
+
+    def _conditionals(self, reference: Reference | None, exaggeration: float) -> Conditionals:
+        conds = self.conds if reference is None else self._voice_of(reference, exaggeration)
+        if conds is None:
+            raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
+        return conds
+
+    def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
+        make = partial(prepare_conditionals, self.s3gen, self.ve, prompt_len=self.t3.hp.speech_cond_prompt_len)
+        return self._voices.get(reference, make).with_exaggeration(exaggeration)

@@ -1,0 +1,62 @@
+"""Text of 23 languages to T3's text tokens.
+
+Owns: case, compatibility forms, the language mark. Does not know: what a language needs (`languages`), the BPE's own
+marks (`tokenizer`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unicodedata import normalize
+
+import torch
+from torch import Tensor
+
+from chatterbox.models.tokenizers.languages import check_language, preparer
+from chatterbox.models.tokenizers.tokenizer import EnTokenizer
+from chatterbox.text import MULTILINGUAL
+
+
+class MTLTokenizer(EnTokenizer):
+    """BPE over lower-case text with compatibility forms taken apart and the language in front, as ``[en]``."""
+
+    rules = MULTILINGUAL
+
+    def __init__(self, vocab_file_path: str | Path) -> None:
+        """Read the BPE file; the Chinese table is looked for beside it when Chinese first comes.
+
+        Raises:
+            ValueError: as `EnTokenizer`.
+        """
+        super().__init__(vocab_file_path)
+        self._folder = Path(vocab_file_path).parent
+
+    def preprocess_text(
+        self, raw_text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+    ) -> str:
+        """What all languages have in common; ``language_id`` is accepted as upstream and changes nothing."""
+        text = raw_text.lower() if lowercase else raw_text
+        return normalize("NFKD", text) if nfkd_normalize else text
+
+    def written(
+        self, txt: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+    ) -> str:
+        """The text as the BPE sees it, but for its spaces.
+
+        Raises:
+            ValueError: ``language_id`` is not one of `languages.LANGUAGES`.
+        """
+        language = check_language(language_id)
+        text = preparer(language, self._folder)(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
+        return text if language is None else f"[{language}]{text}"
+
+    def text_to_tokens(
+        self, text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+    ) -> Tensor:
+        """(1, S) int32 ids of ``text``, without start and stop; ``language_id`` None writes no language."""
+        return torch.tensor([self.encode(text, language_id, lowercase, nfkd_normalize)], dtype=torch.int32)
+
+    def encode(
+        self, txt: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+    ) -> list[int]:
+        return super().encode(self.written(txt, language_id, lowercase, nfkd_normalize))

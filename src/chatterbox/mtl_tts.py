@@ -1,0 +1,143 @@
+"""`ChatterboxMultilingualTTS`: upstream's façade for 23 languages over `chatterbox.pipeline`.
+
+Owns: upstream's names, signatures and defaults, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, Layout, find_checkpoint, resolve_device
+from chatterbox.conditioning import Conditionals, Reference
+from chatterbox.config import KVCacheConfig
+from chatterbox.facade import ModelDefault, SpeechModel
+from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
+from chatterbox.text import MULTILINGUAL as RULES
+from chatterbox.text import punc_norm as _punc_norm
+
+SUPPORTED_LANGUAGES = dict(LANGUAGES)
+PUBLISHED = MULTILINGUAL.config.sampling
+T3_MODELS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
+
+__all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
+
+
+def punc_norm(text: str) -> str:
+    """Punctuation as the multilingual model was driven; see `chatterbox.text.punc_norm`."""
+    return _punc_norm(text, RULES)
+
+
+class ChatterboxMultilingualTTS(SpeechModel):
+    """Text to speech with voice cloning, in 23 languages. Safe for several threads; see `SpeechModel`."""
+
+    @classmethod
+    def get_supported_languages(cls) -> dict[str, str]:
+        """Names of the languages by code; the caller's own."""
+        return dict(LANGUAGES)
+
+    @classmethod
+    def from_local(
+        cls,
+        ckpt_dir: str | Path,
+        device: str | torch.device,
+        t3_model: str = "v2",
+        *,
+        kvcache: str | KVCacheConfig = "static",
+    ) -> ChatterboxMultilingualTTS:
+        """Load a checkpoint folder.
+
+        Args:
+            t3_model: "v2", "v3", their long names, or a ``.safetensors`` file of the folder.
+            kvcache: what T3 keeps, settings or the name of a policy.
+
+        Raises:
+            ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
+        """
+        return cls._load(ckpt_dir, device, _layout(t3_model), kvcache)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        device: str | torch.device,
+        t3_model: str = "v2",
+        *,
+        model: str | Path = "chatterbox",
+        local_files_only: bool = False,
+        kvcache: str | KVCacheConfig = "static",
+    ) -> ChatterboxMultilingualTTS:
+        """Load the published model ("chatterbox", from the hub) or a folder; the rest is `from_local`'s.
+
+        Raises:
+            ValueError: no such model or device, or the hub is out of reach.
+        """
+        device, layout = resolve_device(device), _layout(t3_model)
+        folder = find_checkpoint(model, layout.files, local_files_only=local_files_only)
+        return cls._load(folder, device, layout, kvcache)
+
+    def generate(
+        self,
+        text: str,
+        language_id: str | None,
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        min_p: float = ModelDefault(PUBLISHED.min_p),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        *,
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
+    ) -> Tensor:
+        """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
+
+        The defaults of the sampling knobs are the published model's (chatterbox-tts 0.1.7). A checkpoint whose
+        ``config.json`` has its own uses those for every knob that the call leaves out.
+
+        Args:
+            language_id: code of `SUPPORTED_LANGUAGES`, in any case; None names no language to the model.
+            audio_prompt_path: recording of the voice for this call alone; None uses ``conds``.
+            exaggeration: emotion, 0.5 is neutral.
+            cfg_weight: guidance, 0 turns it off and halves the work.
+            temperature: 0 is greedy.
+            seed: own random numbers for this call; None draws from torch's global generator, as upstream.
+            use_cache: False recomputes the whole sequence at every step; for checking.
+            watermark: False leaves the audio unmarked.
+
+        Raises:
+            TypeError: ``text`` is not a string.
+            ValueError: no such language, no voice, a knob out of range, text too long, or a recording that cannot be
+                used.
+        """
+        knobs = {
+            "repetition_penalty": repetition_penalty,
+            "min_p": min_p,
+            "top_p": top_p,
+            "cfg_weight": cfg_weight,
+            "temperature": temperature,
+        }
+        return self._speak(
+            text,
+            audio_prompt_path,
+            exaggeration,
+            knobs,
+            seed=seed,
+            use_cache=use_cache,
+            watermark=watermark,
+            language_id=check_language(language_id or None),
+        )
+
+
+def _layout(t3_model: str) -> Layout:
+    name = T3_MODELS.get(t3_model, t3_model)
+    if name in T3_MODELS.values():
+        name += ".safetensors"
+    elif not (isinstance(name, str) and name.endswith(".safetensors")):
+        choices = ", ".join((*T3_MODELS, *T3_MODELS.values()))
+        raise ValueError(f"t3_model {t3_model!r} does not exist; choose from {choices}, or name a .safetensors file")
+    return dataclasses.replace(MULTILINGUAL, t3=name)

@@ -1,0 +1,159 @@
+"""The multilingual façade on a small model with random weights, in a folder of the published layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chatterbox import checkpoints
+from chatterbox.checkpoints import CheckpointError
+from chatterbox.config import SamplingConfig
+from chatterbox.models.tokenizers import MTLTokenizer
+from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
+from tests.folders import SMALL
+
+TEXT = "Bonjour le monde."
+
+
+@pytest.fixture(scope="session")
+def mtl_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small English model under the multilingual names, two files of it pickled as published. Read only."""
+    folder = tmp_path_factory.mktemp("multilingual")
+    for name in ("config.json", "conds.pt"):
+        shutil.copy(small_folder / name, folder / name)
+    for theirs, ours in (
+        ("t3_cfg.safetensors", "t3_mtl23ls_v2.safetensors"),
+        ("tokenizer.json", "grapheme_mtl_merged_expanded_v1.json"),
+    ):
+        shutil.copy(small_folder / theirs, folder / ours)
+    for name in ("ve", "s3gen"):
+        torch.save(load_file(small_folder / f"{name}.safetensors"), folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mtl(mtl_folder: Path) -> ChatterboxMultilingualTTS:
+    return ChatterboxMultilingualTTS.from_local(mtl_folder, "cpu")
+
+
+@pytest.fixture
+def own_mtl_folder(mtl_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mtl_folder, tmp_path / "checkpoint"))
+
+
+def say(tts: ChatterboxMultilingualTTS, language_id: str | None = "fr", **options) -> torch.Tensor:
+    return tts.generate(TEXT, language_id, **{"seed": 7, "watermark": False, **options})
+
+
+def test_signature_is_upstreams():
+    parameters = inspect.signature(ChatterboxMultilingualTTS.generate).parameters
+    assert list(parameters)[:10] == [
+        *("self", "text", "language_id", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature"),
+        *("repetition_penalty", "min_p", "top_p"),
+    ]
+    defaults = [p.default for p in parameters.values() if p.default is not p.empty]
+    assert defaults == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0, None, True, True]
+
+
+def test_languages():
+    languages = ChatterboxMultilingualTTS.get_supported_languages()
+    assert languages == SUPPORTED_LANGUAGES and len(languages) == 23 and languages["sw"] == "Swahili"
+    languages.clear()
+    assert len(ChatterboxMultilingualTTS.get_supported_languages()) == 23
+
+
+def test_speaks(mtl, reference_wav):
+    audio = say(mtl)
+    assert audio.shape == (1, SMALL.sampling.max_new_tokens * 960) and audio.isfinite().all()
+    assert torch.equal(audio, say(mtl, "FR")) and torch.equal(audio, say(mtl, use_cache=False))
+    assert not torch.equal(audio, say(mtl, "de")) and not torch.equal(audio, say(mtl, None))
+    assert not torch.equal(audio, say(mtl, audio_prompt_path=reference_wav))
+    assert torch.equal(say(mtl, cfg_weight=0.0), say(mtl, cfg_weight=0.0, use_cache=False))
+
+
+def test_text_goes_through_its_own_rules_and_tokenizer(mtl, monkeypatch):
+    seen = []
+    monkeypatch.setattr(MTLTokenizer, "written", lambda self, *arguments: seen.append(arguments) or "x")
+    mtl.generate("你好！", "zh", seed=1)
+    mtl.warm(["salut"], language_id="fr")
+    assert seen == [("你好！", "zh", True, True), ("Salut.", "fr", True, True)]
+    assert punc_norm("你好！") == "你好！"
+
+
+def test_unknown_language(mtl):
+    with pytest.raises(ValueError, match="language_id 'xx' is not supported; choose from ar, da"):
+        say(mtl, "xx")
+
+
+@pytest.mark.parametrize("name", ["v3", "t3_mtl23ls_v3", "t3_mtl23ls_v3.safetensors"])
+def test_the_third_version(own_mtl_folder, mtl, name):
+    with pytest.raises(ValueError, match=r"has no t3_mtl23ls_v3\.safetensors"):
+        ChatterboxMultilingualTTS.from_local(own_mtl_folder, "cpu", t3_model=name)
+    (own_mtl_folder / "t3_mtl23ls_v2.safetensors").rename(own_mtl_folder / "t3_mtl23ls_v3.safetensors")
+    assert torch.equal(say(ChatterboxMultilingualTTS.from_local(own_mtl_folder, "cpu", t3_model=name)), say(mtl))
+
+
+@pytest.mark.parametrize("name", ["v4", "", None])
+def test_unknown_version(mtl_folder, name):
+    with pytest.raises(ValueError, match=r"t3_model .* does not exist; choose from v2, v3, t3_mtl23ls_v2, "):
+        ChatterboxMultilingualTTS.from_local(mtl_folder, "cpu", t3_model=name)
+
+
+def test_without_a_configuration_it_is_the_published_model():
+    config = checkpoints.load_config(Path("nowhere"), checkpoints.MULTILINGUAL.config)
+    assert config.t3.text_tokens_dict_size == 2454 and config.sampling == SamplingConfig(repetition_penalty=2.0)
+
+
+def test_a_configuration_wins_over_the_published_defaults(own_mtl_folder, mtl):
+    config = json.loads((own_mtl_folder / "config.json").read_text())
+    config["sampling"]["max_new_tokens"] = SMALL.sampling.max_new_tokens - 2
+    (own_mtl_folder / "config.json").write_text(json.dumps(config))
+    tts = ChatterboxMultilingualTTS.from_local(own_mtl_folder, "cpu")
+    assert tts.sampling == dataclasses.replace(mtl.sampling, max_new_tokens=SMALL.sampling.max_new_tokens - 2)
+    assert say(tts).shape[1] == say(mtl).shape[1] - 2 * 960
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harmful"),))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "ve.pt is not a whole file of weights"),
+        (b"PK\x03\x04 cut", "ve.pt is not a whole file of weights"),
+        ({"a": 1}, "ve.pt holds no state dict"),
+        ([1], "ve.pt holds no state dict"),
+        ({"a": torch.zeros(2)}, "ve.pt lacks tensors"),
+        (Harmful(), "ve.pt is not a whole file of weights"),
+    ],
+)
+def test_damaged_pickles(own_mtl_folder, content, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = own_mtl_folder / "ve.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        ChatterboxMultilingualTTS.from_local(own_mtl_folder, "cpu")
+    assert "\n" not in str(raised.value) and not Path("harmful").exists()
+
+
+def test_the_hub_is_asked_for_the_files_of_the_version(monkeypatch):
+    asked = []
+
+    def fetch(files, local_files_only):
+        asked.append((files, local_files_only))
+        raise CheckpointError("offline")
+
+    monkeypatch.setattr(checkpoints, "_download", fetch)
+    with pytest.raises(CheckpointError, match="offline"):
+        ChatterboxMultilingualTTS.from_pretrained("cpu", "v3", local_files_only=True)
+    files = {"ve.pt", "s3gen.pt", "grapheme_mtl_merged_expanded_v1.json", "conds.pt", "Cangjie5_TC.json"}
+    assert [(set(names), local) for names, local in asked] == [({*files, "t3_mtl23ls_v3.safetensors"}, True)]
