@@ -18,6 +18,7 @@ LEVELS = {
     "chatterbox.audio": 1,
     "chatterbox.text": 1,
     "chatterbox.kvcache": 1,
+    "chatterbox.loudness": 1,
     "chatterbox.synthetic": 1,
     "chatterbox.models": 2,
     "chatterbox.watermark": 2,
