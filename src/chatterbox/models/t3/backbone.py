@@ -35,15 +35,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` in fewer operations where torch has no kernel of its own for it: on a CPU, in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
-
-
 class Pass:
     """One run over new positions: what all layers share."""
 
@@ -103,8 +94,8 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = GatedMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), run, layer)
@@ -121,7 +112,7 @@ class LlamaBackbone(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
 
     def start(self, positions: Tensor, cache: KVCache | None = None) -> Pass:
