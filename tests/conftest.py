@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file
 
 from chatterbox.tts import ChatterboxTTS
 from tests.folders import recording, write_folder
@@ -16,6 +18,22 @@ from tests.folders import recording, write_folder
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shared between tests: read only."""
     return write_folder(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def mtl_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small English model under the multilingual names, two files of it pickled as published. Read only."""
+    folder = tmp_path_factory.mktemp("multilingual")
+    for name in ("config.json", "conds.pt"):
+        shutil.copy(small_folder / name, folder / name)
+    for theirs, ours in (
+        ("t3_cfg.safetensors", "t3_mtl23ls_v2.safetensors"),
+        ("tokenizer.json", "grapheme_mtl_merged_expanded_v1.json"),
+    ):
+        shutil.copy(small_folder / theirs, folder / ours)
+    for name in ("ve", "s3gen"):
+        torch.save(load_file(small_folder / f"{name}.safetensors"), folder / f"{name}.pt")
+    return folder
 
 
 @pytest.fixture

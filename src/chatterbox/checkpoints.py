@@ -6,6 +6,7 @@ Does not know: what the models compute.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,8 @@ MULTILINGUAL = Layout(
     config=ModelConfig(t3=T3Config.multilingual(), sampling=SamplingConfig(repetition_penalty=2.0)),
     extras=(CANGJIE_FILE,),
 )
+MULTILINGUAL_V3 = "t3_mtl23ls_v3.safetensors"
+PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL}
 
 
 class CheckpointError(ValueError):
@@ -138,6 +141,20 @@ def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, 
         return Path(model)
     embedded = ", ".join(repr(name) for name in embedded_voices())
     raise CheckpointError(f"no model {str(model)!r}: use {embedded}, 'chatterbox' or a checkpoint folder that exists")
+
+
+def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+    """Folder of a model and what it is: "tiny", "chatterbox", "multilingual" or a folder of any layout.
+
+    Raises:
+        CheckpointError: as `find_checkpoint`.
+    """
+    if model in PUBLISHED:
+        layout = PUBLISHED[model]
+        return find_checkpoint("chatterbox", layout.files, local_files_only=local_files_only), layout
+    folder = find_checkpoint(model)
+    versions = (ENGLISH, MULTILINGUAL, dataclasses.replace(MULTILINGUAL, t3=MULTILINGUAL_V3))
+    return folder, next((layout for layout in versions if (folder / layout.t3).is_file()), ENGLISH)
 
 
 def embedded_voices() -> list[str]:

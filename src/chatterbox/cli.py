@@ -64,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("text", metavar="TEXT", help="what to say")
     say.add_argument("-o", "--output", required=True, metavar="FILE", help="audio file to write (.wav, .flac, .ogg)")
     say.add_argument("--voice", metavar="FILE", help="recording of the voice to speak in (default: the built-in voice)")
-    say.add_argument("--model", metavar="MODEL", help="tiny (default, works offline), chatterbox or a folder")
+    say.add_argument(
+        "--model", metavar="MODEL", help="tiny (default, works offline), chatterbox, multilingual or a folder"
+    )
+    say.add_argument("--language", metavar="CODE", help="language of the text, for a multilingual model: fr, zh, ...")
     say.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
     say.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto (default)")
     say.add_argument("--debug", action="store_true", help="show a traceback when something fails")
@@ -97,24 +100,34 @@ def _configuration(arguments: argparse.Namespace, overrides: Sequence[str]) -> S
         raise UsageError(str(error)) from None
     model = {"source": arguments.model, "device": arguments.device}
     model = dataclasses.replace(config.model, **{key: value for key, value in model.items() if value is not None})
-    given = {"voice": arguments.voice, "seed": arguments.seed}
+    given = {"voice": arguments.voice, "seed": arguments.seed, "language": arguments.language}
     return dataclasses.replace(config, model=model, **{key: value for key, value in given.items() if value is not None})
 
 
 def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
-    from chatterbox.checkpoints import find_checkpoint, load_models, resolve_device
+    from chatterbox.checkpoints import CheckpointError, find_model, load_models, resolve_device
     from chatterbox.conditioning import prepare_conditionals
     from chatterbox.generation.prefix import PrefixSource
     from chatterbox.kvcache import check_names
+    from chatterbox.models.tokenizers import MTLTokenizer
+    from chatterbox.models.tokenizers.languages import check_language
     from chatterbox.pipeline import SpeechRequest, speak
 
     try:
         device = resolve_device(config.model.device)
         check_names(config.kvcache)
+        language = check_language(config.language)
+        folder, layout = find_model(config.model.source, local_files_only=config.model.local_files_only)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if (language is not None) != (layout.make_tokenizer is MTLTokenizer):
+        remedy = "name one with --language" if language is None else f"leave out --language {language}"
+        kind = "speaks 23 languages" if language is None else "speaks English alone"
+        raise UsageError(f"model {config.model.source} {kind}; {remedy}")
     report.stage("loading the model")
-    models = load_models(find_checkpoint(config.model.source, local_files_only=config.model.local_files_only), device)
+    models = load_models(folder, device, layout)
     voice = models.conds
     if config.voice is not None:
         report.stage("listening to the voice")
@@ -132,6 +145,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
             use_cache=config.use_cache,
             watermark=config.watermark,
             cache_policy=config.kvcache.policy,
+            language_id=language,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None

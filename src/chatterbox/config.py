@@ -261,7 +261,7 @@ class KVCacheConfig:
 class ModelChoice:
     """Which weights to load, and where they run."""
 
-    source: str = "tiny"  # "tiny", "chatterbox" or a folder
+    source: str = "tiny"  # "tiny", "chatterbox", "multilingual" or a folder
     device: str = "auto"
     local_files_only: bool = False
 
@@ -273,6 +273,7 @@ class SayConfig:
     model: ModelChoice = field(default_factory=ModelChoice)
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     sampling: dict = field(default_factory=dict)  # SamplingConfig fields that replace the checkpoint's own
+    language: str | None = None  # of the text, for a multilingual model alone
     voice: str | None = None  # reference recording; None is the checkpoint's built-in voice
     exaggeration: float = 0.5
     seed: int | None = None

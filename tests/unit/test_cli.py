@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 
@@ -83,6 +84,31 @@ def test_a_voice_on_disk_serves_the_next_process(say, tmp_path, monkeypatch):
     monkeypatch.setattr(PrefixSource, "_compute", lambda *_: pytest.fail("computed again"))
     assert say("--seed", "1", setting, output="b.wav")[0] == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_a_folder_of_another_layout_and_a_language(own_folder, mtl_folder, tmp_path, version):
+    folder = shutil.copytree(mtl_folder, tmp_path / "multilingual")
+    (folder / "t3_mtl23ls_v2.safetensors").rename(folder / f"t3_mtl23ls_{version}.safetensors")
+    for output, *language in (("a.wav", "--language", "fr"), ("b.wav", "language=FR"), ("c.wav", "--language", "de")):
+        command = ["say", "Bonjour.", "-o", str(tmp_path / output), "--model", str(folder), "--seed", "1", *language]
+        assert main(command) == 0
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.wav", "b.wav", "c.wav"))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("model", "language", "message"),
+    [
+        ("mtl_folder", [], "speaks 23 languages; name one with --language"),
+        ("small_folder", ["--language", "fr"], "speaks English alone; leave out --language fr"),
+        ("mtl_folder", ["--language", "xx"], "language_id 'xx' is not supported; choose from ar, da"),
+    ],
+)
+def test_language_and_model_must_fit(request, capsys, tmp_path, model, language, message):
+    folder = request.getfixturevalue(model)
+    assert main(["say", "Hi.", "-o", str(tmp_path / "out.wav"), "--model", str(folder), *language]) == 2
+    assert message in capsys.readouterr().err and files(tmp_path) == []
 
 
 def test_other_formats(say, tmp_path):
@@ -216,7 +242,7 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     given = {**knobs, "top_k": 40, "max_new_tokens": 5}
     assert given.keys() == SamplingConfig.__dataclass_fields__.keys()
     overrides = [f"sampling.{key}={value}" for key, value in given.items()]
-    say = {"voice": "v.wav", "exaggeration": 0.75, "seed": 5, "use_cache": False, "watermark": False}
+    say = {"language": "fr", "voice": "v.wav", "exaggeration": 0.75, "seed": 5, "use_cache": False, "watermark": False}
     overrides += [f"{key}={value}" for key, value in say.items()]
     model = {"source": "s", "device": "cpu", "local_files_only": True}
     overrides += [f"model.{key}={value}" for key, value in model.items()]

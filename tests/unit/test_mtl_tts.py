@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from chatterbox import checkpoints
 from chatterbox.checkpoints import CheckpointError
@@ -20,22 +19,6 @@ from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, p
 from tests.folders import SMALL
 
 TEXT = "Bonjour le monde."
-
-
-@pytest.fixture(scope="session")
-def mtl_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small English model under the multilingual names, two files of it pickled as published. Read only."""
-    folder = tmp_path_factory.mktemp("multilingual")
-    for name in ("config.json", "conds.pt"):
-        shutil.copy(small_folder / name, folder / name)
-    for theirs, ours in (
-        ("t3_cfg.safetensors", "t3_mtl23ls_v2.safetensors"),
-        ("tokenizer.json", "grapheme_mtl_merged_expanded_v1.json"),
-    ):
-        shutil.copy(small_folder / theirs, folder / ours)
-    for name in ("ve", "s3gen"):
-        torch.save(load_file(small_folder / f"{name}.safetensors"), folder / f"{name}.pt")
-    return folder
 
 
 @pytest.fixture(scope="session")
