@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "kvcache.prefix_mib, kvcache.host_mib, kvcache.host_codec, kvcache.disk_folder, kvcache.disk_mib, "
         "kvcache.replacement, sampling (checkpoint, greedy), sampling.temperature, "
         "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
-        "exaggeration, use_cache, watermark. Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
+        "exaggeration, language, use_cache, watermark. "
+        "Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
     )
     say.add_argument("text", metavar="TEXT", help="what to say")
     say.add_argument("-o", "--output", required=True, metavar="FILE", help="audio file to write (.wav, .flac, .ogg)")
@@ -113,6 +114,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
     from chatterbox.models.tokenizers.languages import check_language
     from chatterbox.pipeline import SpeechRequest, speak
 
+    report.stage("loading the model")
     try:
         device = resolve_device(config.model.device)
         check_names(config.kvcache)
@@ -126,7 +128,6 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
         remedy = "name one with --language" if language is None else f"leave out --language {language}"
         kind = "speaks 23 languages" if language is None else "speaks English alone"
         raise UsageError(f"model {config.model.source} {kind}; {remedy}")
-    report.stage("loading the model")
     models = load_models(folder, device, layout)
     voice = models.conds
     if config.voice is not None:

@@ -87,7 +87,7 @@ def test_a_voice_on_disk_serves_the_next_process(say, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_a_folder_of_another_layout_and_a_language(own_folder, mtl_folder, tmp_path, version):
+def test_a_folder_of_another_layout_and_a_language(mtl_folder, tmp_path, version):
     folder = shutil.copytree(mtl_folder, tmp_path / "multilingual")
     (folder / "t3_mtl23ls_v2.safetensors").rename(folder / f"t3_mtl23ls_{version}.safetensors")
     for output, *language in (("a.wav", "--language", "fr"), ("b.wav", "language=FR"), ("c.wav", "--language", "de")):
