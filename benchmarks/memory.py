@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 from pathlib import Path
 
 import psutil
-import torch
 
 from chatterbox import ChatterboxTTS
 from chatterbox.training.corpus import evaluation_set
+from harness import environment
 
 MIB = 2**20
 
@@ -53,12 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     arguments = parser.parse_args()
     result = measure(arguments.calls, arguments.warmup, arguments.model)
-    result["environment"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
+    result["environment"] = environment()
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "resident_mib"}))
 

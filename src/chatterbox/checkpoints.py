@@ -72,8 +72,23 @@ MULTILINGUAL = Layout(
     config=ModelConfig(t3=T3Config.multilingual(), sampling=SamplingConfig(repetition_penalty=2.0)),
     extras=(CANGJIE_FILE,),
 )
-MULTILINGUAL_V3 = "t3_mtl23ls_v3.safetensors"
+MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
 PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL}
+
+
+def multilingual(t3_model: str) -> Layout:
+    """Layout of a version: "v2", "v3", their long names, or the name of a ``.safetensors`` file.
+
+    Raises:
+        ValueError: no such version; the message lists them.
+    """
+    name = MULTILINGUAL_VERSIONS.get(t3_model, t3_model)
+    if name in MULTILINGUAL_VERSIONS.values():
+        name += ".safetensors"
+    elif not (isinstance(name, str) and name.endswith(".safetensors")):
+        choices = ", ".join((*MULTILINGUAL_VERSIONS, *MULTILINGUAL_VERSIONS.values()))
+        raise ValueError(f"t3_model {t3_model!r} does not exist; choose from {choices}, or name a .safetensors file")
+    return dataclasses.replace(MULTILINGUAL, t3=name)
 
 
 class CheckpointError(ValueError):
@@ -153,8 +168,8 @@ def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Pa
         layout = PUBLISHED[model]
         return find_checkpoint("chatterbox", layout.files, local_files_only=local_files_only), layout
     folder = find_checkpoint(model)
-    versions = (ENGLISH, MULTILINGUAL, dataclasses.replace(MULTILINGUAL, t3=MULTILINGUAL_V3))
-    return folder, next((layout for layout in versions if (folder / layout.t3).is_file()), ENGLISH)
+    layouts = (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS))
+    return folder, next((layout for layout in layouts if (folder / layout.t3).is_file()), ENGLISH)
 
 
 def embedded_voices() -> list[str]:
@@ -170,7 +185,7 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
         ValueError: the device does not exist.
     """
     folder, device = Path(folder), resolve_device(device)
-    voice_encoder, t3, s3gen, vocabulary = (_required(folder, name, layout.needed) for name in layout.needed)
+    voice_encoder, t3, _, vocabulary = (_required(folder, name, layout.needed) for name in layout.needed)
     config = load_config(folder, layout.config)
     try:
         tokenizer = layout.make_tokenizer(vocabulary)
@@ -183,7 +198,7 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
         )
     return LoadedModels(
         t3=load_module(lambda: T3(config.t3), t3, device),
-        s3gen=load_module(lambda: S3Gen(config=config.s3gen), s3gen, device, MAY_LACK),
+        s3gen=load_s3gen(folder, device, config, layout),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
         device=device,
@@ -192,8 +207,8 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
     )
 
 
-def load_s3gen(folder: Path, device: torch.device, config: ModelConfig) -> S3Gen:
-    path = _required(folder, ENGLISH.s3gen, ENGLISH.needed)
+def load_s3gen(folder: Path, device: torch.device, config: ModelConfig, layout: Layout = ENGLISH) -> S3Gen:
+    path = _required(folder, layout.s3gen, layout.needed)
     return load_module(lambda: S3Gen(config=config.s3gen), path, device, MAY_LACK)
 
 

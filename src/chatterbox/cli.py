@@ -110,7 +110,6 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
     from chatterbox.conditioning import prepare_conditionals
     from chatterbox.generation.prefix import PrefixSource
     from chatterbox.kvcache import check_names
-    from chatterbox.models.tokenizers import MTLTokenizer
     from chatterbox.models.tokenizers.languages import check_language
     from chatterbox.pipeline import SpeechRequest, speak
 
@@ -124,7 +123,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if (language is not None) != (layout.make_tokenizer is MTLTokenizer):
+    if (language is not None) != (layout.config.t3.is_multilingual):
         remedy = "name one with --language" if language is None else f"leave out --language {language}"
         kind = "speaks 23 languages" if language is None else "speaks English alone"
         raise UsageError(f"model {config.model.source} {kind}; {remedy}")

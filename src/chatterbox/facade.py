@@ -34,8 +34,6 @@ from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.pipeline import SpeechRequest, decode_request, speak
 from chatterbox.voice_cache import VoiceCache
 
-PUBLISHED = SamplingConfig()
-
 
 class ModelDefault(float):
     """A published model's value in a signature; left in place, it stands for the loaded checkpoint's own setting."""
@@ -48,6 +46,7 @@ class SpeechModel:
     none; only `prepare_conditionals` and the caller assign it, and a call works on the value it found at its start.
     """
 
+    published: SamplingConfig  # the published model's own settings
     ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
     DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
 
@@ -60,12 +59,14 @@ class SpeechModel:
         device: str | torch.device,
         conds: Conditionals | None = None,
         *,
-        sampling: SamplingConfig = PUBLISHED,
+        sampling: SamplingConfig | None = None,
         kvcache: str | KVCacheConfig = "static",
         cache: GlobalKVCacheManager | None = None,
     ) -> None:
-        """``kvcache``: what T3 keeps, settings or the name of a policy. ``cache``: a manager that several models share,
-        in place of one made of the settings.
+        """Args:
+            sampling: the checkpoint's own settings; None is the published model's.
+            kvcache: what T3 keeps, settings or the name of a policy.
+            cache: a manager that several models share, in place of one made of the settings.
 
         Raises:
             ValueError: ``kvcache`` names what does not exist.
@@ -77,7 +78,7 @@ class SpeechModel:
         self.tokenizer = tokenizer
         self.device = device
         self.conds = conds
-        self.sampling = sampling
+        self.sampling = self.published if sampling is None else sampling
         self._kvcache = KVCacheConfig(policy=kvcache) if isinstance(kvcache, str) else kvcache
         check_names(self._kvcache)
         self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
@@ -142,12 +143,12 @@ class SpeechModel:
         text: str,
         reference: Reference | None,
         exaggeration: float,
-        knobs: dict[str, float],
         *,
         seed: int | None,
         use_cache: bool,
         watermark: bool,
         language_id: str | None = None,
+        **knobs: float,
     ) -> Tensor:
         """(1, N) float32; ``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
         given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}

@@ -5,13 +5,12 @@ Owns: upstream's names, signatures and defaults, nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, Layout, find_checkpoint, resolve_device
+from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import KVCacheConfig
 from chatterbox.facade import ModelDefault, SpeechModel
@@ -21,7 +20,6 @@ from chatterbox.text import punc_norm as _punc_norm
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling
-T3_MODELS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
 
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
 
@@ -33,6 +31,8 @@ def punc_norm(text: str) -> str:
 
 class ChatterboxMultilingualTTS(SpeechModel):
     """Text to speech with voice cloning, in 23 languages. Safe for several threads; see `SpeechModel`."""
+
+    published = PUBLISHED
 
     @classmethod
     def get_supported_languages(cls) -> dict[str, str]:
@@ -57,7 +57,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         Raises:
             ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
         """
-        return cls._load(ckpt_dir, device, _layout(t3_model), kvcache)
+        return cls._load(ckpt_dir, device, multilingual(t3_model), kvcache)
 
     @classmethod
     def from_pretrained(
@@ -74,7 +74,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         Raises:
             ValueError: no such model or device, or the hub is out of reach.
         """
-        device, layout = resolve_device(device), _layout(t3_model)
+        device, layout = resolve_device(device), multilingual(t3_model)
         folder = find_checkpoint(model, layout.files, local_files_only=local_files_only)
         return cls._load(folder, device, layout, kvcache)
 
@@ -114,30 +114,17 @@ class ChatterboxMultilingualTTS(SpeechModel):
             ValueError: no such language, no voice, a knob out of range, text too long, or a recording that cannot be
                 used.
         """
-        knobs = {
-            "repetition_penalty": repetition_penalty,
-            "min_p": min_p,
-            "top_p": top_p,
-            "cfg_weight": cfg_weight,
-            "temperature": temperature,
-        }
         return self._speak(
             text,
             audio_prompt_path,
             exaggeration,
-            knobs,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
             language_id=check_language(language_id or None),
         )
-
-
-def _layout(t3_model: str) -> Layout:
-    name = T3_MODELS.get(t3_model, t3_model)
-    if name in T3_MODELS.values():
-        name += ".safetensors"
-    elif not (isinstance(name, str) and name.endswith(".safetensors")):
-        choices = ", ".join((*T3_MODELS, *T3_MODELS.values()))
-        raise ValueError(f"t3_model {t3_model!r} does not exist; choose from {choices}, or name a .safetensors file")
-    return dataclasses.replace(MULTILINGUAL, t3=name)

@@ -13,14 +13,18 @@ from torch import Tensor
 from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import KVCacheConfig
-from chatterbox.facade import PUBLISHED, ModelDefault, SpeechModel
+from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.text import punc_norm
+
+PUBLISHED = ENGLISH.config.sampling
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
 
 
 class ChatterboxTTS(SpeechModel):
     """Text to speech with voice cloning, in English. Safe for several threads; see `SpeechModel`."""
+
+    published = PUBLISHED
 
     @classmethod
     def from_local(
@@ -86,13 +90,16 @@ class ChatterboxTTS(SpeechModel):
             TypeError: ``text`` is not a string.
             ValueError: no voice, a knob out of range, text too long, or a recording that cannot be used.
         """
-        knobs = {
-            "repetition_penalty": repetition_penalty,
-            "min_p": min_p,
-            "top_p": top_p,
-            "cfg_weight": cfg_weight,
-            "temperature": temperature,
-        }
         return self._speak(
-            text, audio_prompt_path, exaggeration, knobs, seed=seed, use_cache=use_cache, watermark=watermark
+            text,
+            audio_prompt_path,
+            exaggeration,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            seed=seed,
+            use_cache=use_cache,
+            watermark=watermark,
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.generation.decode import DecodeEngine
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
@@ -38,6 +40,24 @@ def make_request(seed: int) -> DecodeRequest:
         top_k=rng.choice([0, 0, 50]),
     )
     return DecodeRequest(cond, text, sampling, max_new_tokens=rng.randint(1, 20), seed=seed)
+
+
+def decode_together(
+    engine: DecodeEngine, requests: Sequence[DecodeRequest], num_rows: int, order: Iterable[int] | None = None
+) -> tuple[list[list[int]], int]:
+    """Tokens of all requests by place, and steps taken; each joins, in ``order``, as soon as ``num_rows`` allow it."""
+    waiting = list(range(len(requests)) if order is None else order)
+    places: dict[int, int] = {}
+    drawn: list[list[int]] = [[] for _ in requests]
+    num_steps = 0
+    while waiting or engine.num_requests:
+        while waiting and engine.num_rows + requests[waiting[0]].num_rows <= num_rows:
+            place = waiting.pop(0)
+            places[engine.join(requests[place])] = place
+        for handle, token in engine.step():
+            drawn[places[handle]].append(token)
+        num_steps += 1
+    return drawn, num_steps
 
 
 REQUESTS = [make_request(seed) for seed in range(24)]

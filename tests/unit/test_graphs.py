@@ -19,7 +19,7 @@ from chatterbox.generation.decode import DecodeEngine, generate
 from chatterbox.generation.graphs import StepGraphs
 from chatterbox.generation.requests import allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
-from tests.unit.small import REQUESTS
+from tests.unit.small import REQUESTS, decode_together
 
 
 class Recorder(TorchDispatchMode):
@@ -70,28 +70,20 @@ def recorded(step):
 REPLAYS: list = []
 
 
-def run(t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1) -> dict[int, list[int]]:
-    """All requests through eight rows, joining as there is room; tokens by place in `REQUESTS`."""
-    capacity = max(required_capacity(t3, request) for request in REQUESTS)
-    cache = allocate_cache(t3, 8, capacity)
+def run(t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1) -> list[list[int]]:
+    """Tokens of all `REQUESTS` through eight rows, joining in random order."""
+    cache = allocate_cache(t3, 8, max(required_capacity(t3, request) for request in REQUESTS))
     cache.extent_step = 16  # several shapes in short requests
     engine = DecodeEngine(t3, cache, graphs=graphs, stop_stride=stop_stride)
-    waiting, running = random.Random(seed).sample(range(len(REQUESTS)), len(REQUESTS)), {}
-    drawn: dict[int, list[int]] = {place: [] for place in waiting}
-    while waiting or engine.num_requests:
-        while waiting and engine.num_rows + REQUESTS[waiting[0]].num_rows <= 8:
-            place = waiting.pop(0)
-            running[engine.join(REQUESTS[place])] = place
-        for handle, token in engine.step():
-            drawn[running[handle]].append(token)
-    return drawn
+    order = random.Random(seed).sample(range(len(REQUESTS)), len(REQUESTS))
+    return decode_together(engine, REQUESTS, 8, order)[0]
 
 
 @pytest.mark.parametrize("stop_stride", [1, 3])
 def test_replayed_steps_draw_the_oracles_tokens(t3: T3, stop_stride: int) -> None:
     REPLAYS.clear()
     graphs = StepGraphs(capture=recorded)
-    expected = {place: generate(t3, request, use_cache=False).tolist() for place, request in enumerate(REQUESTS)}
+    expected = [generate(t3, request, use_cache=False).tolist() for request in REQUESTS]
     assert run(t3, graphs, 0, stop_stride) == expected
     assert graphs.num_captured == len(REPLAYS) > 3
     assert sum(replay.count for replay in REPLAYS) > 2 * len(REPLAYS)
@@ -115,7 +107,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(t3: T3, caplog: pytest.LogC
     graphs = StepGraphs(capture=refuse)
     with caplog.at_level(logging.WARNING, logger="chatterbox.generation.graphs"):
         drawn = run(t3, graphs, 1)
-    assert drawn == {place: generate(t3, request).tolist() for place, request in enumerate(REQUESTS)}
+    assert drawn == [generate(t3, request).tolist() for request in REQUESTS]
     assert graphs.num_captured == 0
     assert [record.getMessage() for record in caplog.records] == [
         "the decode step cannot be captured as a CUDA graph (operation not permitted when stream is capturing); "

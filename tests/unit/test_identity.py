@@ -17,7 +17,7 @@ from chatterbox.generation.requests import DecodeRequest, allocate_cache, requir
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
-from tests.unit.small import SMALL, make_request
+from tests.unit.small import SMALL, decode_together, make_request
 
 NUM_CASES, NUM_VOICES = 200, 12
 POSITION = 2 * SMALL.backbone.num_layers * SMALL.backbone.num_heads * SMALL.backbone.head_dim * 4  # bytes
@@ -50,15 +50,7 @@ def test_cached(t3: T3, oracle: list[list[int]], policy: str) -> None:
 def test_batched(t3: T3, oracle: list[list[int]]) -> None:
     """Sixteen rows, kept as full as the next request allows."""
     engine = DecodeEngine(t3, allocate_cache(t3, 16, max(required_capacity(t3, request) for request in CASES)))
-    waiting, places, num_steps = list(range(NUM_CASES)), {}, 0
-    drawn: list[list[int]] = [[] for _ in CASES]
-    while waiting or engine.num_requests:
-        while waiting and engine.num_rows + CASES[waiting[0]].num_rows <= 16:
-            place = waiting.pop(0)
-            places[engine.join(CASES[place])] = place
-        for handle, token in engine.step():
-            drawn[places[handle]].append(token)
-        num_steps += 1
+    drawn, num_steps = decode_together(engine, CASES, 16)
     assert drawn == oracle
     assert num_steps < sum(map(len, oracle)) / 6  # they did run together
 

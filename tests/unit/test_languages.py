@@ -21,8 +21,8 @@ OPTIONAL = {"zh": "spacy_pkuseg", "ja": "pykakasi", "he": "dicta_onnx", "ru": "r
 @pytest.fixture(autouse=True)
 def forget():
     """Helpers and tables are looked for once a process; here once a test."""
-    for known in (languages.cangjie, languages._pkuseg, languages._kakasi, languages._dicta, languages._stresser):
-        known.cache_clear()
+    languages.cangjie.cache_clear()
+    languages._helper.cache_clear()
 
 
 @pytest.fixture
@@ -79,6 +79,21 @@ def test_a_helper_that_fails_is_left_out(tokenizer, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "dicta_onnx", package)
     assert tokenizer.written("אב", "he") == "[he]אב"
     assert "dicta_onnx failed (no model): Hebrew gets no vowel marks" in caplog.text
+
+
+def test_a_helper_that_cannot_start_is_left_out(tokenizer, monkeypatch, caplog):
+    """As dicta_onnx, which wants a model file that nobody named."""
+
+    def fails():
+        raise TypeError("model_path is missing")
+
+    package = ModuleType("dicta_onnx")
+    package.Dicta = fails
+    monkeypatch.setitem(sys.modules, "dicta_onnx", package)
+    assert [tokenizer.written("אב", "he") for _ in range(2)] == ["[he]אב"] * 2
+    assert [r.getMessage() for r in caplog.records] == [
+        "dicta_onnx failed (model_path is missing): Hebrew gets no vowel marks"
+    ]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"a": 1}', "[1]", '["ab"]'])

@@ -45,6 +45,11 @@ def test_signature_is_upstreams():
     assert defaults == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0, None, True, True]
 
 
+def test_built_from_its_parts_it_has_the_published_defaults(mtl):
+    tts = ChatterboxMultilingualTTS(mtl.t3, mtl.s3gen, mtl.ve, mtl.tokenizer, "cpu", mtl.conds)
+    assert tts.sampling == SamplingConfig(repetition_penalty=2.0)
+
+
 def test_languages():
     languages = ChatterboxMultilingualTTS.get_supported_languages()
     assert languages == SUPPORTED_LANGUAGES and len(languages) == 23 and languages["sw"] == "Swahili"

@@ -97,9 +97,9 @@ def decode(
 
 
 def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) -> None:
-    if len(past.row_lens) != request.num_rows:
+    if past.num_rows != request.num_rows:
         raise ValueError(
-            f"past_key_values has {len(past.row_lens)} rows, the request needs {request.num_rows}; "
+            f"past_key_values has {past.num_rows} rows, the request needs {request.num_rows}; "
             "guidance (cfg_weight above 0) takes two, and must be as it was when the cache was made"
         )
     if len(set(past.row_lens)) != 1:
@@ -268,7 +268,7 @@ class DecodeEngine:
         return drawn
 
     def _require_room(self, rows: slice, kept_len: int, new_len: int) -> None:
-        available = len(self.cache.row_lens)
+        available = self.cache.num_rows
         if rows.stop > available:
             raise ValueError(
                 f"the cache has {available} rows, {rows.start} in use, and the request needs {rows.stop - rows.start}; "

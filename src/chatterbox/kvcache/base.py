@@ -180,10 +180,11 @@ class KVCache(abc.ABC):
 
     def _advance(self, new_len: int, rows: slice) -> list[int]:
         """Count ``new_len`` more positions of ``rows``, the pass under way from now on; returns where each row was."""
-        self._rows = slice(*rows.indices(self.num_rows)[:2])
-        starts = self._row_lens[self._rows]
+        rows = slice(*rows.indices(self.num_rows)[:2])
+        starts = self._row_lens[rows]
         self._require_room(max(starts), new_len)
-        self._row_lens[self._rows] = [start + new_len for start in starts]
+        self._rows = rows
+        self._row_lens[rows] = [start + new_len for start in starts]
         return starts
 
     def _empty_like(self, capacity: int | None = None) -> Self:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 from unicodedata import category, normalize
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Cangjie:
         return cls({character: code + str(places[character] or "") for character, code in letters.items()})
 
     def __call__(self, text: str) -> str:
-        words = _pkuseg()
+        words = _helper("spacy_pkuseg", "pkuseg")
         text = text if words is None else " ".join(words.cut(text))
         return "".join(self._spelled(character) for character in text)
 
@@ -124,7 +124,7 @@ def cangjie(path: Path) -> Cangjie:
 
 def japanese(text: str) -> str:
     """Kanji as hiragana, compatibility forms taken apart."""
-    kakasi = _kakasi()
+    kakasi = _helper("pykakasi", "kakasi")
     return text if kakasi is None else normalize("NFKD", "".join(map(_read, kakasi.convert(text))))
 
 
@@ -142,13 +142,13 @@ def korean(text: str) -> str:
 
 def hebrew(text: str) -> str:
     """Vowel marks added."""
-    dicta = _dicta()
+    dicta = _helper("dicta_onnx", "Dicta")
     return text if dicta is None else _tried("dicta_onnx", dicta.add_diacritics, text)
 
 
 def russian(text: str) -> str:
     """Stress marks added."""
-    stresser = _stresser()
+    stresser = _helper("russian_text_stresser.text_stresser", "RussianTextStresser")
     return text if stresser is None else _tried("russian_text_stresser", stresser.stress_text, text)
 
 
@@ -162,34 +162,14 @@ def _tried(package: str, add_marks: Callable[[str], str], text: str) -> str:
 
 
 @cache
-def _pkuseg():
-    package = _helper("spacy_pkuseg")
-    return package and package.pkuseg()
-
-
-@cache
-def _kakasi():
-    package = _helper("pykakasi")
-    return package and package.kakasi()
-
-
-@cache
-def _dicta():
-    package = _helper("dicta_onnx")
-    return package and package.Dicta()
-
-
-@cache
-def _stresser():
-    package = _helper("russian_text_stresser.text_stresser")
-    return package and package.RussianTextStresser()
-
-
-def _helper(name: str) -> ModuleType | None:
+def _helper(module: str, factory: str) -> Any:
+    """What an optional package makes, once a process; None, with a warning, where it is not there or fails."""
+    package = module.partition(".")[0]
+    lack, remedy = HELPERS[package]
     try:
-        return importlib.import_module(name)
+        return getattr(importlib.import_module(module), factory)()
     except ImportError:
-        package = name.partition(".")[0]
-        lack, remedy = HELPERS[package]
         logger.warning("%s is not installed: %s; %s", package, lack, remedy)
-        return None
+    except Exception as error:  # whatever such a package raises
+        logger.warning("%s failed (%s): %s", package, error, lack)
+    return None
