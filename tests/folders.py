@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from chatterbox.checkpoints import ENGLISH, Layout
 from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import (
     CAMPPlusConfig,
@@ -26,6 +29,7 @@ from chatterbox.config import (
 )
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
+from chatterbox.models.tokenizers.languages import LANGUAGES
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.synthetic import fill_module
 
@@ -70,11 +74,12 @@ def recording(seconds: float, rate: int = 24_000, pitch: float = 140.0) -> np.nd
 
 
 def write_tokenizer(path: Path, config: T3Config) -> None:
-    """A tokenizer of single characters with the special tokens where ``config`` expects them."""
+    """A tokenizer of single characters and language marks with the special tokens where ``config`` expects them."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE
 
     special = {"[STOP]": config.stop_text_token, "[START]": config.start_text_token, "[UNK]": 1, "[SPACE]": 2}
+    special |= {f"[{language}]": 97 + index for index, language in enumerate(LANGUAGES)}
     letters = (chr(code) for code in range(33, 127))
     vocabulary = {**special, **{letter: 3 + index for index, letter in enumerate(letters)}}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
@@ -82,18 +87,25 @@ def write_tokenizer(path: Path, config: T3Config) -> None:
     tokenizer.save(str(path))
 
 
-def write_folder(folder: Path, config: ModelConfig = SMALL, *, built_in_voice: bool = True) -> Path:
+def write_weights(module: nn.Module, path: Path) -> None:
+    """The state dict of ``module``, pickled if the name ends in ``.pt``."""
+    torch.save(module.state_dict(), path) if path.suffix == ".pt" else save_file(module.state_dict(), path)
+
+
+def write_folder(
+    folder: Path, config: ModelConfig = SMALL, *, layout: Layout = ENGLISH, built_in_voice: bool = True
+) -> Path:
     """Write a whole checkpoint folder with synthetic weights, one model after the other."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    write_tokenizer(folder / "tokenizer.json", config.t3)
+    write_tokenizer(folder / layout.tokenizer, config.t3)
     t3 = fill_module(T3(config.t3))
-    save_file(t3.state_dict(), folder / "t3_cfg.safetensors")
+    write_weights(t3, folder / layout.t3)
     del t3
     voice_encoder = fill_module(VoiceEncoder(config.voice_encoder)).eval()
-    save_file(voice_encoder.state_dict(), folder / "ve.safetensors")
+    write_weights(voice_encoder, folder / layout.voice_encoder)
     s3gen = fill_module(S3Gen(config=config.s3gen)).eval()
-    save_file(s3gen.state_dict(), folder / "s3gen.safetensors")
+    write_weights(s3gen, folder / layout.s3gen)
     if built_in_voice:
         prompt_len = config.t3.speech_cond_prompt_len
         prepare_conditionals(s3gen, voice_encoder, recording(3.0), prompt_len=prompt_len).save(folder / "conds.pt")

@@ -1,40 +1,74 @@
 """Runs inside the environment of chatterbox-tts 0.1.7 (``make peer-env``); writes down what it makes of a checkpoint.
 
-    python run_upstream.py FOLDER REFERENCE.wav SOURCE.wav TEXT SEED MAX_NEW_TOKENS RESULT.safetensors
+    python run_upstream.py MODEL FOLDER REFERENCE.wav TEXT SEED MAX_NEW_TOKENS RESULT.safetensors [options]
 
 Upstream's `generate` asks T3 for up to 1000 tokens, which random weights never end; `T3.inference` of the one instance
-is wrapped to lower that number and to keep the tokens. Everything else is the installed package, untouched.
+is wrapped to lower that number and to keep the tokens. Random weights also draw ids that are no speech; English drops
+them, multilingual would hand them on to S3Gen, which raises, so the wrapper drops them there. Unless ``--analyser`` is
+given, the alignment analyser of the multilingual model returns the logits as they are. Everything else is the installed
+package, untouched.
 """
 
-import sys
+import argparse
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from chatterbox.models.t3.t3 import AlignmentStreamAnalyzer
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.vc import ChatterboxVC
 
+MODELS = {"english": ChatterboxTTS, "multilingual": ChatterboxMultilingualTTS}
+STOP_SPEECH_TOKEN = 6562  # the largest id that upstream's clean-up knows
+
 
 def main() -> None:
-    folder, reference, source, text, seed, max_new_tokens, result = sys.argv[1:]
-    tts = ChatterboxTTS.from_local(folder, "cpu")
-    tts.prepare_conditionals(reference)
-    drawn, inference = [], tts.t3.inference
-
-    def short_inference(**arguments):
-        drawn.append(inference(**{**arguments, "max_new_tokens": int(max_new_tokens)}))
-        return drawn[-1]
-
-    tts.t3.inference = short_inference
-    torch.manual_seed(int(seed))
-    wav = tts.generate(text)
-    vc = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen))  # its watermarker draws random numbers when it is made
-    torch.manual_seed(int(seed))
-    converted = vc.generate(source)
-    values = {f"t3.{key}": value for key, value in vars(tts.conds.t3).items()}
+    arguments = parse()
+    if not arguments.analyser:
+        AlignmentStreamAnalyzer.step = lambda self, logits, next_token=None: logits
+    tts = MODELS[arguments.model].from_local(arguments.folder, "cpu")
+    tts.prepare_conditionals(arguments.reference)
+    drawn = shorten(tts.t3, arguments.max_new_tokens)
+    language = {} if arguments.language is None else {"language_id": arguments.language}
+    torch.manual_seed(arguments.seed)
+    values = {"wav": tts.generate(arguments.text, **language), "tokens": drawn[0][0]}
+    if arguments.source is not None:
+        vc = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen))  # its watermarker draws random numbers when it is made
+        torch.manual_seed(arguments.seed)
+        values["converted"] = vc.generate(arguments.source)
+    values |= {f"t3.{key}": value for key, value in vars(tts.conds.t3).items()}
     values |= {f"gen.{key}": value for key, value in tts.conds.gen.items()}
-    values |= {"tokens": drawn[0][0], "wav": wav, "converted": converted}
-    save_file({key: value.detach().contiguous() for key, value in values.items() if torch.is_tensor(value)}, result)
+    tensors = {key: value.detach().contiguous() for key, value in values.items() if torch.is_tensor(value)}
+    save_file(tensors, arguments.result)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", choices=MODELS)
+    for name in ("folder", "reference", "text"):
+        parser.add_argument(name)
+    for name in ("seed", "max_new_tokens"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("result")
+    parser.add_argument("--language")
+    parser.add_argument("--source", help="a recording to convert as well")
+    parser.add_argument("--analyser", action="store_true", help="leave the alignment analyser on")
+    return parser.parse_args()
+
+
+def shorten(t3: Any, max_new_tokens: int) -> list[torch.Tensor]:
+    """Bound what ``t3`` draws; returns the list that every call's tokens are added to."""
+    drawn, inference = [], t3.inference
+
+    def short_inference(**arguments: Any) -> torch.Tensor:
+        tokens = inference(**{**arguments, "max_new_tokens": max_new_tokens})
+        drawn.append(tokens)
+        return tokens[:, tokens[0] <= STOP_SPEECH_TOKEN] if t3.hp.is_multilingual else tokens
+
+    t3.inference = short_inference
+    return drawn
 
 
 if __name__ == "__main__":
