@@ -23,6 +23,7 @@ STOP_SPEECH_TOKEN = 6562
 class LlamaConfig:
     """Llama backbone of T3 (English and multilingual)."""
 
+    kind: str = "llama"
     num_layers: int = 30
     hidden_size: int = 1024
     num_heads: int = 16
@@ -35,6 +36,20 @@ class LlamaConfig:
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_len: int = 8192
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """GPT-2 backbone of T3 (Turbo; Nano is smaller)."""
+
+    kind: str = "gpt2"
+    num_layers: int = 24
+    hidden_size: int = 1024
+    num_heads: int = 16
+    head_dim: int = 64
+    intermediate_size: int = 4096
+    max_positions: int = 8196
+    norm_eps: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,12 @@ class T3Config:
     speaker_embed_size: int = 256
     perceiver_queries: int = 32
     perceiver_heads: int = 4
-    backbone: LlamaConfig = field(default_factory=LlamaConfig)
+    use_perceiver_resampler: bool = True  # False: every code of the speech prompt is a position of its own
+    emotion_adv: bool = True
+    input_pos_emb: str | None = (
+        "learned"  # positions added to text and speech embeddings; None: the backbone's own only
+    )
+    backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
 
     @classmethod
     def english_only(cls) -> T3Config:
@@ -62,6 +82,23 @@ class T3Config:
     @classmethod
     def multilingual(cls) -> T3Config:
         return cls(text_tokens_dict_size=2454)
+
+    @classmethod
+    def turbo(cls) -> T3Config:
+        return cls(
+            text_tokens_dict_size=50276,
+            speech_tokens_dict_size=6563,
+            speech_cond_prompt_len=375,
+            use_perceiver_resampler=False,
+            emotion_adv=False,
+            input_pos_emb=None,
+            backbone=GPT2Config(),
+        )
+
+    @classmethod
+    def nano(cls) -> T3Config:
+        small = GPT2Config(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072)
+        return dataclasses.replace(cls.turbo(), backbone=small)
 
     @property
     def n_channels(self) -> int:
@@ -72,9 +109,20 @@ class T3Config:
         return self.text_tokens_dict_size == 2454
 
     @property
+    def is_gpt(self) -> bool:
+        """Driven as Turbo: text without marks, one start token, no guidance, the repetition penalty last."""
+        return isinstance(self.backbone, GPT2Config)
+
+    @property
+    def num_start_tokens(self) -> int:
+        """The start token enters the Llama models twice: the published weights are driven this way."""
+        return 1 if self.is_gpt else 2
+
+    @property
     def cond_len(self) -> int:
-        """Positions of the conditioning prefix: speaker, perceiver output, emotion."""
-        return 1 + self.perceiver_queries + 1
+        """Positions of the conditioning prefix, speaker, prompt, emotion, where the prompt is as long as it may be."""
+        prompt_len = self.perceiver_queries if self.use_perceiver_resampler else self.speech_cond_prompt_len
+        return 1 + prompt_len + self.emotion_adv
 
 
 @dataclass(frozen=True)
@@ -310,11 +358,21 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     return cls(**arguments)
 
 
+def _kind_of(value: Any, kinds: list[Any], where: str) -> Any:
+    """Which of several dataclasses a table is of: its ``kind`` says so, the first where it says nothing."""
+    by_name = {k.kind: k for k in kinds}
+    name = value.get("kind", kinds[0].kind) if isinstance(value, dict) else kinds[0].kind
+    if name not in by_name:
+        raise ValueError(f"{where}.kind must be one of {', '.join(by_name)}, got {name!r}")
+    return by_name[name]
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        if value is None and len(kinds) < len(typing.get_args(kind)):
             return None
-        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+        kind = kinds[0] if len(kinds) == 1 else _kind_of(value, kinds, where)
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)
     if typing.get_origin(kind) is tuple:

@@ -90,7 +90,7 @@ def decode(
             raise ValueError("past_key_values needs use_cache=True; without a cache nothing is continued")
         kept_len = past.length if kept_len is None else kept_len
         _check_past(t3, request, past, kept_len)
-        capacity += kept_len - t3.hp.cond_len
+        capacity += kept_len - t3.cond_len_of(request.t3_cond)
         cache = past if capacity <= past.capacity else past.clone_prefix(kept_len, capacity)
     tokens = list(_run(t3, request, cache, kept_len=kept_len))
     return torch.tensor(tokens, dtype=torch.long, device=t3.device), cache
@@ -104,9 +104,10 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
         )
     if len(set(past.row_lens)) != 1:
         raise ValueError(f"past_key_values has rows of different lengths: {past.row_lens}")
-    if not t3.hp.cond_len <= kept_len <= past.length:
+    cond_len = t3.cond_len_of(request.t3_cond)
+    if not cond_len <= kept_len <= past.length:
         raise ValueError(
-            f"cache_offset must be from {t3.hp.cond_len} (the conditioning prefix) to {past.length} "
+            f"cache_offset must be from {cond_len} (the conditioning prefix) to {past.length} "
             f"(what past_key_values holds), got {kept_len}"
         )
 
@@ -213,7 +214,7 @@ class DecodeEngine:
         if prefix is not None:
             embeds, kept_len = start_embeds(self.t3, request.num_rows), prefix.length
         else:
-            embeds = prefill_embeds(self.t3, request)[:, self.t3.hp.cond_len if kept_len else 0 :]
+            embeds = prefill_embeds(self.t3, request)[:, self.t3.cond_len_of(request.t3_cond) if kept_len else 0 :]
         if self.cache is not None:
             self._require_room(rows, kept_len, embeds.shape[1] + limit)
             self._place(rows, kept_len, prefix)
@@ -322,7 +323,7 @@ class DecodeEngine:
     def _embedded(self) -> Tensor:
         """The last drawn tokens as inputs of all rows, (rows, 1, hidden)."""
         state = self._state
-        return (self.t3.speech_emb(state.tokens) + self.t3.speech_pos_emb.emb(state.num_drawn))[state.owners]
+        return self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners]
 
     def _decoded(self, positions: Tensor) -> Tensor:
         """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
@@ -344,7 +345,10 @@ class DecodeEngine:
         guided = logits[state.conditional]
         if state.knobs.cfg_weight is not None:
             guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
-        state.tokens.copy_(draw(guided, state.seen, state.knobs, state.noise))
+        is_gpt = self.t3.hp.is_gpt
+        state.tokens.copy_(draw(guided, state.seen, state.knobs, state.noise, penalty_last=is_gpt))
+        if is_gpt:  # once a token is drawn, Turbo's history is of drawn tokens alone
+            state.seen[:, self.t3.hp.start_speech_token, None] &= state.num_drawn > 0
         state.seen.scatter_(1, state.tokens, True)
         state.num_drawn += 1
 

@@ -6,7 +6,8 @@ eviction.
     conditional row      [conditioning][emotion][text ................][start start][speech ...
     unconditional row    [conditioning][emotion][no text, same length  ][start start][speech ...
 
-Conditioning up to the emotion is one segment for every exaggeration and both rows. The unconditional row's text part is
+Conditioning up to the emotion is one segment for every exaggeration and both rows. Turbo and Nano have no emotion, one
+row and one start token. The unconditional row's text part is
 zeros plus learned positions: it depends on the voice and the length alone, and a shorter one begins every longer one.
 """
 
@@ -81,17 +82,15 @@ class PrefixSource:
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
         """Lease, and compute where needed, all that comes before a request's start tokens."""
-        cond, voice, emotion = request.t3_cond, self.voice_of(request.t3_cond), emotion_label(request.t3_cond)
+        cond, voice, emotion = request.t3_cond, self.voice_of(request.t3_cond), self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
         try:
-            with self.manager.acquire(
-                voice, [emotion], partial(self._conditioning, cond), device=self.t3.device
-            ) as base:
+            with self.manager.acquire(voice, emotion, partial(self._conditioning, cond), device=self.t3.device) as base:
                 for labels, spoken in rows[: request.num_rows]:
                     fill = partial(self._text, text, spoken, base.segments)
-                    leases.append(self.manager.acquire(voice, [emotion, *labels], fill, device=self.t3.device))
+                    leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
         except BaseException:
             RowPrefixes(tuple(leases)).release()
             raise
@@ -104,6 +103,12 @@ class PrefixSource:
             if pin:
                 self.manager.pin(self.voice_of(request.t3_cond))
 
+    def _emotion(self, cond: T3Cond) -> list[Label]:
+        """Labels of the conditioning's last positions, which the voice does not decide; Turbo has no such."""
+        if not self.t3.hp.emotion_adv:
+            return []
+        return [("emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0]))]
+
     @torch.inference_mode()
     def _conditioning(self, cond: T3Cond, known: Segments) -> Segment:
         return self._compute(self.t3.prepare_conditioning(cond), 0, known, len_of(known))
@@ -111,7 +116,7 @@ class PrefixSource:
     @torch.inference_mode()
     def _text(self, text: list[int], spoken: bool, base: Segments, known: Segments) -> Segment:
         ids = torch.tensor([text], device=self.t3.device)
-        embeds = self.t3.embed_text(ids) if spoken else self.t3.text_pos_emb(ids)[None]  # (1, S, hidden)
+        embeds = self.t3.embed_text(ids) if spoken else self.t3.embed_no_text(ids)  # (1, S, hidden)
         # The manager may not know the base any more, but this request holds it.
         return self._compute(embeds, len_of(base), max(base, known, key=len_of), len_of(known))
 
@@ -126,7 +131,3 @@ class PrefixSource:
 
 def len_of(segments: Segments) -> int:
     return sum(map(len, segments))
-
-
-def emotion_label(cond: T3Cond) -> Label:
-    return "emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0])

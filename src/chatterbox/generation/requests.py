@@ -1,6 +1,6 @@
 """What the decode engine is asked for: one text in one voice, checked, as embeddings, and the cache that fits it.
 
-Owns: the layout and the lengths of a request, the doubled start token. Does not know: rows of other requests, sampling.
+Owns: the layout and the lengths of a request, its start tokens. Does not know: rows of other requests, sampling.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from chatterbox.kvcache import KVCache, policy
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
 
-NUM_START_TOKENS = 2  # the start token enters twice: the published weights are driven this way
-
 
 @dataclass(frozen=True)
 class DecodeRequest:
     """One text to speak.
 
-    text_tokens: (S,) or (rows, S) ids with start and stop; row 0 counts. max_new_tokens: None is as many as the model
-    has positions for. seed: None draws from torch's global generator.
+    text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
+    is as many as the model has positions for. seed: None draws from torch's global generator.
     """
 
     t3_cond: T3Cond
@@ -40,40 +38,44 @@ class DecodeRequest:
 
 def checked_limit(t3: T3, request: DecodeRequest) -> int:
     """Number of tokens this request may draw; raises ValueError if it cannot be served."""
-    text = torch.atleast_2d(request.text_tokens)[0]
-    for name, token in (("start", t3.hp.start_text_token), ("stop", t3.hp.stop_text_token)):
+    text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
+    if hp.is_gpt and request.num_rows > 1:
+        raise ValueError(f"cfg_weight must be 0 for this model, got {request.sampling.cfg_weight}; it has no guidance")
+    for name, token in () if hp.is_gpt else (("start", hp.start_text_token), ("stop", hp.stop_text_token)):
         if not (text == token).any():
             raise ValueError(f"text_tokens lack the {name} token {token}; pad it on before generating")
-    if (worst := int(text.max())) >= t3.hp.text_tokens_dict_size or int(text.min()) < 0:
-        raise ValueError(f"text token {worst} is outside of the vocabulary of {t3.hp.text_tokens_dict_size}")
-    t3.check_text_len(len(text))
-    limit = t3.hp.max_speech_tokens if request.max_new_tokens is None else request.max_new_tokens
-    if not 1 <= limit <= t3.hp.max_speech_tokens:
-        raise ValueError(f"max_new_tokens must be from 1 to the model's {t3.hp.max_speech_tokens}, got {limit}")
+    if not len(text):
+        raise ValueError("text_tokens are empty; pass at least one token of text")
+    if (worst := int(text.max())) >= hp.text_tokens_dict_size or int(text.min()) < 0:
+        raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
+    limit = hp.max_speech_tokens if request.max_new_tokens is None else request.max_new_tokens
+    if not 1 <= limit <= hp.max_speech_tokens:
+        raise ValueError(f"max_new_tokens must be from 1 to the model's {hp.max_speech_tokens}, got {limit}")
+    t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), hp.num_start_tokens + limit)
     return limit
 
 
 def required_capacity(t3: T3, request: DecodeRequest) -> int:
     """Positions that a request may come to hold; raises ValueError as `checked_limit`."""
     text_len = torch.atleast_2d(request.text_tokens).shape[1]
-    return t3.hp.cond_len + text_len + NUM_START_TOKENS + checked_limit(t3, request)
+    return t3.cond_len_of(request.t3_cond) + text_len + t3.hp.num_start_tokens + checked_limit(t3, request)
 
 
 def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
-    """(rows, cond_len + S + 2, hidden): rows is 2 with guidance, else 1. Both start tokens are at speech position 0."""
+    """[conditioning][text][start tokens], (rows, T, hidden): rows is 2 with guidance, else 1."""
     rows = request.num_rows
     text = torch.atleast_2d(request.text_tokens)[:1].to(t3.device).long().expand(rows, -1)
     start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)
     embeds, _ = t3.prepare_input_embeds(
         t3_cond=request.t3_cond, text_tokens=text, speech_tokens=start, cfg_weight=request.sampling.cfg_weight
     )
-    return torch.cat([embeds, embeds[:, -1:]], dim=1)
+    return torch.cat([embeds, *[embeds[:, -1:]] * (t3.hp.num_start_tokens - 1)], dim=1)
 
 
 def start_embeds(t3: T3, rows: int) -> Tensor:
-    """(rows, 2, hidden): what follows a request's text."""
+    """(rows, start tokens, hidden): what follows a request's text. All of them are at speech position 0."""
     start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)
-    return t3.embed_speech(start).repeat(1, NUM_START_TOKENS, 1)
+    return t3.embed_speech(start).repeat(1, t3.hp.num_start_tokens, 1)
 
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache | None:

@@ -83,23 +83,23 @@ def keep_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     return logits.masked_fill(logits < logits.sort(dim=-1, descending=True).values.gather(-1, last), DROPPED)
 
 
-def process(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
-    """Probabilities of the next token, (N, V), from guided logits, in the order of the published model's loop.
+def process(logits: Tensor, seen: Tensor, knobs: Knobs, *, penalty_last: bool = False) -> Tensor:
+    """Probabilities of the next token, (N, V), from guided logits, in the order of the published models' loops.
 
-    top-k, which that loop does not have, comes between min-p and top-p.
+    top-k, which the Llama models' loop does not have, comes between min-p and top-p. ``penalty_last``: as Turbo's
+    loop, which penalises repetition after all filters.
     """
-    return _shape(_penalize(logits, seen, knobs), knobs)
+    return _shape(logits, seen, knobs, penalty_last)[1]
 
 
-def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor) -> Tensor:
+def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, penalty_last: bool = False) -> Tensor:
     """Next token ids, (N, 1), from guided logits (N, V) and `exponential_noise` (N, V).
 
     The likeliest of ``probability / noise`` is a draw from the distribution, and the very one that `torch.multinomial`
     makes of the same generator. Greedy rows take the likeliest.
     """
-    penalized = _penalize(logits, seen, knobs)
-    scores = _shape(penalized, knobs) / noise
-    return torch.where(knobs.greedy, penalized, scores).argmax(-1, keepdim=True)
+    penalized, probabilities = _shape(logits, seen, knobs, penalty_last)
+    return torch.where(knobs.greedy, penalized, probabilities / noise).argmax(-1, keepdim=True)
 
 
 def exponential_noise(out: Tensor, generators: Sequence[torch.Generator | None], greedy: Sequence[bool]) -> None:
@@ -116,7 +116,16 @@ def _penalize(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
     return logits if knobs.repetition_penalty is None else penalize_repetition(logits, seen, knobs.repetition_penalty)
 
 
-def _shape(logits: Tensor, knobs: Knobs) -> Tensor:
+def _shape(logits: Tensor, seen: Tensor, knobs: Knobs, penalty_last: bool) -> tuple[Tensor, Tensor]:
+    """Penalised logits, of which greedy rows take the likeliest, and probabilities."""
+    if penalty_last:
+        penalized = _penalize(_filter(logits, knobs), seen, knobs)
+        return penalized, penalized.softmax(-1)
+    penalized = _penalize(logits, seen, knobs)
+    return penalized, _filter(penalized, knobs).softmax(-1)
+
+
+def _filter(logits: Tensor, knobs: Knobs) -> Tensor:
     logits = logits / knobs.temperature
     if knobs.min_p is not None:
         logits = keep_min_p(logits, knobs.min_p)
@@ -124,4 +133,4 @@ def _shape(logits: Tensor, knobs: Knobs) -> Tensor:
         logits = keep_top_k(logits, knobs.top_k)
     if knobs.top_p is not None:
         logits = keep_top_p(logits, knobs.top_p)
-    return logits.softmax(-1)
+    return logits

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chatterbox.config import SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.backbone import LlamaBackbone
+from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.linear import project
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
@@ -40,53 +41,70 @@ class T3(nn.Module):
         super().__init__()
         self.hp = hp = T3Config() if hp is None else hp
         self.dim = hp.n_channels
-        self.tfmr = LlamaBackbone(hp.backbone)
+        self.tfmr = (GPT2Backbone if hp.is_gpt else LlamaBackbone)(hp.backbone)
         self.cond_enc = T3CondEnc(hp)
         self.text_emb = nn.Embedding(hp.text_tokens_dict_size, self.dim)
         self.speech_emb = nn.Embedding(hp.speech_tokens_dict_size, self.dim)
-        self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
-        self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
+        self.text_pos_emb = self.speech_pos_emb = None
+        if hp.input_pos_emb == "learned":
+            self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
+            self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
         self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
-        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=False)
+        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.is_gpt)
 
     @property
     def device(self) -> torch.device:
         return self.speech_head.weight.device
 
+    def cond_len_of(self, t3_cond: T3Cond) -> int:
+        """Positions of the conditioning prefix of one voice."""
+        return self.hp.cond_len if self.hp.use_perceiver_resampler else 1 + _prompt(t3_cond).shape[1]
+
     def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
         """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded here unless it comes embedded."""
-        prompt_emb = t3_cond.cond_prompt_speech_emb
-        if prompt_emb is None:
-            tokens = t3_cond.cond_prompt_speech_tokens
-            if tokens is None:
-                raise ValueError("T3Cond needs cond_prompt_speech_tokens or cond_prompt_speech_emb; both are None")
-            prompt_emb = self.embed_speech(tokens.to(self.device))
-        return self.cond_enc(t3_cond, prompt_emb)
+        prompt = _prompt(t3_cond)
+        is_embedded = t3_cond.cond_prompt_speech_emb is not None
+        return self.cond_enc(t3_cond, prompt if is_embedded else self.embed_speech(prompt.to(self.device)))
 
-    def check_text_len(self, num_tokens: int) -> None:
-        """Raise ValueError when a text is longer than the learned positions."""
-        limit = self.text_pos_emb.emb.num_embeddings
-        if num_tokens > limit:
+    def check_lens(self, num_before: int, num_text: int, num_speech: int) -> None:
+        """Raise ValueError when the model has no positions for so much text, or for the whole."""
+        if self.text_pos_emb is not None and num_text > (limit := self.text_pos_emb.emb.num_embeddings):
             raise ValueError(
-                f"text of {num_tokens} tokens is longer than the model's {limit} positions; split it into sentences"
+                f"text of {num_text} tokens is longer than the model's {limit} positions; split it into sentences"
+            )
+        total = num_before + num_text + num_speech
+        if self.hp.is_gpt and total > (limit := self.hp.backbone.max_positions):
+            raise ValueError(
+                f"{num_before} positions of voice, {num_text} of text and {num_speech} of speech are more than the "
+                f"model's {limit}; split the text into sentences"
             )
 
     def predict_speech(self, hidden: Tensor) -> Tensor:
         """(..., hidden) to logits (..., speech vocabulary)."""
-        return project(hidden, self.speech_head.weight)
+        logits, bias = project(hidden, self.speech_head.weight), self.speech_head.bias
+        return logits if bias is None else logits + bias
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
-        """(B, S) ids to (B, S, hidden), positions added.
+        """(B, S) ids to (B, S, hidden), learned positions added where the model has them.
 
         Raises:
             ValueError: more tokens than learned text positions.
         """
-        self.check_text_len(text_tokens.shape[1])
-        return self.text_emb(text_tokens) + self.text_pos_emb(text_tokens)
+        self.check_lens(0, text_tokens.shape[1], 0)
+        embeds = self.text_emb(text_tokens)
+        return embeds if self.text_pos_emb is None else embeds + self.text_pos_emb(text_tokens)
 
-    def embed_speech(self, speech_tokens: Tensor) -> Tensor:
-        """(B, T) ids to (B, T, hidden), positions 0.. added."""
-        return self.speech_emb(speech_tokens) + self.speech_pos_emb(speech_tokens)
+    def embed_no_text(self, text_tokens: Tensor) -> Tensor:
+        """What stands for (B, S) ids in the unconditional row, (1, S, hidden): nothing but their positions."""
+        return self.text_pos_emb(text_tokens)[None]
+
+    def embed_speech(self, speech_tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, T) ids to (B, T, hidden), learned positions added where the model has them: 0.. or ``positions``."""
+        embeds = self.speech_emb(speech_tokens)
+        if self.speech_pos_emb is None:
+            return embeds
+        learned = self.speech_pos_emb(speech_tokens) if positions is None else self.speech_pos_emb.emb(positions)
+        return embeds + learned
 
     def prepare_input_embeds(
         self, *, t3_cond: T3Cond, text_tokens: Tensor, speech_tokens: Tensor, cfg_weight: float = 0.0
@@ -106,7 +124,7 @@ class T3(nn.Module):
         if cfg_weight > 0.0:
             if text_emb.shape[0] < 2:
                 raise ValueError(f"cfg_weight {cfg_weight} needs two rows of text tokens, got {text_emb.shape[0]}")
-            text_emb = torch.stack([text_emb[0], self.text_pos_emb(text_tokens), *text_emb[2:]])
+            text_emb = torch.stack([text_emb[0], *self.embed_no_text(text_tokens), *text_emb[2:]])
         speech_emb = self.embed_speech(speech_tokens)
         cond_emb = cond_emb.expand(text_emb.shape[0], -1, -1)
         return torch.cat([cond_emb, text_emb, speech_emb], dim=1), cond_emb.shape[1]
@@ -237,6 +255,56 @@ class T3(nn.Module):
         )
         tokens, cache = decode(self, request, use_cache=use_cache, past=past_key_values, kept_len=cache_offset)
         return (tokens[None], cache) if return_cache else tokens[None]
+
+    @torch.inference_mode()
+    def inference_turbo(
+        self,
+        t3_cond: T3Cond,
+        text_tokens: Tensor,
+        temperature: float = 0.8,
+        top_k: int = 1000,
+        top_p: float = 0.95,
+        repetition_penalty: float = 1.2,
+        max_gen_len: int = 1000,
+        *,
+        use_cache: bool = True,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Draw speech tokens for one text with Turbo's or Nano's weights. Upstream's signature, and ``seed``.
+
+        Args:
+            text_tokens: (S,) or (1, S) ids of one text, without marks.
+            max_gen_len: at most this many tokens (upstream draws one more).
+            use_cache, seed: as `inference`.
+
+        Returns:
+            (1, N) ids, without the stop token.
+
+        Raises:
+            ValueError: a knob out of range, or text or speech longer than the backbone's positions.
+        """
+        from chatterbox.generation.decode import generate
+        from chatterbox.generation.requests import DecodeRequest
+
+        sampling = SamplingConfig(
+            temperature=temperature,
+            cfg_weight=0.0,
+            repetition_penalty=repetition_penalty,
+            min_p=0.0,
+            top_p=top_p,
+            top_k=top_k,
+        )
+        request = DecodeRequest(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
+        tokens = generate(self, request, use_cache=use_cache)
+        return tokens[tokens != self.hp.stop_speech_token][None]
+
+
+def _prompt(t3_cond: T3Cond) -> Tensor:
+    """The speech prompt: embedded, (B, T, hidden), where that is given, else its codes (B, T)."""
+    tokens, embeds = t3_cond.cond_prompt_speech_tokens, t3_cond.cond_prompt_speech_emb
+    if tokens is None and embeds is None:
+        raise ValueError("T3Cond needs cond_prompt_speech_tokens or cond_prompt_speech_emb; both are None")
+    return tokens if embeds is None else embeds
 
 
 def _keep(latents: Tensor, lens: Tensor) -> Tensor:

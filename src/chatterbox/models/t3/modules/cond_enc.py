@@ -51,26 +51,32 @@ class T3Cond:
 
 
 class T3CondEnc(nn.Module):
-    """Conditioning prefix: speaker (1), perceiver over the embedded prompt, emotion (1), in that order."""
+    """Conditioning prefix: speaker (1), the embedded prompt or a perceiver's view of it, emotion (1 or none)."""
 
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.spkr_enc = nn.Linear(config.speaker_embed_size, config.n_channels)
-        self.emotion_adv_fc = nn.Linear(1, config.n_channels, bias=False)
-        self.perceiver = Perceiver(config.perceiver_queries, config.n_channels, config.perceiver_heads)
+        self.emotion_adv_fc = self.perceiver = None
+        if config.emotion_adv:
+            self.emotion_adv_fc = nn.Linear(1, config.n_channels, bias=False)
+        if config.use_perceiver_resampler:
+            self.perceiver = Perceiver(config.perceiver_queries, config.n_channels, config.perceiver_heads)
 
     def forward(self, cond: T3Cond, prompt_emb: Tensor) -> Tensor:
         """Args: ``prompt_emb`` (B, T, hidden), the embedded speech prompt. Returns (B, cond_len, hidden).
 
         Raises:
-            ValueError: a CLAP embedding is given (no published model has one), or no emotion.
+            ValueError: a CLAP embedding is given (no published model has one), or no emotion where the model knows it.
         """
         if cond.clap_emb is not None:
             raise ValueError("clap_emb must be None: no published model reads a CLAP embedding")
-        if cond.emotion_adv is None:
-            raise ValueError("emotion_adv must be a number (0.5 is neutral), got None")
         weight = self.spkr_enc.weight
         speaker = self.spkr_enc(cond.speaker_emb.to(weight).view(-1, 1, weight.shape[1]))  # (B, 1, hidden)
-        emotion = torch.as_tensor(cond.emotion_adv, dtype=weight.dtype, device=weight.device)
-        emotion = self.emotion_adv_fc(emotion.reshape(-1, 1, 1)).expand(speaker.shape[0], -1, -1)
-        return torch.cat([speaker, self.perceiver(prompt_emb), emotion], dim=1)
+        prompt = prompt_emb.to(weight) if self.perceiver is None else self.perceiver(prompt_emb)
+        parts = [speaker, prompt.expand(speaker.shape[0], -1, -1)]
+        if self.emotion_adv_fc is not None:
+            if cond.emotion_adv is None:
+                raise ValueError("emotion_adv must be a number (0.5 is neutral), got None")
+            emotion = torch.as_tensor(cond.emotion_adv, dtype=weight.dtype, device=weight.device)
+            parts.append(self.emotion_adv_fc(emotion.reshape(-1, 1, 1)).expand(speaker.shape[0], -1, -1))
+        return torch.cat(parts, dim=1)

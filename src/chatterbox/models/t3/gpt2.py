@@ -1,0 +1,84 @@
+"""GPT-2 backbone of T3 (Turbo, Nano), with the published parameter names (``tfmr.h.N.attn.c_attn.weight`` ...).
+
+Owns: learned positions, attention, MLP, the stack. Does not know: text, speech, sampling, or which cache policy it runs
+on. As `backbone`, it appends to a `KVCache` and masks by the positions that come back.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.config import GPT2Config
+from chatterbox.kvcache.base import KVCache
+from chatterbox.models.t3.attention import Pass, attend, positions_of
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored (in, out), as GPT-2's are."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_in, num_out).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(num_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner = config.num_heads * config.head_dim
+        self.c_attn = Conv1D(config.hidden_size, 3 * inner)  # queries, keys, values
+        self.c_proj = Conv1D(inner, config.hidden_size)
+
+    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+        query, key, value = (  # (B, H, T, head_dim)
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
+        )
+        return self.c_proj(attend(query, key, value, run, layer))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.hidden_size, config.intermediate_size)
+        self.c_proj = Conv1D(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), run, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2Backbone(nn.Module):
+    """Embeddings in, hidden states after the final norm out."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wpe = nn.Embedding(config.max_positions, config.hidden_size)
+        self.h = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, embeds: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
+        """As `chatterbox.models.t3.backbone.LlamaBackbone.forward`; positions are added here."""
+        run = Pass(positions_of(embeds, cache) if positions is None else positions, cache)
+        x = embeds + self.wpe(run.positions)
+        for index, layer in enumerate(self.h):
+            x = layer(x, run, index)
+        return self.ln_f(x)
