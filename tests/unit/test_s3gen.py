@@ -184,6 +184,42 @@ def test_isolated_padding_makes_a_batch_equal_to_its_rows(s3gen: S3Gen, finalize
     assert isolated.isfinite().all()
 
 
+@KINDS
+def test_a_row_of_a_padded_batch_sounds_as_it_does_alone(meanflow: bool) -> None:
+    model, tokens, lengths, ref, g = build(meanflow), make_tokens(3, 9), [5, 9, 5], make_ref(), seeded()
+    noise = {"z": torch.randn(3, 80, 28, generator=g), "phase": torch.rand(3, 9, 1, generator=g)}
+    noise["noise"] = torch.randn(3, 9, 9 * SAMPLES_PER_TOKEN, generator=g)
+    options = {"ref_dict": ref, "speech_token_lens": torch.tensor(lengths), **noise}
+    wavs, sources = model.inference(tokens, **options)
+    upstreams, _ = model.inference(tokens, **options, isolate_padding=False)
+    for row, length in enumerate(lengths):
+        end = length * SAMPLES_PER_TOKEN
+        its_noise = {key: value[row : row + 1] for key, value in noise.items()}
+        its_noise["noise"] = its_noise["noise"][..., :end]
+        wav, source = model.inference(tokens[row, :length], ref_dict=ref, **its_noise)
+        torch.testing.assert_close(wavs[row, :end], wav[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(sources[row, :, :end], source[0], rtol=0, atol=1e-4)
+        assert not wavs[row, end:].any() and not sources[row, :, end:].any()
+        if length < 9:
+            assert (upstreams[row, :end] - wav[0]).abs().max() > 1e-2
+
+
+def test_the_vocoder_of_a_padded_batch_draws_its_own_noise_and_takes_a_cached_source(s3gen: S3Gen) -> None:
+    mel, lengths = torch.randn(3, 80, 4, generator=seeded()), torch.tensor([4, 2, 0])
+    head = torch.linspace(-0.1, 0.1, HOP)[None, None]
+    wav, source = s3gen.hift_inference(mel, head, lengths=lengths, generator=seeded())
+    assert torch.equal(source[:2, :, :HOP], head.expand(2, -1, -1))
+    assert wav[1, : 2 * HOP].any() and not wav[1, 2 * HOP :].any() and not wav[2].any()
+    torch.testing.assert_close(wav[:1], s3gen.hift_inference(mel[:1], source[:1])[0], rtol=0, atol=1e-4)
+
+
+def test_a_padded_batch_is_differentiable(s3gen: S3Gen) -> None:
+    model = copy.deepcopy(s3gen)
+    wav = model(make_tokens(2, 6), None, None, make_ref(), True, torch.tensor([6, 4]), generator=seeded())
+    wav.square().sum().backward()
+    assert model.flow.input_embedding.weight.grad.any()
+
+
 @pytest.mark.parametrize(("finalize", "held_back"), [(True, 0), (False, 6)])
 def test_speech_noise_stays_with_its_frames(finalize: bool, held_back: int) -> None:
     model, tokens, ref = build(meanflow=True), make_tokens(1, 5), make_ref()

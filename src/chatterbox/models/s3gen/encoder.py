@@ -138,14 +138,14 @@ class UpsampleConformerEncoder(nn.Module):
         self.up_encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_up_layers))
         self.after_norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, *, isolate_padding: bool = False) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, *, isolate_padding: bool = True) -> Tensor:
         """Encode ``x``.
 
         Args:
             x: (B, T, D), zero at padding.
             lengths: (B,) valid frames of each row; None when nothing is padded.
-            isolate_padding: upstream lets the padding of a shorter row reach its last frames through the lookahead, so
-                a row changes with its company. True stops that: each row is encoded as it is alone.
+            isolate_padding: encode each row as it is alone. False is upstream, which lets the padding of a shorter row
+                reach its last frames through the lookahead, so that a row changes with its company.
 
         Returns:
             (B, 2T, D); what stands at padding has no meaning.

@@ -38,14 +38,15 @@ class CausalMaskedDiffWithXvec(nn.Module):
         return self.spk_embed_affine_layer(F.normalize(embedding.float(), dim=1).to(self.dtype))
 
     def encode(
-        self, token: Tensor, token_len: Tensor | None = None, *, isolate_padding: bool = False
+        self, token: Tensor, token_len: Tensor | None = None, *, isolate_padding: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Mean mel of the tokens and the mask of its valid frames.
 
         Args:
             token: (B, T) ids; what stands at padding does not matter.
             token_len: (B,) valid tokens per row; None when nothing is padded.
-            isolate_padding: encode each row as if it were alone; upstream lets padding change a shorter row's end.
+            isolate_padding: encode each row as if it were alone; False lets padding change a shorter row's end, as
+                upstream does.
 
         Returns:
             ``mu`` (B, num_mels, 2T) and ``mask`` (B, 1, 2T), None if ``token_len`` is None.
@@ -73,7 +74,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         *,
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
-        isolate_padding: bool = False,
+        isolate_padding: bool = True,
     ) -> Tensor:
         """Mel (B, num_mels, T) of the new tokens.
 

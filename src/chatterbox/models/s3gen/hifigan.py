@@ -1,6 +1,6 @@
 """HiFT vocoder: mel spectrogram to 24 kHz waveform (HiFTNet, https://arxiv.org/abs/2309.09493).
 
-Owns: the harmonic source, the upsampling decoder and the inverse STFT head.
+Owns: the harmonic source, the upsampling decoder, the inverse STFT head, and rows of unequal length.
 Does not know: speech tokens, voices, chunks of a stream. The random parts (phase, noise) can be handed in.
 """
 
@@ -85,12 +85,8 @@ class SineGen(nn.Module):
         f0 = f0.float()
         batch, _, num_samples = f0.shape
         shape = (batch, c.num_harmonics + 1, num_samples)
-        if phase is None:
-            # Upstream draws the phase on the CPU, whatever the device of the model.
-            where = generator.device if generator is not None else "cpu"
-            phase = torch.rand(*shape[:2], 1, generator=generator, device=where) * (2 * math.pi) - math.pi
-        if noise is None:
-            noise = _randn(shape, f0, generator)
+        phase = self.draw_phase(batch, generator) if phase is None else phase
+        noise = _randn(shape, f0, generator) if noise is None else noise
         order = torch.arange(1, c.num_harmonics + 2, device=f0.device, dtype=f0.dtype)[:, None]  # (H, 1)
         turns = torch.cumsum(f0 * order / c.sample_rate, dim=-1) % 1  # (B, H, N)
         phase = torch.where(order > 1, phase.to(f0), 0.0)
@@ -98,6 +94,13 @@ class SineGen(nn.Module):
         noise = (voiced * c.noise_std + (1 - voiced) * c.sine_amplitude / 3) * noise.to(f0)
         sines = c.sine_amplitude * torch.sin(2 * math.pi * turns + phase) * voiced + noise
         return sines, voiced, noise
+
+    def draw_phase(self, batch: int, generator: torch.Generator | None) -> Tensor:
+        """(B, H, 1) in [-pi, pi)."""
+        # Upstream draws the phase on the CPU, whatever the device of the model.
+        where = generator.device if generator is not None else "cpu"
+        shape = (batch, self.config.num_harmonics + 1, 1)
+        return torch.rand(shape, generator=generator, device=where) * (2 * math.pi) - math.pi
 
 
 class HarmonicSource(nn.Module):
@@ -183,19 +186,54 @@ class HiFTGenerator(nn.Module):
         speech_feat: Tensor,
         cache_source: Tensor | None = None,
         *,
+        lengths: Tensor | None = None,
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Waveform (B, T * hop) and excitation (B, 1, T * hop) of mel (B, num_mels, T).
 
-        ``cache_source`` (B or 1, 1, n) replaces the first n samples of the excitation: the tail of the chunk before.
+        Args:
+            cache_source: (B or 1, 1, n) replaces the first n samples of the excitation: the tail of the chunk before.
+            lengths: (B,) valid frames of each row. A row is then what it is alone, with zeros behind it; without them
+                the frames at its padding reach into its end, as upstream.
+            phase, noise, generator: see :class:`SineGen`.
         """
+        if lengths is not None and bool((lengths < speech_feat.shape[2]).any()):
+            return self._apart(speech_feat, lengths, cache_source, phase, noise, generator)
         source = self.source(self.f0_predictor(speech_feat), phase, noise, generator)
         if cache_source is not None and cache_source.shape[2]:
             head = cache_source[..., : source.shape[2]].to(source).expand(source.shape[0], -1, -1)
             source = torch.cat([head, source[..., head.shape[2] :]], dim=2)
         return self.decode(speech_feat, source), source
+
+    def _apart(
+        self,
+        speech_feat: Tensor,
+        lengths: Tensor,
+        cache_source: Tensor | None,
+        phase: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` in one pass per length: masks could not give a row the edges that its own STFT has."""
+        hop, (batch, _, num_frames) = self.config.hop_len, speech_feat.shape
+        if phase is None:
+            phase = self.m_source.l_sin_gen.draw_phase(batch, generator)
+        if noise is None:
+            noise = _randn((batch, phase.shape[1], num_frames * hop), speech_feat, generator)
+        phase, noise = (part.to(speech_feat.device).expand(batch, -1, -1) for part in (phase, noise))
+        if cache_source is not None:
+            cache_source = cache_source.to(speech_feat.device).expand(batch, -1, -1)
+        wav = speech_feat.new_zeros(batch, num_frames * hop)
+        source = wav[:, None].clone()
+        for length in set(lengths.tolist()) - {0}:
+            rows, end = (lengths == length).to(speech_feat.device), length * hop
+            head = None if cache_source is None else cache_source[rows]
+            wav[rows, :end], source[rows, :, :end] = self.forward(
+                speech_feat[rows, :, :length], head, phase=phase[rows], noise=noise[rows, :, :end]
+            )
+        return wav, source
 
     @torch.inference_mode()
     def inference(
@@ -203,12 +241,13 @@ class HiFTGenerator(nn.Module):
         speech_feat: Tensor,
         cache_source: Tensor | None = None,
         *,
+        lengths: Tensor | None = None,
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`forward` without autograd."""
-        return self.forward(speech_feat, cache_source, phase=phase, noise=noise, generator=generator)
+        return self.forward(speech_feat, cache_source, lengths=lengths, phase=phase, noise=noise, generator=generator)
 
     def remove_weight_norm(self) -> None:
         """Fold the weight normalisation into plain weights: half the memory, but no longer the checkpoint's keys."""

@@ -99,6 +99,7 @@ class S3Token2Mel(nn.Module):
         *,
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
+        isolate_padding: bool = True,
     ) -> Tensor:
         """Mel (B, num_mels, frames) of the tokens; see :meth:`S3Token2Wav.flow_inference`. Differentiable."""
         ref = self._reference(ref_wav, ref_sr, ref_dict)
@@ -114,6 +115,7 @@ class S3Token2Mel(nn.Module):
             noised_mels=noised_mels,
             z=z,
             generator=generator,
+            isolate_padding=isolate_padding,
         )
 
     def _reference(
@@ -164,15 +166,17 @@ class S3Token2Wav(S3Token2Mel):
         *,
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
+        isolate_padding: bool = True,
     ) -> Tensor:
         """Waveform (B, samples), or mel if ``skip_vocoder``; faded in unless the module is in training mode."""
         mel = super().forward(
             speech_tokens, ref_wav, ref_sr, ref_dict, n_cfm_timesteps, finalize, speech_token_lens, noised_mels,
-            z=z, generator=generator,
+            z=z, generator=generator, isolate_padding=isolate_padding,
         )  # fmt: skip
         if skip_vocoder:
             return mel
-        wav, _ = self.mel2wav(mel, generator=generator)
+        lengths = _frame_lens(mel, speech_tokens, speech_token_lens if isolate_padding else None)
+        wav, _ = self.mel2wav(mel, lengths=lengths, generator=generator)
         return wav if self.training else self._fade_in(wav)
 
     @torch.inference_mode()
@@ -188,6 +192,7 @@ class S3Token2Wav(S3Token2Mel):
         *,
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
+        isolate_padding: bool = True,
     ) -> Tensor:
         """Mel (B, num_mels, frames) of the tokens, two frames each.
 
@@ -197,16 +202,18 @@ class S3Token2Wav(S3Token2Mel):
             ref_dict: the result of :meth:`embed_ref`; it is not changed.
             n_cfm_timesteps: Euler steps; None is 10, or 2 for a mean-flow model.
             finalize: False when more tokens follow: the last 3 are then context only and give no frames.
-            speech_token_lens: (B,) valid tokens per row of a padded batch.
+            speech_token_lens: (B,) valid tokens per row of a padded batch. A row is what it is alone with the same
+                noise; what stands behind it has no meaning.
             z: (B or 1, num_mels, frames of prompt and tokens, or more) noise per frame; the default is drawn from
             generator: the source of noise, torch's global one if None.
+            isolate_padding: False is upstream: the padding of a shorter row changes it.
 
         Raises:
             ValueError: no token, an id outside the vocabulary, or both or neither of ``ref_wav`` and ``ref_dict``.
         """
         return S3Token2Mel.forward(
             self, speech_tokens, ref_wav, ref_sr, ref_dict, n_cfm_timesteps, finalize, speech_token_lens,
-            z=z, generator=generator,
+            z=z, generator=generator, isolate_padding=isolate_padding,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -215,6 +222,7 @@ class S3Token2Wav(S3Token2Mel):
         speech_feat: Tensor,
         cache_source: Tensor | None = None,
         *,
+        lengths: Tensor | None = None,
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -222,9 +230,10 @@ class S3Token2Wav(S3Token2Mel):
         """Waveform (B, samples) and excitation (B, 1, samples) of a mel (B, num_mels, frames), without fade-in.
 
         ``cache_source`` (B or 1, 1, k) replaces the first k samples of the excitation, ``phase`` (B, H, 1) and
-        ``noise`` (B, H, samples) its random parts, see :class:`chatterbox.models.s3gen.hifigan.SineGen`.
+        ``noise`` (B, H, samples) its random parts, ``lengths`` (B,) are the valid frames of a padded batch, see
+        :class:`chatterbox.models.s3gen.hifigan.HiFTGenerator`.
         """
-        return self.mel2wav(speech_feat, cache_source, phase=phase, noise=noise, generator=generator)
+        return self.mel2wav(speech_feat, cache_source, lengths=lengths, phase=phase, noise=noise, generator=generator)
 
     @torch.inference_mode()
     def inference(
@@ -241,19 +250,31 @@ class S3Token2Wav(S3Token2Mel):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        isolate_padding: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Waveform (B, samples), 960 samples a token, faded in over 40 ms, and its excitation (B, 1, samples).
 
-        All tokens are rendered. ``drop_invalid_tokens`` has no effect, as in upstream: an id outside the vocabulary
-        raises. See :meth:`flow_inference` and :meth:`hift_inference` for the other arguments.
+        All tokens are rendered; behind the shorter rows of a padded batch stand zeros. ``drop_invalid_tokens`` has no
+        effect, as in upstream: an id outside the vocabulary raises. See :meth:`flow_inference` and
+        :meth:`hift_inference` for the other arguments.
         """
         mel = self.flow_inference(
-            speech_tokens, ref_wav, ref_sr, ref_dict, n_cfm_timesteps, True, speech_token_lens, z=z, generator=generator
-        )
-        wav, source = self.hift_inference(mel, phase=phase, noise=noise, generator=generator)
+            speech_tokens, ref_wav, ref_sr, ref_dict, n_cfm_timesteps, True, speech_token_lens,
+            z=z, generator=generator, isolate_padding=isolate_padding,
+        )  # fmt: skip
+        lengths = _frame_lens(mel, speech_tokens, speech_token_lens if isolate_padding else None)
+        wav, source = self.hift_inference(mel, lengths=lengths, phase=phase, noise=noise, generator=generator)
         return self._fade_in(wav), source
 
     def _fade_in(self, wav: Tensor) -> Tensor:
         """Mutes what of the reference spills into the first samples."""
         fade = self.trim_fade[: wav.shape[1]]
         return torch.cat([wav[:, : len(fade)] * fade, wav[:, len(fade) :]], dim=1)
+
+
+def _frame_lens(mel: Tensor, speech_tokens: Tensor, speech_token_lens: Tensor | None) -> Tensor | None:
+    """Frames (B,) of each row of ``mel``: what its missing tokens would have given is missing at the end."""
+    if speech_token_lens is None:
+        return None
+    missing = torch.as_tensor(speech_tokens).shape[-1] - torch.atleast_1d(speech_token_lens).cpu()
+    return (mel.shape[2] - FRAMES_PER_TOKEN * missing).clamp(min=0).expand(mel.shape[0])

@@ -49,9 +49,14 @@ class CAMPPlus(nn.Module):
         return features - features.mean(dim=-2, keepdim=True)
 
     def inference(self, audio_list: torch.Tensor | Iterable[torch.Tensor]) -> torch.Tensor:
-        """Embeddings (B, embed_size) of 16 kHz recordings, each (L,). Shorter ones are zero-padded, without a mask."""
-        features = [self.features(wav) for wav in audio_list]
-        return self(nn.utils.rnn.pad_sequence(features, batch_first=True).to(self.head.conv1.weight))
+        """Embeddings (B, embed_size) of 16 kHz recordings, each (L,).
+
+        Unequal ones are embedded apart: upstream pads the shorter, and without a mask that changes their embeddings.
+        """
+        features = [self.features(wav).to(self.head.conv1.weight) for wav in audio_list]
+        if len({len(one) for one in features}) == 1:
+            return self(torch.stack(features))
+        return torch.cat([self(one[None]) for one in features])
 
 
 class ConvHead(nn.Module):
