@@ -331,6 +331,20 @@ def test_s3gen_mel_floor():
     assert torch.equal(mel_spectrogram(torch.zeros(4_800)), torch.full((1, 80, 10), 1e-5).log())
 
 
+@pytest.mark.parametrize("rates", [(24_000, 16_000), (16_000, 24_000)])
+def test_a_mel_does_not_depend_on_which_rate_came_first(rates):
+    """Upstream keeps one filter bank for all rates and sizes with the same upper edge."""
+    wav = torch.from_numpy(np.random.default_rng(0).standard_normal(4_800).astype(np.float32))
+    for rate in rates:
+        spectrum = torch.stft(
+            torch.nn.functional.pad(wav[None, None], (432, 432), mode="reflect")[0],
+            1024, 160, window=torch.hann_window(1024), center=False, return_complex=True,
+        ).abs()  # fmt: skip
+        expected = (mel_filters(rate, 1024, 40, 0.0, 8000.0) @ spectrum).clamp_min(1e-5).log()
+        mel = mel_spectrogram(wav, 1024, 40, rate, 160, 1024, fmax=8000)
+        torch.testing.assert_close(mel, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("length", [721, 960, 24_001])
 def test_s3gen_mel_frames(length):
     assert mel_spectrogram(np.ones(length, np.float64)).shape == (1, 80, length // 480)

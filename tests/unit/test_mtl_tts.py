@@ -75,6 +75,14 @@ def test_text_goes_through_its_own_rules_and_tokenizer(mtl, monkeypatch):
     assert punc_norm("你好！") == "你好！"
 
 
+def test_ids_that_are_no_speech_are_left_out(mtl, monkeypatch):
+    """Upstream hands them on: ids over 6562 then raise IndexError, a second start token TypeError."""
+    monkeypatch.setattr("chatterbox.pipeline.stream", lambda *_, **__: iter([6561, 5, 7000, 6561, 9, 8193, 3, 6562]))
+    audio = say(mtl)
+    monkeypatch.setattr("chatterbox.pipeline.stream", lambda *_, **__: iter([5, 9, 3, 6562]))
+    assert audio.shape == (1, 3 * 960) and torch.equal(audio, say(mtl))
+
+
 def test_unknown_language(mtl):
     with pytest.raises(ValueError, match="language_id 'xx' is not supported; choose from ar, da"):
         say(mtl, "xx")

@@ -252,6 +252,13 @@ def test_a_generator_decides_everything_and_leaves_the_global_one_alone(meanflow
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@KINDS
+def test_rendering_prints_nothing(meanflow: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Upstream's mean-flow model prints a line and shows a progress bar at every call."""
+    build(meanflow).inference(make_tokens(3), ref_dict=make_ref())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_noise_belongs_to_frames_so_surplus_is_not_used(s3gen: S3Gen) -> None:
     tokens, ref, z = make_tokens(4), make_ref(), torch.randn(1, 80, 50, generator=seeded())
     exact = s3gen.flow_inference(tokens, ref_dict=ref, finalize=True, z=z[..., :18])

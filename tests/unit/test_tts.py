@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -212,6 +214,18 @@ def test_watermark_is_found(small_tts):
     assert read_watermark(unmarked[0].numpy(), small_tts.sr) < 0.1
 
 
+def test_speaking_is_silent(small_tts, capfd, caplog):
+    """Upstream shows progress bars, and its backbone warns of attentions that it was asked for at every step."""
+    say(small_tts)  # whatever libraries say when they are first imported
+    capfd.readouterr()
+    caplog.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        say(small_tts)
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_text_without_words_is_upstreams_sentence(small_tts):
     expected = say(small_tts, "You need to add some text for me to talk.")
     assert torch.equal(say(small_tts, ""), expected) and torch.equal(say(small_tts, " \n "), expected)
@@ -317,7 +331,7 @@ def test_reference_as_samples_is_not_changed(small_tts):
 
 def test_stray_start_tokens():
     def codes(*tokens: int) -> list[int]:
-        return valid_codes(torch.tensor(tokens)).tolist()
+        return valid_codes(torch.tensor(tokens), T3Config()).tolist()
 
     assert codes(1, 2, 6562) == [1, 2]
     assert codes(1, 7000, 2, 6562) == [1, 2]

@@ -74,6 +74,7 @@ class S3Token2Mel(nn.Module):
         feat = mel.transpose(1, 2).to(self.dtype)  # (B, frames, num_mels)
         embedding = self.speaker_encoder.inference(list(wav_16))
         tokens, lengths = self.tokenizer(wav_16)
+        # A surplus mel frame stays, as upstream: the waveform of such a voice is 20 ms shorter, and otherwise the same.
         most = feat.shape[1] // FRAMES_PER_TOKEN
         if feat.shape[1] != FRAMES_PER_TOKEN * tokens.shape[1]:
             logger.debug("reference has %d mel frames and %d tokens; keeping %d", feat.shape[1], tokens.shape[1], most)
