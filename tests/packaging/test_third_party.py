@@ -1,0 +1,322 @@
+"""Programs written for chatterbox-tts, as public servers and scripts use it: their imports, attributes and calls."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.vc import ChatterboxVC
+from tests.folders import SMALL, recording
+
+TEXT = "Hello there, World."
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: where its class is, a folder fixture of its layout, what its `generate` needs."""
+
+    module: str
+    cls: str
+    folder: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+MODELS = {
+    "english": Published("chatterbox.tts", "ChatterboxTTS", "small_folder"),
+    "multilingual": Published(
+        "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", "mtl_folder", {"language_id": "fr", "min_p": 0.1}
+    ),
+}
+IMPORTS = """
+import chatterbox
+from chatterbox import ChatterboxTTS
+from chatterbox import ChatterboxMultilingualTTS, ChatterboxVC
+from chatterbox.tts import ChatterboxTTS, punc_norm
+from chatterbox.tts import ChatterboxTTS, Conditionals, REPO_ID
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS, SUPPORTED_LANGUAGES
+from chatterbox.mtl_tts import Conditionals, punc_norm
+from chatterbox.vc import ChatterboxVC
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.const import S3GEN_SR
+from chatterbox.models.s3gen.const import S3GEN_SIL
+from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
+from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
+from chatterbox.models.s3gen.hifigan import HiFTGenerator
+from chatterbox.models.s3gen.s3gen import S3Token2Mel, S3Token2Wav, mel_spectrogram
+from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+from chatterbox.models.s3gen.xvector import CAMPPlus
+from chatterbox.models.s3tokenizer import S3_SR, SPEECH_VOCAB_SIZE, S3Tokenizer, drop_invalid_tokens
+from chatterbox.models.s3tokenizer.s3tokenizer import S3_HOP, S3Tokenizer
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.t3 import T3, T3Cond
+from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
+from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
+from chatterbox.models.t3.modules.perceiver import Perceiver
+from chatterbox.models.t3.modules.t3_config import T3Config
+from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.models.voice_encoder.voice_encoder import VoiceEncoder
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("statement", IMPORTS)
+def test_import(statement):
+    names: dict[str, Any] = {}
+    exec(statement, names)
+    assert len(names) > 1  # the builtins, and what was imported
+
+
+@pytest.fixture(params=MODELS)
+def published(request) -> Published:
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def model(published, request) -> Any:
+    """Loaded anew: such programs assign to it."""
+    cls = getattr(importlib.import_module(published.module), published.cls)
+    return cls.from_local(request.getfixturevalue(published.folder), "cpu")
+
+
+@pytest.fixture
+def conditionals(published) -> Any:
+    """The class of voices, from where the model's class is."""
+    return importlib.import_module(published.module).Conditionals
+
+
+@pytest.fixture(scope="module")
+def voice_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("voices") / "speaker.wav"
+    soundfile.write(path, recording(6.0, pitch=210.0), 24_000)
+    return str(path)
+
+
+@pytest.fixture
+def say(published, model) -> Any:
+    def generate(**arguments) -> torch.Tensor:
+        torch.manual_seed(3)
+        return model.generate(TEXT, **{**published.arguments, **arguments})
+
+    return generate
+
+
+def test_attributes(model, conditionals):
+    assert (model.sr, str(model.device)) == (24_000, "cpu")
+    assert (model.ENC_COND_LEN % 16_000, model.DEC_COND_LEN) == (0, 240_000)
+    for part in (model.t3, model.s3gen, model.ve):
+        assert isinstance(part, torch.nn.Module) and not part.training
+    assert model.t3.device == model.s3gen.device == torch.device("cpu")
+    assert isinstance(model.conds, conditionals) and isinstance(model.conds.t3, T3Cond)
+    assert model.conds.t3.speaker_emb.shape == (1, SMALL.t3.speaker_embed_size)
+    assert {"prompt_token", "prompt_token_len", "prompt_feat", "embedding"} <= set(model.conds.gen)
+    assert model.t3.hp.stop_speech_token == 6562 and model.t3.hp.speech_cond_prompt_len > 0
+    assert callable(model.tokenizer.encode)
+
+
+def test_audio_is_seeded_and_goes_to_a_file(model, say):
+    wav = say()
+    assert wav.dim() == 2 and wav.dtype == torch.float32 and wav.device.type == "cpu"
+    assert torch.equal(wav, say())
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav.squeeze(0).numpy(), model.sr, format="WAV")
+    buffer.seek(0)
+    assert soundfile.info(buffer).frames == wav.shape[-1]
+    pcm = (wav.squeeze().detach().cpu().numpy() * 32767).astype("int16").tobytes()
+    assert len(pcm) == 2 * wav.shape[-1]
+
+
+def test_every_knob_by_name(say, voice_file):
+    assert say(temperature=0.7, repetition_penalty=1.3, top_p=0.9, audio_prompt_path=voice_file).any()
+    assert say(exaggeration=0.7, cfg_weight=0.3, min_p=0.1).any()
+
+
+def test_a_voice_is_prepared_once(model, say, voice_file):
+    named = say(audio_prompt_path=voice_file)
+    built_in = say()
+    model.prepare_conditionals(voice_file, exaggeration=0.5)
+    assert torch.equal(say(), named) and not torch.equal(named, built_in)
+
+
+def test_a_voice_is_stored_and_loaded(model, conditionals, say, voice_file, tmp_path):
+    model.prepare_conditionals(voice_file)
+    spoken = say()
+    model.conds.save(tmp_path / "speaker.pt")
+    for path in (tmp_path / "speaker.pt", str(tmp_path / "speaker.pt")):
+        model.conds = None
+        model.conds = conditionals.load(path, map_location=model.device).to(model.device)
+        assert torch.equal(say(), spoken)
+    model.conds = conditionals(copy.deepcopy(model.conds.t3), dict(model.conds.gen))
+    assert torch.equal(say(), spoken)
+
+
+def test_an_emotion_is_read_and_replaced(model, say):
+    before = say(exaggeration=0.9)
+    assert float(model.conds.t3.emotion_adv[0, 0, 0].item()) == 0.5
+    old = model.conds.t3
+    model.conds.t3 = T3Cond(
+        speaker_emb=old.speaker_emb,
+        cond_prompt_speech_tokens=old.cond_prompt_speech_tokens,
+        emotion_adv=0.9 * torch.ones(1, 1, 1),
+    ).to(device=model.device)
+    model.conds.t3.emotion_adv = 0.9 * torch.ones(1, 1, 1, device=model.device)
+    assert torch.equal(say(exaggeration=0.9), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_t3_in_half_precision(model, say, dtype):
+    model.t3.to(dtype=dtype)
+    model.conds.t3.to(dtype=dtype)
+    assert model.t3.speech_head.weight.dtype == dtype
+    assert say().isfinite().all()
+
+
+def test_parts_are_moved_one_by_one(model, say):
+    before = say()
+    model.t3 = model.t3.to("cpu").eval()
+    model.s3gen = model.s3gen.to("cpu")
+    model.ve.to(device="cpu").eval()
+    model.conds.to("cpu")
+    model.conds = model.conds.to("cpu")
+    model.device = "cpu"
+    assert torch.equal(say(), before)
+
+
+def test_fine_tuned_weights_are_loaded_into_it(model, say):
+    state = {key: value.clone() for key, value in model.t3.state_dict().items()}
+    state["speech_head.weight"] *= -1
+    missing, unexpected = model.t3.load_state_dict(state, strict=False)
+    assert not missing and not unexpected
+    tuned = say()
+    model.t3.load_state_dict({**state, "speech_head.weight": -state["speech_head.weight"]})
+    assert not torch.equal(say(), tuned)
+
+
+def test_built_from_its_parts(model, published, say):
+    before, cls = say(), type(model)
+    rebuilt = cls(model.t3, model.s3gen, model.ve, model.tokenizer, "cpu", conds=model.conds)
+    rebuilt.sampling = model.sampling  # the small model's own limit
+    torch.manual_seed(3)
+    assert torch.equal(rebuilt.generate(TEXT, **published.arguments), before)
+
+
+def test_the_steps_of_generate_written_out(model, published, say):
+    """As servers that stream or batch do it; without the watermark, that is what `generate` gives."""
+    punc_norm = importlib.import_module(published.module).punc_norm
+    options = {"language_id": published.arguments["language_id"]} if "language_id" in published.arguments else {}
+    text_tokens = model.tokenizer.text_to_tokens(punc_norm(TEXT), **options).to(model.device)
+    text_tokens = torch.cat([text_tokens, text_tokens], dim=0)
+    text_tokens = F.pad(text_tokens, (1, 0), value=model.t3.hp.start_text_token)
+    text_tokens = F.pad(text_tokens, (0, 1), value=model.t3.hp.stop_text_token)
+    torch.manual_seed(3)
+    with torch.inference_mode():
+        speech_tokens = model.t3.inference(
+            t3_cond=model.conds.t3,
+            text_tokens=text_tokens,
+            max_new_tokens=SMALL.sampling.max_new_tokens,
+            temperature=0.8,
+            cfg_weight=0.5,
+            repetition_penalty=1.2,
+            min_p=0.1,
+            top_p=1.0,
+        )[0]
+        speech_tokens = drop_invalid_tokens(speech_tokens)
+        speech_tokens = speech_tokens[speech_tokens < SPEECH_VOCAB_SIZE].to(model.device)
+        wav, _ = model.s3gen.inference(speech_tokens=speech_tokens, ref_dict=model.conds.gen)
+        wav = wav.squeeze(0).detach().cpu()
+    assert torch.equal(wav, say(min_p=0.1, repetition_penalty=1.2, watermark=False)[0])
+
+
+def test_a_speaker_embedding_of_samples(model):
+    embedding = torch.from_numpy(model.ve.embeds_from_wavs([recording(2.0, 16_000)], sample_rate=16_000))
+    assert embedding.mean(axis=0, keepdim=True).shape == model.conds.t3.speaker_emb.shape
+    tokens, _ = model.s3gen.tokenizer.forward([recording(2.0, 16_000)], max_len=10)
+    assert torch.atleast_2d(tokens).shape == (1, 10)
+    assert model.s3gen.embed_ref(recording(1.0), 24_000, device=model.device)["prompt_token"].shape == (1, 25)
+
+
+def test_languages():
+    from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
+
+    choices = [(f"{name} ({code})", code) for code, name in sorted(SUPPORTED_LANGUAGES.items())]
+    assert len(choices) == 23 and ("French (fr)", "fr") in choices and "xx" not in SUPPORTED_LANGUAGES
+    assert ChatterboxMultilingualTTS.get_supported_languages() == SUPPORTED_LANGUAGES
+
+
+def test_voice_conversion(small_folder, voice_file):
+    vc = ChatterboxVC.from_local(small_folder, "cpu")
+    wav = vc.generate(audio=voice_file, target_voice_path=voice_file)
+    assert (vc.sr, wav.squeeze(0).numpy().shape) == (24_000, (6 * 24_000,))
+
+
+PROGRAM = """
+import io, os, random, sys
+import numpy as np
+import soundfile as sf
+import torch
+from chatterbox.{module} import {cls}, Conditionals
+from chatterbox.models.s3gen.const import S3GEN_SR
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+folder, voice, out = sys.argv[1:]
+model = {cls}.from_local(folder, "cpu")
+voices = {{}}
+
+
+def set_seed(seed):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def use(name, path):
+    if name not in voices:
+        if not os.path.exists(name + ".pt"):
+            model.prepare_conditionals(path, exaggeration=0.5)
+            model.conds.save(name + ".pt")
+        voices[name] = Conditionals.load(name + ".pt", map_location="cpu").to(model.device)
+    model.conds = voices[name]
+
+
+def synthesize(text, seed=0, **options):
+    if seed:
+        set_seed(seed)
+    chunks = [model.generate(part, **options) for part in text.split("|")]
+    buffer = io.BytesIO()
+    sf.write(buffer, torch.cat(chunks, dim=-1).squeeze(0).cpu().numpy(), model.sr, format="WAV")
+    return buffer.getvalue()
+
+
+with torch.inference_mode():
+    use("narrator", voice)
+    first = synthesize("Hello there.|And good bye.", seed=5, {options})
+    use("narrator", voice)
+    assert synthesize("Hello there.|And good bye.", seed=5, {options}) == first
+open(out, "wb").write(first)
+assert model.sr == S3GEN_SR
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_whole_program(name, request, voice_file, tmp_path):
+    """In a process of its own, in a folder of its own, with a library that writes files."""
+    published = MODELS[name]
+    options = ", ".join(f"{key}={value!r}" for key, value in {"temperature": 0.8, **published.arguments}.items())
+    program = PROGRAM.format(module=published.module.partition(".")[2], cls=published.cls, options=options)
+    arguments = [str(request.getfixturevalue(published.folder)), voice_file, "out.wav"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and soundfile.info(tmp_path / "out.wav").samplerate == 24_000
+    assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["narrator.pt", "out.wav"]
