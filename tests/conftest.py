@@ -10,8 +10,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from chatterbox.checkpoints import TURBO
 from chatterbox.tts import ChatterboxTTS
-from tests.folders import recording, write_folder
+from tests.folders import SMALL_TURBO, recording, write_folder
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,12 @@ def mtl_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in ("ve", "s3gen"):
         torch.save(load_file(small_folder / f"{name}.safetensors"), folder / f"{name}.pt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def turbo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Turbo. Read only."""
+    return write_folder(tmp_path_factory.mktemp("turbo"), SMALL_TURBO, layout=TURBO)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox.checkpoints import ENGLISH, Layout
+from chatterbox.checkpoints import ENGLISH, TURBO, Layout
 from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import (
     CAMPPlusConfig,
     EstimatorConfig,
     FlowConfig,
     FlowEncoderConfig,
+    GPT2Config,
     HiFTConfig,
     LlamaConfig,
     ModelConfig,
@@ -62,6 +64,21 @@ SMALL = ModelConfig(
     voice_encoder=VoiceEncoderConfig(hidden_size=16, num_layers=1, embed_size=16),
     sampling=SamplingConfig(max_new_tokens=8),
 )
+# Turbo at such a size: its folder has GPT-2's bytes as text tokens.
+SMALL_TURBO = dataclasses.replace(
+    SMALL,
+    t3=dataclasses.replace(
+        T3Config.turbo(),
+        text_tokens_dict_size=257,
+        max_speech_tokens=60,
+        speech_cond_prompt_len=20,
+        speaker_embed_size=16,
+        backbone=GPT2Config(
+            num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48, max_positions=200
+        ),
+    ),
+    sampling=dataclasses.replace(TURBO.config.sampling, max_new_tokens=8),
+)
 
 
 def recording(seconds: float, rate: int = 24_000, pitch: float = 140.0) -> np.ndarray:
@@ -87,9 +104,22 @@ def write_tokenizer(path: Path, config: T3Config) -> None:
     tokenizer.save(str(path))
 
 
-def write_weights(module: nn.Module, path: Path) -> None:
-    """The state dict of ``module``, pickled if the name ends in ``.pt``."""
-    torch.save(module.state_dict(), path) if path.suffix == ".pt" else save_file(module.state_dict(), path)
+def write_gpt2_tokenizer(folder: Path) -> None:
+    """The files of a GPT-2 tokenizer whose tokens are single bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocabulary = {symbol: index for index, symbol in enumerate([*sorted(ByteLevel.alphabet()), "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 1024})
+    )
+
+
+def write_weights(module: nn.Module, path: Path, **others: torch.Tensor) -> None:
+    """The state dict of ``module``, and ``others``, pickled if the name ends in ``.pt``."""
+    tensors = {**module.state_dict(), **others}
+    torch.save(tensors, path) if path.suffix == ".pt" else save_file(tensors, path)
 
 
 def write_folder(
@@ -98,15 +128,20 @@ def write_folder(
     """Write a whole checkpoint folder with synthetic weights, one model after the other."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    write_tokenizer(folder / layout.tokenizer, config.t3)
-    t3 = fill_module(T3(config.t3))
-    write_weights(t3, folder / layout.t3)
+    t3, unused = fill_module(T3(config.t3)), {}
+    if config.t3.is_gpt:
+        write_gpt2_tokenizer(folder)
+        unused["tfmr.wte.weight"] = torch.zeros_like(t3.text_emb.weight)  # published, and read by nothing
+    else:
+        write_tokenizer(folder / layout.tokenizer, config.t3)
+    write_weights(t3, folder / layout.t3, **unused)
     del t3
     voice_encoder = fill_module(VoiceEncoder(config.voice_encoder)).eval()
     write_weights(voice_encoder, folder / layout.voice_encoder)
-    s3gen = fill_module(S3Gen(config=config.s3gen)).eval()
+    s3gen = fill_module(S3Gen(layout.meanflow, config=config.s3gen)).eval()
     write_weights(s3gen, folder / layout.s3gen)
     if built_in_voice:
-        prompt_len = config.t3.speech_cond_prompt_len
-        prepare_conditionals(s3gen, voice_encoder, recording(3.0), prompt_len=prompt_len).save(folder / "conds.pt")
+        prepare_conditionals(s3gen, voice_encoder, recording(5.52 if config.t3.is_gpt else 3.0), hp=config.t3).save(
+            folder / "conds.pt"
+        )
     return folder

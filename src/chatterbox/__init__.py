@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chatterbox.mtl_tts import ChatterboxMultilingualTTS
     from chatterbox.tts import ChatterboxTTS
+    from chatterbox.tts_turbo import ChatterboxTurboTTS
     from chatterbox.vc import ChatterboxVC
 
 # oneDNN keeps the compiled kernels of the last 1,024 shapes: memory that grows with every new length of audio and saves
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 __version__ = "0.1.0"
-__all__ = ["ChatterboxMultilingualTTS", "ChatterboxTTS", "ChatterboxVC", "__version__"]
+__all__ = ["ChatterboxMultilingualTTS", "ChatterboxTTS", "ChatterboxTurboTTS", "ChatterboxVC", "__version__"]
 
 _HOMES = {
     "ChatterboxMultilingualTTS": "chatterbox.mtl_tts",
     "ChatterboxTTS": "chatterbox.tts",
+    "ChatterboxTurboTTS": "chatterbox.tts_turbo",
     "ChatterboxVC": "chatterbox.vc",
 }
 

@@ -23,7 +23,7 @@ from chatterbox.conditioning import Conditionals
 from chatterbox.config import ModelConfig, SamplingConfig, T3Config, from_dict
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer
+from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 
@@ -36,6 +36,8 @@ CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
 # Computed by the tokenizer itself; older files lack them.
 MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
+# GPT-2's own embedding, which nothing reads: inputs are always embeddings.
+UNUSED = frozenset({"tfmr.wte.weight"})
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,9 +50,11 @@ class Layout:
     tokenizer: str
     voice_encoder: str
     s3gen: str
-    make_tokenizer: Callable[[Path], EnTokenizer]
+    make_tokenizer: Callable[[Path], TextTokenizer]
     config: ModelConfig = field(default_factory=ModelConfig)
     extras: tuple[str, ...] = ()  # fetched with the rest; the model works without
+    meanflow: bool = False  # of S3Gen
+    repo: str = REPO_ID
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -72,8 +76,25 @@ MULTILINGUAL = Layout(
     config=ModelConfig(t3=T3Config.multilingual(), sampling=SamplingConfig(repetition_penalty=2.0)),
     extras=(CANGJIE_FILE,),
 )
+TURBO = Layout(
+    t3="t3_turbo_v1.safetensors",
+    tokenizer="vocab.json",
+    voice_encoder="ve.safetensors",
+    s3gen="s3gen_meanflow.safetensors",
+    make_tokenizer=TurboTokenizer,
+    config=ModelConfig(t3=T3Config.turbo(), sampling=SamplingConfig(cfg_weight=0.0, min_p=0.0, top_p=0.95, top_k=1000)),
+    extras=("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    meanflow=True,
+    repo="ResembleAI/chatterbox-turbo",
+)
+NANO = dataclasses.replace(
+    TURBO,
+    t3="t3_nano_v1.safetensors",
+    config=dataclasses.replace(TURBO.config, t3=T3Config.nano()),
+    repo="ResembleAI/chatterbox-nano",
+)
 MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
-PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL}
+PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO}
 
 
 def multilingual(t3_model: str) -> Layout:
@@ -102,7 +123,7 @@ class LoadedModels:
     t3: T3
     s3gen: S3Gen
     voice_encoder: VoiceEncoder
-    tokenizer: EnTokenizer
+    tokenizer: TextTokenizer
     device: torch.device
     config: ModelConfig
     conds: Conditionals | None = None
@@ -137,19 +158,26 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
-def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, local_files_only: bool = False) -> Path:
+def find_checkpoint(
+    model: str | Path,
+    files: Sequence[str] = ENGLISH.files,
+    *,
+    repo: str = REPO_ID,
+    local_files_only: bool = False,
+) -> Path:
     """Folder of a model.
 
     Args:
         model: "tiny" (the embedded voice), "chatterbox" (the published model, from the hub) or a folder.
         files: what to fetch if it comes from the hub.
+        repo: where on the hub.
         local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
 
     Raises:
         CheckpointError: no such model, or the hub cannot be reached.
     """
     if model == "chatterbox":
-        return _download(files, local_files_only)
+        return _download(repo, files, local_files_only)
     if model in embedded_voices():
         return EMBEDDED_VOICES / model
     if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
@@ -159,17 +187,22 @@ def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, 
 
 
 def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
-    """Folder of a model and what it is: "tiny", "chatterbox", "multilingual" or a folder of any layout.
+    """Folder of a model and what it is: "tiny", a name of `PUBLISHED` or a folder of any layout.
 
     Raises:
         CheckpointError: as `find_checkpoint`.
     """
     if model in PUBLISHED:
         layout = PUBLISHED[model]
-        return find_checkpoint("chatterbox", layout.files, local_files_only=local_files_only), layout
+        return fetch(layout, local_files_only=local_files_only), layout
     folder = find_checkpoint(model)
-    layouts = (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS))
+    layouts = (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO)
     return folder, next((layout for layout in layouts if (folder / layout.t3).is_file()), ENGLISH)
+
+
+def fetch(layout: Layout, *, local_files_only: bool = False) -> Path:
+    """Folder of a published model, from the hub or its local cache. Raises CheckpointError as `find_checkpoint`."""
+    return find_checkpoint("chatterbox", layout.files, repo=layout.repo, local_files_only=local_files_only)
 
 
 def embedded_voices() -> list[str]:
@@ -197,7 +230,7 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
             f"{config.t3.text_tokens_dict_size} text tokens; the two belong to different models"
         )
     return LoadedModels(
-        t3=load_module(lambda: T3(config.t3), t3, device),
+        t3=load_module(lambda: T3(config.t3), t3, device, ignored=UNUSED),
         s3gen=load_s3gen(folder, device, config, layout),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
@@ -209,7 +242,12 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
 
 def load_s3gen(folder: Path, device: torch.device, config: ModelConfig, layout: Layout = ENGLISH) -> S3Gen:
     path = _required(folder, layout.s3gen, layout.needed)
-    return load_module(lambda: S3Gen(config=config.s3gen), path, device, MAY_LACK)
+    return load_module(lambda: S3Gen(layout.meanflow, config=config.s3gen), path, device, MAY_LACK)
+
+
+def s3gen_layout(folder: Path) -> Layout:
+    """The layout that a folder's S3Gen is of; `ENGLISH` where there is none."""
+    return next((layout for layout in PUBLISHED.values() if (folder / layout.s3gen).is_file()), ENGLISH)
 
 
 def load_config(folder: Path, published: ModelConfig = ENGLISH.config) -> ModelConfig:
@@ -235,11 +273,15 @@ def load_conditionals(folder: Path, device: torch.device) -> Conditionals | None
 
 
 def load_module(
-    build: Callable[[], Module], path: Path, device: torch.device, may_lack: frozenset[str] = frozenset()
+    build: Callable[[], Module],
+    path: Path,
+    device: torch.device,
+    may_lack: frozenset[str] = frozenset(),
+    ignored: frozenset[str] = frozenset(),
 ) -> Module:
     """Build a module and fill it from a file, safetensors or (``.pt``) a pickled state dict.
 
-    Every key and shape must match, ``may_lack`` excepted.
+    Every key and shape must match, but that the file ``may_lack`` some, and some that it holds are ``ignored``.
 
     Tensors are read one at a time, from the mapped file, into the module's own memory and cast to its dtypes: no second
     copy of the model is allocated. All keys and shapes are compared before the first is read.
@@ -249,6 +291,7 @@ def load_module(
             module = build()
         module = module.to(device).eval()
         targets = module.state_dict()
+        shapes = {key: shape for key, shape in shapes.items() if key in targets or key not in ignored}
         _compare(path, shapes, {key: tuple(target.shape) for key, target in targets.items()}, may_lack)
         with torch.no_grad():
             for key in shapes:
@@ -335,16 +378,15 @@ def _required(folder: Path, name: str, needed: Sequence[str]) -> Path:
     return path
 
 
-def _download(files: Sequence[str], local_files_only: bool) -> Path:
-    from huggingface_hub import hf_hub_download
+def _download(repo: str, files: Sequence[str], local_files_only: bool) -> Path:
+    """Fetch what a repository has of ``files``; a needed one that it lacks is reported when it is read."""
+    from huggingface_hub import snapshot_download
 
-    for name in files:
-        try:
-            path = hf_hub_download(repo_id=REPO_ID, filename=name, local_files_only=local_files_only)
-        except Exception as error:  # the hub's client, its HTTP library and the file system each have their own
-            logger.debug("fetching %s of %s failed", name, REPO_ID, exc_info=error)
-            raise CheckpointError(
-                f"{name} of {REPO_ID} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
-                "go online, pass a checkpoint folder, or use model='tiny', which works offline"
-            ) from None
-    return Path(path).parent
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(files), local_files_only=local_files_only))
+    except Exception as error:  # the hub's client, its HTTP library and the file system each have their own
+        logger.debug("fetching %s failed", repo, exc_info=error)
+        raise CheckpointError(
+            f"{repo} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
+            "go online, pass a checkpoint folder, or use model='tiny', which works offline"
+        ) from None

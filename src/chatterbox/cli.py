@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("-o", "--output", required=True, metavar="FILE", help="audio file to write (.wav, .flac, .ogg)")
     say.add_argument("--voice", metavar="FILE", help="recording of the voice to speak in (default: the built-in voice)")
     say.add_argument(
-        "--model", metavar="MODEL", help="tiny (default, works offline), chatterbox, multilingual or a folder"
+        "--model",
+        metavar="MODEL",
+        help="tiny (default, works offline), chatterbox, multilingual, turbo, nano or a checkpoint folder",
     )
     say.add_argument("--language", metavar="CODE", help="language of the text, for a multilingual model: fr, zh, ...")
     say.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
@@ -131,8 +133,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
     voice = models.conds
     if config.voice is not None:
         report.stage("listening to the voice")
-        prompt_len = models.config.t3.speech_cond_prompt_len
-        voice = prepare_conditionals(models.s3gen, models.voice_encoder, config.voice, prompt_len=prompt_len)
+        voice = prepare_conditionals(models.s3gen, models.voice_encoder, config.voice, hp=models.config.t3)
     if voice is None:
         raise UsageError(f"model {config.model.source} has no built-in voice; give a recording with --voice")
     try:

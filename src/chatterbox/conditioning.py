@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio import load_reference, resample_hq
+from chatterbox.config import T3Config
+from chatterbox.loudness import normalize_loudness
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
 
 ENC_COND_SECONDS = 6  # of the reference, for T3's speech prompt
+TURBO_ENC_COND_SECONDS = 15  # of Turbo and Nano
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
+TURBO_MIN_SECONDS = 5  # Turbo's voice is its prompt: a shorter one carries too little
 
 Reference = str | os.PathLike[str] | BinaryIO | np.ndarray | Tensor
 
@@ -99,25 +103,37 @@ def prepare_conditionals(
     voice_encoder: VoiceEncoder,
     reference: Reference,
     *,
-    prompt_len: int,
+    hp: T3Config,
     exaggeration: float = 0.5,
     source_rate: int | None = None,
+    norm_loudness: bool = True,
 ) -> Conditionals:
     """Conditionals of the voice in a reference recording.
 
     Args:
         reference: a file, or samples at ``source_rate`` Hz (24 kHz if None).
-        prompt_len: T3's speech prompt, in codes (``T3Config.speech_cond_prompt_len``).
+        hp: of the T3 that the voice is for; it says how much of the recording is its prompt.
         exaggeration: emotion, 0.5 is neutral.
+        norm_loudness: bring the recording to -27 LUFS first; Turbo and Nano alone, as upstream.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`.
+        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or too short for Turbo.
     """
     wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
+    prompt_seconds = ENC_COND_SECONDS
+    if hp.is_gpt:
+        prompt_seconds = TURBO_ENC_COND_SECONDS
+        if (seconds := len(wav_24) / S3GEN_SR) <= TURBO_MIN_SECONDS:
+            raise ValueError(
+                f"reference audio is {seconds:.1f} s long; this model needs more than {TURBO_MIN_SECONDS} s of speech"
+            )
+        if norm_loudness:
+            wav_24 = normalize_loudness(wav_24, S3GEN_SR)
     wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
     with torch.no_grad():
         gen = s3gen.embed_ref(wav_24[: DEC_COND_SECONDS * S3GEN_SR], S3GEN_SR, device=s3gen.device)
-        codes, _ = s3gen.tokenizer([wav_16[: ENC_COND_SECONDS * S3_SR]], max_len=prompt_len)  # (1, <= prompt_len)
+        prompt = wav_16[: prompt_seconds * S3_SR]
+        codes, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
     speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
     t3 = T3Cond(
         speaker_emb=speaker,

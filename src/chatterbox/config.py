@@ -309,7 +309,7 @@ class KVCacheConfig:
 class ModelChoice:
     """Which weights to load, and where they run."""
 
-    source: str = "tiny"  # "tiny", "chatterbox", "multilingual" or a folder
+    source: str = "tiny"  # "tiny", "chatterbox", "multilingual", "turbo", "nano" or a folder
     device: str = "auto"
     local_files_only: bool = False
 

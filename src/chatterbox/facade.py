@@ -29,7 +29,7 @@ from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.pipeline import SpeechRequest, decode_request, speak
 from chatterbox.voice_cache import VoiceCache
@@ -55,7 +55,7 @@ class SpeechModel:
         t3: T3,
         s3gen: S3Gen,
         ve: VoiceEncoder,
-        tokenizer: EnTokenizer,
+        tokenizer: TextTokenizer,
         device: str | torch.device,
         conds: Conditionals | None = None,
         *,
@@ -148,13 +148,14 @@ class SpeechModel:
         use_cache: bool,
         watermark: bool,
         language_id: str | None = None,
+        norm_loudness: bool = True,
         **knobs: float,
     ) -> Tensor:
         """(1, N) float32; ``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
         given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
         request = SpeechRequest(
             text,
-            self._conditionals(reference, exaggeration),
+            self._conditionals(reference, exaggeration, norm_loudness),
             dataclasses.replace(self.sampling, **given),
             exaggeration,
             seed,
@@ -165,12 +166,14 @@ class SpeechModel:
         )
         return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
 
-    def _conditionals(self, reference: Reference | None, exaggeration: float) -> Conditionals:
-        conds = self.conds if reference is None else self._voice_of(reference, exaggeration)
+    def _conditionals(
+        self, reference: Reference | None, exaggeration: float, norm_loudness: bool = True
+    ) -> Conditionals:
+        conds = self.conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
         if conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
         return conds
 
-    def _voice_of(self, reference: Reference, exaggeration: float) -> Conditionals:
-        make = partial(prepare_conditionals, self.s3gen, self.ve, prompt_len=self.t3.hp.speech_cond_prompt_len)
-        return self._voices.get(reference, make).with_exaggeration(exaggeration)
+    def _voice_of(self, reference: Reference, exaggeration: float, norm_loudness: bool = True) -> Conditionals:
+        make = partial(prepare_conditionals, self.s3gen, self.ve, hp=self.t3.hp, norm_loudness=norm_loudness)
+        return self._voices.get(reference, make, recipe=f"{norm_loudness=}").with_exaggeration(exaggeration)

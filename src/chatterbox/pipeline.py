@@ -18,18 +18,21 @@ from torch import Tensor
 
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, check_range
+from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, T3Config, check_range
 from chatterbox.generation.decode import stream
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import S3_SR, drop_invalid_tokens
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.text import speakable
 from chatterbox.watermark import apply_watermark
 
 logger = logging.getLogger(__name__)
+
+TURBO_SILENCE = 3  # silence tokens behind what Turbo and Nano say, as upstream
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class SpeechResult:
 def speak(
     t3: T3,
     s3gen: S3Gen,
-    tokenizer: EnTokenizer,
+    tokenizer: TextTokenizer,
     request: SpeechRequest,
     *,
     on_token: Callable[[int], None] | None = None,
@@ -93,9 +96,11 @@ def speak(
     started = time.perf_counter()
     voice = request.conditionals.with_exaggeration(request.exaggeration)
     tokens = draw_speech_tokens(t3, tokenizer, voice, request, on_token, prefixes)
-    codes = valid_codes(tokens)
+    codes = valid_codes(tokens, t3.hp)
     if not len(codes):
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
+    if t3.hp.is_gpt:
+        codes = F.pad(codes, (0, TURBO_SILENCE), value=S3GEN_SIL)
     tokens_done = time.perf_counter()
     audio = render(s3gen, codes, voice.gen, seed=request.seed, watermark=request.watermark)
     return SpeechResult(
@@ -109,7 +114,7 @@ def speak(
 
 def draw_speech_tokens(
     t3: T3,
-    tokenizer: EnTokenizer,
+    tokenizer: TextTokenizer,
     voice: Conditionals,
     request: SpeechRequest,
     on_token: Callable[[int], None] | None = None,
@@ -127,11 +132,13 @@ def draw_speech_tokens(
     return torch.tensor(drawn, dtype=torch.long)
 
 
-def decode_request(t3: T3, tokenizer: EnTokenizer, voice: Conditionals, request: SpeechRequest) -> DecodeRequest:
+def decode_request(t3: T3, tokenizer: TextTokenizer, voice: Conditionals, request: SpeechRequest) -> DecodeRequest:
     """What T3 is asked for. Raises TypeError if the text is not a string."""
     language = {} if request.language_id is None else {"language_id": request.language_id}
     text_tokens = tokenizer.text_to_tokens(speakable(request.text, tokenizer.rules), **language)[0]  # (S,)
-    text_tokens = F.pad(F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token), (0, 1), value=t3.hp.stop_text_token)
+    if not t3.hp.is_gpt:
+        text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
+        text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
     return DecodeRequest(
         t3_cond=voice.t3,
         text_tokens=text_tokens,
@@ -141,13 +148,13 @@ def decode_request(t3: T3, tokenizer: EnTokenizer, voice: Conditionals, request:
     )
 
 
-def valid_codes(tokens: Tensor) -> Tensor:
+def valid_codes(tokens: Tensor, hp: T3Config) -> Tensor:
     """What S3Gen can render of the drawn tokens (N,): the ids below 6561 between start and stop.
 
-    One stray start token discards what was drawn before it, as upstream. On a second one upstream fails; here all
-    codes stay.
+    One stray start token of a Llama model discards what was drawn before it, as upstream. On a second one upstream
+    fails; here all codes stay.
     """
-    if int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
+    if not hp.is_gpt and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
         tokens = drop_invalid_tokens(tokens)
     return tokens[tokens < SPEECH_CODES]
 

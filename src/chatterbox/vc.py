@@ -19,6 +19,7 @@ from chatterbox.checkpoints import (
     load_config,
     load_s3gen,
     resolve_device,
+    s3gen_layout,
 )
 from chatterbox.conditioning import DEC_COND_SECONDS, ENC_COND_SECONDS, Reference, prepare_target_voice
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -52,7 +53,7 @@ class ChatterboxVC:
         """
         folder, device = Path(ckpt_dir), resolve_device(device)
         conds = load_conditionals(folder, device)
-        s3gen = load_s3gen(folder, device, load_config(folder))
+        s3gen = load_s3gen(folder, device, load_config(folder), s3gen_layout(folder))
         return cls(s3gen, str(device), None if conds is None else conds.gen)
 
     @classmethod

@@ -42,7 +42,12 @@ class VoiceCache:
             return sum(voice.nbytes for voice in self._voices.values())
 
     def get(
-        self, reference: Reference, make: Callable[[Reference], Conditionals], *, source_rate: int | None = None
+        self,
+        reference: Reference,
+        make: Callable[[Reference], Conditionals],
+        *,
+        source_rate: int | None = None,
+        recipe: str = "",
     ) -> Conditionals:
         """The voice of a recording, as a copy of the caller's own.
 
@@ -50,10 +55,12 @@ class VoiceCache:
             reference: a file, or samples at ``source_rate`` Hz.
             make: prepares the voice of the recording it is given. Threads that ask for the same recording wait for one
                 call, and get what it raises.
+            recipe: names what ``make`` does; voices of one recording by several are several.
         """
         key, reference = identify(reference, source_rate)
         if key is None:
             return make(reference)
+        key = f"{key} {recipe}"
         with self._lock:
             voice = self._voices.get(key)
             if voice is not None:

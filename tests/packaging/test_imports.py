@@ -31,6 +31,7 @@ LEVELS = {
     "chatterbox.facade": 6,
     "chatterbox.mtl_tts": 7,
     "chatterbox.tts": 7,
+    "chatterbox.tts_turbo": 7,
     "chatterbox.vc": 7,
     "chatterbox.compose": 6,
     "chatterbox.cli": 8,

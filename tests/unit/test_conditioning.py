@@ -87,8 +87,7 @@ def test_each_model_reads_its_part(small_tts):
     """S3Gen the first 10 s, T3's prompt the first codes of 6 s, the voice encoder everything."""
 
     def prepare(wav):
-        prompt_len = small_tts.t3.hp.speech_cond_prompt_len
-        return prepare_conditionals(small_tts.s3gen, small_tts.ve, wav, prompt_len=prompt_len)
+        return prepare_conditionals(small_tts.s3gen, small_tts.ve, wav, hp=small_tts.t3.hp)
 
     wav = recording(12.0)
     changed = wav.copy()
@@ -103,6 +102,6 @@ def test_each_model_reads_its_part(small_tts):
 
 def test_recordings_rate(small_tts):
     """Samples at another rate are resampled, not taken for 24 kHz."""
-    options = {"prompt_len": 20}
+    options = {"hp": small_tts.t3.hp}
     at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), source_rate=16_000, **options)
     assert at_16.gen["prompt_feat"].shape[1] == 100

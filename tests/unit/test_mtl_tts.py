@@ -144,7 +144,8 @@ def test_damaged_pickles(own_mtl_folder, content, message, monkeypatch, tmp_path
 def test_the_hub_is_asked_for_the_files_of_the_version(monkeypatch):
     asked = []
 
-    def fetch(files, local_files_only):
+    def fetch(repo, files, local_files_only):
+        assert repo == "ResembleAI/chatterbox"
         asked.append((files, local_files_only))
         raise CheckpointError("offline")
 

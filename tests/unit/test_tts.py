@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.pipeline import SpeechRequest, speak, valid_codes

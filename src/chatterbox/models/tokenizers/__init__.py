@@ -1,6 +1,24 @@
 """Text tokenizers."""
 
+from typing import Protocol
+
+from torch import Tensor
+
 from chatterbox.models.tokenizers.multilingual import MTLTokenizer
 from chatterbox.models.tokenizers.tokenizer import EnTokenizer
+from chatterbox.models.tokenizers.turbo import TurboTokenizer
+from chatterbox.text import PunctuationRules
 
-__all__ = ["EnTokenizer", "MTLTokenizer"]
+__all__ = ["EnTokenizer", "MTLTokenizer", "TextTokenizer", "TurboTokenizer"]
+
+
+class TextTokenizer(Protocol):
+    """What a pipeline asks of a tokenizer. That of several languages takes a ``language_id`` behind the text."""
+
+    rules: PunctuationRules
+
+    @property
+    def largest_id(self) -> int: ...
+
+    def text_to_tokens(self, text: str) -> Tensor:
+        """(1, S) ids of ``text``, without start and stop."""

@@ -1,0 +1,57 @@
+"""Text to the text tokens of Turbo and Nano: the GPT-2 tokenizer of the checkpoint folder.
+
+Owns: how it is read, offline, and what is checked of it. Does not know: punctuation rules' application, length limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatterbox.text import TURBO, PunctuationRules
+
+
+class TurboTokenizer:
+    """transformers' own tokenizer, as ``tokenizer``; no marks around the text."""
+
+    rules: PunctuationRules = TURBO
+
+    def __init__(self, vocab_file_path: str | Path) -> None:
+        """Read the tokenizer files beside ``vocab_file_path`` (``vocab.json``, ``merges.txt``, settings if any).
+
+        Raises:
+            ValueError: a file is missing or is no tokenizer's.
+        """
+        from transformers import AutoTokenizer
+
+        folder = Path(vocab_file_path).parent
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the library raises what its parsers raise
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{folder} holds no readable tokenizer ({reason}); download it again") from None
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' call, for programs that tokenize by themselves."""
+        return self.tokenizer(*args, **kwargs)
+
+    @property
+    def largest_id(self) -> int:
+        return max(self.tokenizer.get_vocab().values())
+
+    def text_to_tokens(self, text: str) -> Tensor:
+        """(1, S) int32 ids of ``text``; none is cut off, however long it is."""
+        return torch.tensor([self.encode(text)], dtype=torch.int32)
+
+    def encode(self, txt: str) -> list[int]:
+        return self.tokenizer.encode(txt, truncation=False, verbose=False)
+
+    def decode(self, seq: Tensor | Sequence[int]) -> str:
+        """Text of (S,) ids."""
+        return self.tokenizer.decode(seq, skip_special_tokens=True)
