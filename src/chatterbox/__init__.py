@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+    from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
     from chatterbox.tts import ChatterboxTTS
     from chatterbox.tts_turbo import ChatterboxTurboTTS
     from chatterbox.vc import ChatterboxVC
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 __version__ = "0.1.0"
-__all__ = ["ChatterboxMultilingualTTS", "ChatterboxTTS", "ChatterboxTurboTTS", "ChatterboxVC", "__version__"]
+__all__ = [
+    "SUPPORTED_LANGUAGES",
+    "ChatterboxMultilingualTTS",
+    "ChatterboxTTS",
+    "ChatterboxTurboTTS",
+    "ChatterboxVC",
+    "__version__",
+]
 
 _HOMES = {
+    "SUPPORTED_LANGUAGES": "chatterbox.mtl_tts",
     "ChatterboxMultilingualTTS": "chatterbox.mtl_tts",
     "ChatterboxTTS": "chatterbox.tts",
     "ChatterboxTurboTTS": "chatterbox.tts_turbo",

@@ -16,10 +16,11 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
+from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.vc import ChatterboxVC
-from tests.folders import SMALL, recording
+from tests.folders import SMALL, SMALL_TURBO, recording
 
 TEXT = "Hello there, World."
 
@@ -39,15 +40,18 @@ MODELS = {
     "multilingual": Published(
         "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", "mtl_folder", {"language_id": "fr", "min_p": 0.1}
     ),
+    "turbo": Published("chatterbox.tts_turbo", "ChatterboxTurboTTS", "turbo_folder"),
 }
 IMPORTS = """
 import chatterbox
 from chatterbox import ChatterboxTTS
-from chatterbox import ChatterboxMultilingualTTS, ChatterboxVC
+from chatterbox import ChatterboxMultilingualTTS, ChatterboxVC, SUPPORTED_LANGUAGES
 from chatterbox.tts import ChatterboxTTS, punc_norm
 from chatterbox.tts import ChatterboxTTS, Conditionals, REPO_ID
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS, SUPPORTED_LANGUAGES
 from chatterbox.mtl_tts import Conditionals, punc_norm
+from chatterbox.tts_turbo import ChatterboxTurboTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS, Conditionals, punc_norm
 from chatterbox.vc import ChatterboxVC
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.const import S3GEN_SR
@@ -81,6 +85,7 @@ def test_import(statement):
 
 @pytest.fixture(params=MODELS)
 def published(request) -> Published:
+    """Each model in turn, or those that a test names."""
     return MODELS[request.param]
 
 
@@ -212,6 +217,7 @@ def test_built_from_its_parts(model, published, say):
     assert torch.equal(rebuilt.generate(TEXT, **published.arguments), before)
 
 
+@pytest.mark.parametrize("published", ["english", "multilingual"], indirect=True)
 def test_the_steps_of_generate_written_out(model, published, say):
     """As servers that stream or batch do it; without the watermark, that is what `generate` gives."""
     punc_norm = importlib.import_module(published.module).punc_norm
@@ -237,6 +243,28 @@ def test_the_steps_of_generate_written_out(model, published, say):
         wav, _ = model.s3gen.inference(speech_tokens=speech_tokens, ref_dict=model.conds.gen)
         wav = wav.squeeze(0).detach().cpu()
     assert torch.equal(wav, say(min_p=0.1, repetition_penalty=1.2, watermark=False)[0])
+
+
+@pytest.mark.parametrize("published", ["turbo"], indirect=True)
+def test_the_steps_of_turbos_generate_written_out(model, published, say):
+    text = importlib.import_module(published.module).punc_norm(TEXT)
+    text_tokens = model.tokenizer(text, return_tensors="pt", padding=True, truncation=True).input_ids.to(model.device)
+    torch.manual_seed(3)
+    with torch.inference_mode():
+        speech_tokens = model.t3.inference_turbo(
+            t3_cond=model.conds.t3,
+            text_tokens=text_tokens,
+            temperature=0.8,
+            top_k=1000,
+            top_p=0.95,
+            repetition_penalty=1.2,
+            max_gen_len=SMALL_TURBO.sampling.max_new_tokens,
+        )
+        speech_tokens = speech_tokens[speech_tokens < SPEECH_VOCAB_SIZE].to(model.device)
+        silence = torch.tensor([S3GEN_SIL, S3GEN_SIL, S3GEN_SIL]).long().to(model.device)
+        speech_tokens = torch.cat([speech_tokens, silence])
+        wav, _ = model.s3gen.inference(speech_tokens=speech_tokens, ref_dict=model.conds.gen, n_cfm_timesteps=2)
+    assert torch.equal(wav.cpu(), say(watermark=False))
 
 
 def test_a_speaker_embedding_of_samples(model):
