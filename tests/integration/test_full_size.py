@@ -11,29 +11,39 @@ from typing import Any
 
 import pytest
 
-from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, Layout
+from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, NANO, TURBO, Layout
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
 from tests.folders import write_folder
 from tests.parity.support import manifest
 
 pytestmark = pytest.mark.slow
 
-NUM_TOKENS = 32  # a second is 25; random weights also draw ids that are no speech
+NUM_TOKENS = 32  # a second is 25; random weights also draw ids that are no speech, and Turbo appends three
 
 
 @dataclass(frozen=True)
 class Published:
     cls: type[SpeechModel]
     layout: Layout
-    manifest: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    manifests: dict[str, str]
+    loading: dict[str, Any] = field(default_factory=dict)
+    speaking: dict[str, Any] = field(default_factory=dict)
 
 
+TURBO_PARTS = {"s3gen": "s3gen_meanflow", "ve": "ve"}
 MODELS = {
-    "english": Published(ChatterboxTTS, ENGLISH, "t3_cfg"),
-    "multilingual": Published(ChatterboxMultilingualTTS, MULTILINGUAL, "t3_mtl", {"language_id": "fr"}),
+    "english": Published(ChatterboxTTS, ENGLISH, {"t3": "t3_cfg", "s3gen": "s3gen", "ve": "ve"}),
+    "multilingual": Published(
+        ChatterboxMultilingualTTS,
+        MULTILINGUAL,
+        {"t3": "t3_mtl", "s3gen": "s3gen", "ve": "ve"},
+        speaking={"language_id": "fr"},
+    ),
+    "turbo": Published(ChatterboxTurboTTS, TURBO, {"t3": "t3_turbo", **TURBO_PARTS}),
+    "nano": Published(ChatterboxTurboTTS, NANO, TURBO_PARTS, loading={"nano": True}),
 }
 
 
@@ -52,11 +62,12 @@ def folder(published) -> Iterator[Path]:
 
 
 def test_a_second_of_audio(published, folder):
-    tts = published.cls.from_local(folder, "cpu")
-    for part, name in ((tts.t3, published.manifest), (tts.s3gen, "s3gen"), (tts.ve, "ve")):
-        assert {key: tuple(value.shape) for key, value in part.state_dict().items()} == manifest(name)
+    tts = published.cls.from_local(folder, "cpu", **published.loading)
+    for part, name in published.manifests.items():
+        shapes = {key: tuple(value.shape) for key, value in getattr(tts, part).state_dict().items()}
+        assert shapes == {key: shape for key, shape in manifest(name).items() if key != "tfmr.wte.weight"}
     assert tts.sampling == published.layout.config.sampling
     tts.sampling = dataclasses.replace(tts.sampling, max_new_tokens=NUM_TOKENS)
-    wav = tts.generate("One second.", seed=0, **published.arguments)
-    assert 20 * 960 <= wav.shape[1] <= NUM_TOKENS * 960 and not wav.shape[1] % 960
+    wav = tts.generate("One second.", seed=0, **published.speaking)
+    assert 20 * 960 <= wav.shape[1] <= (NUM_TOKENS + 3) * 960 and not wav.shape[1] % 960
     assert wav.isfinite().all() and wav.abs().max() > 0.01
