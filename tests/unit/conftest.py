@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from chatterbox.models.t3 import T3
-from tests.unit.small import SMALL
+from tests.unit.small import SMALL, build
 
 
 @pytest.fixture(scope="session")
 def t3() -> T3:
     """Shared between tests: read only."""
-    torch.manual_seed(0)
-    return T3(SMALL).eval()
+    return build(SMALL)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import GPT2Config, LlamaConfig, SamplingConfig, T3Config
 from chatterbox.generation.decode import DecodeEngine
 from chatterbox.generation.requests import DecodeRequest
+from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
 SMALL = T3Config(
@@ -25,7 +26,28 @@ SMALL = T3Config(
 )
 
 
-def make_request(seed: int) -> DecodeRequest:
+SMALL_GPT2 = T3Config(
+    text_tokens_dict_size=32,
+    speech_tokens_dict_size=6563,
+    max_speech_tokens=48,
+    speech_cond_prompt_len=12,
+    speaker_embed_size=8,
+    use_perceiver_resampler=False,
+    emotion_adv=False,
+    input_pos_emb=None,
+    backbone=GPT2Config(
+        num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48, max_positions=100
+    ),
+)
+
+
+def build(hp: T3Config) -> T3:
+    """A model of random weights, the same every time."""
+    torch.manual_seed(0)
+    return T3(hp).eval()
+
+
+def make_request(seed: int, hp: T3Config = SMALL) -> DecodeRequest:
     """A request whose text, voice, knobs, limit and seed all follow from one number."""
     rng = random.Random(seed)
     speaker = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
@@ -33,7 +55,7 @@ def make_request(seed: int) -> DecodeRequest:
     text = torch.tensor([1, *(rng.randrange(2, 32) for _ in range(rng.randint(1, 20))), 0])
     sampling = SamplingConfig(
         temperature=rng.choice([0.0, 0.5, 0.8, 1.5]),
-        cfg_weight=rng.choice([0.0, 0.5, 1.0]),
+        cfg_weight=0.0 if hp.is_gpt else rng.choice([0.0, 0.5, 1.0]),
         repetition_penalty=rng.choice([1.0, 1.2]),
         min_p=rng.choice([0.0, 0.05]),
         top_p=rng.choice([1.0, 0.9]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,18 +18,27 @@ from chatterbox.generation.requests import DecodeRequest, allocate_cache, requir
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
-from tests.unit.small import SMALL, decode_together, make_request
+from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request
 
 NUM_CASES, NUM_VOICES = 200, 12
-POSITION = 2 * SMALL.backbone.num_layers * SMALL.backbone.num_heads * SMALL.backbone.head_dim * 4  # bytes
-
-VOICES = [make_request(seed).t3_cond for seed in range(NUM_VOICES)]
-CASES = [dataclasses.replace(make_request(100 + i), t3_cond=VOICES[i % NUM_VOICES]) for i in range(NUM_CASES)]
+POSITION = 2 * SMALL.backbone.num_layers * SMALL.backbone.num_heads * SMALL.backbone.head_dim * 4  # bytes, of both
 
 
-@pytest.fixture(scope="module")
-def oracle(t3: T3) -> list[list[int]]:
-    return [generate(t3, request, use_cache=False).tolist() for request in CASES]
+class Known(NamedTuple):
+    """A model, requests, and what the oracle draws for them."""
+
+    t3: T3
+    cases: list[DecodeRequest]
+    oracle: list[list[int]]
+
+
+@pytest.fixture(scope="module", params=[SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
+def known(request: pytest.FixtureRequest) -> Known:
+    t3 = build(request.param)
+    voices = [make_request(seed).t3_cond for seed in range(NUM_VOICES)]
+    requests = [make_request(100 + i, t3.hp) for i in range(NUM_CASES)]
+    cases = [dataclasses.replace(one, t3_cond=voices[i % NUM_VOICES]) for i, one in enumerate(requests)]
+    return Known(t3, cases, [generate(t3, one, use_cache=False).tolist() for one in cases])
 
 
 def shuffled(seed: int) -> list[int]:
@@ -40,65 +50,67 @@ def through(t3: T3, request: DecodeRequest, source: PrefixSource) -> list[int]:
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic"])
-def test_cached(t3: T3, oracle: list[list[int]], policy: str) -> None:
-    for request, expected in zip(CASES, oracle, strict=True):
-        tokens, cache = decode(t3, request, cache_policy=policy)
+def test_cached(known: Known, policy: str) -> None:
+    for request, expected in zip(known.cases, known.oracle, strict=True):
+        tokens, cache = decode(known.t3, request, cache_policy=policy)
         assert tokens.tolist() == expected
-        assert cache.length == required_capacity(t3, request) - request.max_new_tokens + len(expected) - 1
+        assert cache.length == required_capacity(known.t3, request) - request.max_new_tokens + len(expected) - 1
 
 
-def test_batched(t3: T3, oracle: list[list[int]]) -> None:
+def test_batched(known: Known) -> None:
     """Sixteen rows, kept as full as the next request allows."""
-    engine = DecodeEngine(t3, allocate_cache(t3, 16, max(required_capacity(t3, request) for request in CASES)))
-    drawn, num_steps = decode_together(engine, CASES, 16)
-    assert drawn == oracle
-    assert num_steps < sum(map(len, oracle)) / 6  # they did run together
+    engine = DecodeEngine(
+        known.t3, allocate_cache(known.t3, 16, max(required_capacity(known.t3, request) for request in known.cases))
+    )
+    drawn, num_steps = decode_together(engine, known.cases, 16)
+    assert drawn == known.oracle
+    assert num_steps < sum(map(len, known.oracle)) / 6  # they did run together
 
 
-def test_prefix_shared(t3: T3, oracle: list[list[int]]) -> None:
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**28))
+def test_prefix_shared(known: Known) -> None:
+    source = PrefixSource(known.t3, GlobalKVCacheManager(budget_bytes=2**28))
     for place in shuffled(0):
-        assert through(t3, CASES[place], source) == oracle[place]
+        assert through(known.t3, known.cases[place], source) == known.oracle[place]
     computed = source.manager.stats()["tokens_computed"]
     assert source.manager.hit_rate > 0.5  # voices and beginnings of texts
     for place in shuffled(1):
-        assert through(t3, CASES[place], source) == oracle[place]
+        assert through(known.t3, known.cases[place], source) == known.oracle[place]
     assert source.manager.stats()["tokens_computed"] == computed  # all was known
     source.manager.check_integrity()
 
 
-def test_evicted_and_refilled(t3: T3, oracle: list[list[int]]) -> None:
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=150 * POSITION))
+def test_evicted_and_refilled(known: Known) -> None:
+    source = PrefixSource(known.t3, GlobalKVCacheManager(budget_bytes=150 * POSITION))
     evictions = 0
     for repeat in range(2):
         for place in shuffled(repeat):
-            assert through(t3, CASES[place], source) == oracle[place]
+            assert through(known.t3, known.cases[place], source) == known.oracle[place]
         stats = source.manager.stats()
         assert stats["evictions"] - evictions >= NUM_CASES / 2 and stats["hits"] > NUM_CASES / 2
         evictions = stats["evictions"]
     source.manager.check_integrity()
 
 
-def test_restored_from_host_memory(t3: T3, oracle: list[list[int]]) -> None:
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=60 * POSITION, host_bytes=2**28))
+def test_restored_from_host_memory(known: Known) -> None:
+    source = PrefixSource(known.t3, GlobalKVCacheManager(budget_bytes=60 * POSITION, host_bytes=2**28))
     for place in shuffled(0):
-        assert through(t3, CASES[place], source) == oracle[place]
+        assert through(known.t3, known.cases[place], source) == known.oracle[place]
     before = source.manager.stats()
     for place in shuffled(1):
-        assert through(t3, CASES[place], source) == oracle[place]
+        assert through(known.t3, known.cases[place], source) == known.oracle[place]
     stats = source.manager.stats()
     assert stats["promotions"] - before["promotions"] >= NUM_CASES
     assert (stats["evictions"], stats["tokens_computed"]) == (0, before["tokens_computed"])
     source.manager.check_integrity()
 
 
-def test_restored_from_disk(t3: T3, oracle: list[list[int]], tmp_path: Path) -> None:
+def test_restored_from_disk(known: Known, tmp_path: Path) -> None:
     disk = DiskTier(tmp_path)
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**28, disk=disk))
-    for request in CASES:
+    source = PrefixSource(known.t3, GlobalKVCacheManager(budget_bytes=2**28, disk=disk))
+    for request in known.cases:
         source.acquire(request).release()
-    for request, expected in zip(CASES, oracle, strict=True):
-        restarted = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**28, disk=disk))
-        assert through(t3, request, restarted) == expected
+    for request, expected in zip(known.cases, known.oracle, strict=True):
+        restarted = PrefixSource(known.t3, GlobalKVCacheManager(budget_bytes=2**28, disk=disk))
+        assert through(known.t3, request, restarted) == expected
         stats = restarted.manager.stats()
         assert stats["disk_hits"] >= 1 and stats["tokens_computed"] == 0
