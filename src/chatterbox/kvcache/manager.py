@@ -1,7 +1,7 @@
 """`GlobalKVCacheManager`: one prefix cache for all threads of a process.
 
-Owns: the lock, leases, single-flight fills, the byte budgets of the tiers and who moves between them, counters. Does
-not know: models; whoever asks says how to compute what is missing.
+Owns: the lock, leases, single-flight fills, when the disk is asked. Does not know: models, for whoever asks says how to
+compute what is missing; which beginning leaves which tier (`tiers`).
 
 A beginning is found, or computed by the first thread that asks for it while the others wait; its lease keeps it in the
 tree until it is released. What does not fit into the budget is computed and handed out all the same, and not kept.
@@ -27,6 +27,7 @@ from chatterbox.kvcache.prefix import NO_TEXT, Label, Match, Node, PrefixTree
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import CacheStats
+from chatterbox.kvcache.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +75,23 @@ class GlobalKVCacheManager:
         disk: also write what is computed, and look there before computing; None does neither.
         replacement_policy: who leaves first: "cost", "lfu" or "lru".
         """
-        for name, value in (("budget_bytes", budget_bytes), ("host_bytes", host_bytes)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}; 0 keeps nothing")
-        self.budget_bytes, self.host_bytes, self.disk = budget_bytes, host_bytes, disk
-        self._value = replacement(replacement_policy)
-        self._tree = PrefixTree(codec_called(host_codec))
+        self.disk = disk
         self._flights: dict[tuple[str, tuple[Label, ...]], Future[tuple[Segment, ...]]] = {}
-        self._pinned: set[str] = set()
         self._lock = threading.Lock()
         self._stats = CacheStats()
+        self._tree = PrefixTree(codec_called(host_codec))
+        self._tiers = Tiers(self._tree, self._stats, budget_bytes, host_bytes, replacement(replacement_policy))
         self._warned = False
+
+    @property
+    def budget_bytes(self) -> int:
+        """On the device."""
+        return self._tiers.device_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Budget in host memory."""
+        return self._tiers.host_bytes
 
     @property
     def nbytes(self) -> int:
@@ -191,16 +198,16 @@ class GlobalKVCacheManager:
     def pin(self, voice: str) -> None:
         """Keep the voice's own part on the device: conditioning, emotions, empty text. Its texts come and go."""
         with self._lock:
-            self._pinned.add(voice)
+            self._tiers.pinned.add(voice)
 
     def unpin(self, voice: str) -> None:
         with self._lock:
-            self._pinned.discard(voice)
+            self._tiers.pinned.discard(voice)
 
     def clear(self) -> None:
         """Forget all that nobody holds, pinned or not. Files on disk stay: `DiskTier.clear` removes them."""
         with self._lock:
-            self._pinned.clear()
+            self._tiers.pinned.clear()
             while free := [node for node in self._tree.nodes() if not node.num_holders]:
                 self._tree.drop(free[0])
 
@@ -234,28 +241,11 @@ class GlobalKVCacheManager:
     def check_integrity(self) -> None:
         """Raise RuntimeError if the books do not balance."""
         with self._lock:
-            held = [0, 0]
-            for node in self._tree.nodes():
-                held[node.is_resident] += node.nbytes
-            if held != [self._tree.packed_nbytes, self._tree.nbytes]:
-                raise RuntimeError(f"{held} bytes held, {[self._tree.packed_nbytes, self._tree.nbytes]} in the books")
-            if self._tree.nbytes > self.budget_bytes or self._tree.packed_nbytes > self.host_bytes:
-                raise RuntimeError(f"{held[::-1]} bytes held, budgets {[self.budget_bytes, self.host_bytes]}")
+            self._tiers.check_integrity()
 
     def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
         """What the tree knows, brought back to the device as far as there is room."""
-        nodes = self._tree.find(voice, labels)
-        for node in nodes:
-            if node.is_resident:
-                continue
-            self._tree.hold(nodes[-1])  # room is not to be made by what is asked for
-            fits = self._make_room(node.stored.unpacked_nbytes)
-            self._tree.let_go(nodes[-1])
-            if not fits:
-                break
-            with self._stats.timing("load_ms"):
-                self._tree.unpack(node)
-            self._stats.promotions += 1
+        self._tiers.promote(self._tree.find(voice, labels))
         return self._tree.match(voice, labels)
 
     def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
@@ -348,7 +338,7 @@ class GlobalKVCacheManager:
 
     def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
         """The node of what was computed; None if the budget does not allow it."""
-        if self._make_room(rest.nbytes):
+        if self._tiers.make_room(rest.nbytes):
             return self._tree.insert(voice, labels, rest, fill_ms)
         self._stats.uncached += 1
         if not self._warned and self.budget_bytes:
@@ -360,56 +350,6 @@ class GlobalKVCacheManager:
                 self.budget_bytes / 2**20,
             )
         return None
-
-    def _make_room(self, nbytes: int) -> bool:
-        """Move nodes off the device, least valuable first, until ``nbytes`` fit; False if they cannot."""
-        if nbytes > self.budget_bytes:
-            return False
-        while self._tree.nbytes + nbytes > self.budget_bytes:
-            pinned = {id(node) for node in self._own_parts()}
-            free = [
-                node
-                for node in self._tree.nodes()
-                if node.is_resident
-                and not node.num_holders
-                and id(node) not in pinned
-                and not any(child.is_resident for child in node.children.values())
-            ]
-            if not free:
-                return False
-            self._demote(min(free, key=self._value))
-        return True
-
-    def _demote(self, node: Node) -> None:
-        if self.host_bytes:
-            with self._stats.timing("store_ms"):
-                packed = self._tree.codec.pack(node.stored)
-            if self._make_host_room(packed.nbytes):
-                self._tree.pack(node, packed)
-                self._stats.demotions += 1
-                return
-        self._tree.drop(node)
-        self._stats.evictions += 1
-
-    def _make_host_room(self, nbytes: int) -> bool:
-        if nbytes > self.host_bytes:
-            return False
-        while self._tree.packed_nbytes + nbytes > self.host_bytes:
-            free = [n for n in self._tree.nodes() if not n.is_resident and not n.num_holders and not n.children]
-            if not free:
-                return False
-            self._tree.drop(min(free, key=self._value))
-            self._stats.evictions += 1
-        return True
-
-    def _own_parts(self) -> list[Node]:
-        """Nodes of pinned voices without a text token in them."""
-        return [
-            node
-            for voice in self._pinned
-            for node in self._tree.nodes(voice)
-            if not any(isinstance(label, int) for label in node.labels)
-        ]
 
     def _release(self, lease: Lease) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from chatterbox.kvcache.prefix import Node
 
 Value = tuple[float, ...]
+Replacement = Callable[[Node], Value]
 
 
 def lru(node: Node) -> Value:
@@ -27,10 +28,10 @@ def cost(node: Node) -> Value:
     return (node.fill_ms * node.num_uses / node.nbytes, node.last_use)
 
 
-REPLACEMENT: dict[str, Callable[[Node], Value]] = {"cost": cost, "lfu": lfu, "lru": lru}
+REPLACEMENT: dict[str, Replacement] = {"cost": cost, "lfu": lfu, "lru": lru}
 
 
-def replacement(name: str) -> Callable[[Node], Value]:
+def replacement(name: str) -> Replacement:
     """The policy called ``name``. Raises ValueError if there is none."""
     if name not in REPLACEMENT:
         raise ValueError(f"replacement {name!r} does not exist; choose from {', '.join(sorted(REPLACEMENT))}")
