@@ -1,8 +1,9 @@
 """What does a warm voice save before the first token? The published T3's size, with random weights.
 
 ``python benchmarks/prefill.py -o benchmarks/results/prefill.json``: time until the first token can be drawn, with
-guidance, for a voice that is new, known with a new text, known with a text whose first half was said before, and known
-with this text; beside them the same without a prefix cache. All in turns in one run; ratios are to the new voice.
+guidance where the model has it, for a voice that is new, known with a new text, known with a text whose first half was
+said before, and known with this text; beside them the same without a prefix cache. All in turns in one run; ratios are
+to the new voice. ``--model turbo`` is Turbo, whose voice is 376 positions instead of 34.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import in_turns, report, summary
 
 BUDGET = 2**30
+MODELS = {"english": T3Config.english_only, "turbo": T3Config.turbo, "nano": T3Config.nano}
 
 
 def make_request(hp: T3Config, text_len: int) -> DecodeRequest:
@@ -31,13 +33,15 @@ def make_request(hp: T3Config, text_len: int) -> DecodeRequest:
         cond_prompt_speech_tokens=torch.randint(0, 6561, (1, hp.speech_cond_prompt_len)),
         emotion_adv=0.5,
     )
-    return DecodeRequest(cond, new_text(hp, text_len), SamplingConfig(), max_new_tokens=1, seed=0)
+    sampling = SamplingConfig(cfg_weight=0.0 if hp.is_gpt else 0.5)
+    return DecodeRequest(cond, new_text(hp, text_len), sampling, max_new_tokens=1, seed=0)
 
 
 def new_text(hp: T3Config, text_len: int, beginning: torch.Tensor | None = None) -> torch.Tensor:
     text = torch.randint(2, hp.text_tokens_dict_size, (text_len,))
-    text[0], text[-1] = hp.start_text_token, hp.stop_text_token
-    text[1:-1][text[1:-1] == hp.start_text_token] = 2
+    if not hp.is_gpt:
+        text[0], text[-1] = hp.start_text_token, hp.stop_text_token
+        text[1:-1][text[1:-1] == hp.start_text_token] = 2
     if beginning is not None:
         text[: len(beginning)] = beginning
     return text
@@ -46,15 +50,16 @@ def new_text(hp: T3Config, text_len: int, beginning: torch.Tensor | None = None)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--model", choices=MODELS, default="english")
     parser.add_argument("--text", type=int, default=60, help="text tokens, about a character or two each")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    t3 = T3().eval().to(device)
+    t3 = T3(MODELS[arguments.model]()).eval().to(device)
     warm = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=BUDGET))
     known = make_request(t3.hp, arguments.text)
-    cache = allocate_cache(t3, 2, required_capacity(t3, known))
+    cache = allocate_cache(t3, known.num_rows, required_capacity(t3, known))
 
     def join(request: DecodeRequest, prefixes: PrefixSource | None) -> None:
         engine = DecodeEngine(t3, cache)
@@ -82,7 +87,8 @@ def main() -> None:
     for name, values in times.items():
         figures = summary(values)
         rows.append({"case": name, **figures, "ratio": round(figures["median_ms"] / cold, 3)})
-    report("prefill", rows, arguments.output, text_tokens=arguments.text, dtype="float32")
+    about = {"model": arguments.model, "text_tokens": arguments.text, "dtype": "float32"}
+    report("prefill", rows, arguments.output, **about)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_commands_are_the_commands(offline):
     from chatterbox.cli import main
 
     lines = [shlex.split(line) for line in snippets("sh")[1].splitlines()]
-    assert len(lines) == 6 and all(line[:2] == ["chatterbox", "say"] for line in lines)
+    assert len(lines) == 7 and all(line[:2] == ["chatterbox", "say"] for line in lines)
     assert main(lines[0][1:]) == 0
     os.replace("hello.wav", "reference.wav")
     assert main(lines[1][1:]) == 0

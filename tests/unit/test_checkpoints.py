@@ -215,9 +215,7 @@ def empty_hub(tmp_path, monkeypatch):
 def test_hub_out_of_reach(empty_hub, facade):
     for offline, options in ((False, {"local_files_only": True}), (True, {})):
         empty_hub.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-        with pytest.raises(
-            CheckpointError, match=r"ResembleAI/chatterbox is .* use model='tiny', which"
-        ) as error:
+        with pytest.raises(CheckpointError, match=r"ResembleAI/chatterbox is .* use model='tiny', which") as error:
             facade.from_pretrained("cpu", **options)
         assert "\n" not in str(error.value)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chatterbox.config import T3Config
 from chatterbox.generation.decode import DecodeEngine, generate
 from chatterbox.generation.graphs import StepGraphs
-from chatterbox.generation.requests import allocate_cache, required_capacity
+from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
-from tests.unit.small import REQUESTS, decode_together
+from tests.unit.small import REQUESTS, SMALL, SMALL_GPT2, build, decode_together, make_request
 
 
 class Recorder(TorchDispatchMode):
@@ -70,21 +72,25 @@ def recorded(step):
 REPLAYS: list = []
 
 
-def run(t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1) -> list[list[int]]:
-    """Tokens of all `REQUESTS` through eight rows, joining in random order."""
-    cache = allocate_cache(t3, 8, max(required_capacity(t3, request) for request in REQUESTS))
+def run(
+    t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1, requests: Sequence[DecodeRequest] = REQUESTS
+) -> list[list[int]]:
+    """Tokens of all ``requests`` through eight rows, joining in random order."""
+    cache = allocate_cache(t3, 8, max(required_capacity(t3, request) for request in requests))
     cache.extent_step = 16  # several shapes in short requests
     engine = DecodeEngine(t3, cache, graphs=graphs, stop_stride=stop_stride)
-    order = random.Random(seed).sample(range(len(REQUESTS)), len(REQUESTS))
-    return decode_together(engine, REQUESTS, 8, order)[0]
+    order = random.Random(seed).sample(range(len(requests)), len(requests))
+    return decode_together(engine, requests, 8, order)[0]
 
 
+@pytest.mark.parametrize("hp", [SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("stop_stride", [1, 3])
-def test_replayed_steps_draw_the_oracles_tokens(t3: T3, stop_stride: int) -> None:
+def test_replayed_steps_draw_the_oracles_tokens(hp: T3Config, stop_stride: int) -> None:
     REPLAYS.clear()
-    graphs = StepGraphs(capture=recorded)
-    expected = [generate(t3, request, use_cache=False).tolist() for request in REQUESTS]
-    assert run(t3, graphs, 0, stop_stride) == expected
+    graphs, t3 = StepGraphs(capture=recorded), build(hp)
+    requests = [make_request(seed, hp) for seed in range(24)]
+    expected = [generate(t3, request, use_cache=False).tolist() for request in requests]
+    assert run(t3, graphs, 0, stop_stride, requests) == expected
     assert graphs.num_captured == len(REPLAYS) > 3
     assert sum(replay.count for replay in REPLAYS) > 2 * len(REPLAYS)
 
