@@ -1,12 +1,12 @@
 """Runs inside the environment of chatterbox-tts 0.1.7 (``make peer-env``); writes down what it makes of a checkpoint.
 
-    python run_upstream.py MODEL FOLDER REFERENCE.wav TEXT SEED MAX_NEW_TOKENS RESULT.safetensors [options]
+    python run_upstream.py MODEL FOLDER REFERENCE.wav SOURCE.wav TEXT SEED MAX_NEW_TOKENS RESULT.safetensors [options]
 
-Upstream's `generate` asks T3 for up to 1000 tokens, which random weights never end; `T3.inference` of the one instance
-is wrapped to lower that number and to keep the tokens. Random weights also draw ids that are no speech; English drops
-them, multilingual would hand them on to S3Gen, which raises, so the wrapper drops them there. Unless ``--analyser`` is
-given, the alignment analyser of the multilingual model returns the logits as they are. Everything else is the installed
-package, untouched.
+Upstream's `generate` asks T3 for up to 1000 tokens, which random weights never end; T3's method of the one instance is
+wrapped to lower that number and to keep the tokens. Random weights also draw ids that are no speech; English and Turbo
+drop them, Multilingual would hand them on to S3Gen, which raises, so the wrapper drops them there. Turbo's loudness
+normalisation is off, because it raises under numpy 2. Unless ``--analyser`` is given, the alignment analyser of the
+multilingual model returns the logits as they are. Everything else is the installed package, untouched.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from chatterbox.models.t3.t3 import AlignmentStreamAnalyzer
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
 
-MODELS = {"english": ChatterboxTTS, "multilingual": ChatterboxMultilingualTTS}
+MODELS = {"english": ChatterboxTTS, "multilingual": ChatterboxMultilingualTTS, "turbo": ChatterboxTurboTTS}
 STOP_SPEECH_TOKEN = 6562  # the largest id that upstream's clean-up knows
 
 
@@ -29,15 +30,18 @@ def main() -> None:
     if not arguments.analyser:
         AlignmentStreamAnalyzer.step = lambda self, logits, next_token=None: logits
     tts = MODELS[arguments.model].from_local(arguments.folder, "cpu")
-    tts.prepare_conditionals(arguments.reference)
-    drawn = shorten(tts.t3, arguments.max_new_tokens)
+    is_turbo = arguments.model == "turbo"
+    tts.prepare_conditionals(arguments.reference, **({"norm_loudness": False} if is_turbo else {}))
+    if is_turbo:  # it draws one token more than it is asked for
+        drawn = shorten(tts.t3, "inference_turbo", max_gen_len=arguments.max_new_tokens - 1)
+    else:
+        drawn = shorten(tts.t3, "inference", max_new_tokens=arguments.max_new_tokens)
     language = {} if arguments.language is None else {"language_id": arguments.language}
     torch.manual_seed(arguments.seed)
     values = {"wav": tts.generate(arguments.text, **language), "tokens": drawn[0][0]}
-    if arguments.source is not None:
-        vc = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen))  # its watermarker draws random numbers when it is made
-        torch.manual_seed(arguments.seed)
-        values["converted"] = vc.generate(arguments.source)
+    vc = ChatterboxVC(tts.s3gen, "cpu", dict(tts.conds.gen))  # its watermarker draws random numbers when it is made
+    torch.manual_seed(arguments.seed)
+    values["converted"] = vc.generate(arguments.source)
     values |= {f"t3.{key}": value for key, value in vars(tts.conds.t3).items()}
     values |= {f"gen.{key}": value for key, value in tts.conds.gen.items()}
     tensors = {key: value.detach().contiguous() for key, value in values.items() if torch.is_tensor(value)}
@@ -47,27 +51,26 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=MODELS)
-    for name in ("folder", "reference", "text"):
+    for name in ("folder", "reference", "source", "text"):
         parser.add_argument(name)
     for name in ("seed", "max_new_tokens"):
         parser.add_argument(name, type=int)
     parser.add_argument("result")
     parser.add_argument("--language")
-    parser.add_argument("--source", help="a recording to convert as well")
     parser.add_argument("--analyser", action="store_true", help="leave the alignment analyser on")
     return parser.parse_args()
 
 
-def shorten(t3: Any, max_new_tokens: int) -> list[torch.Tensor]:
+def shorten(t3: Any, method: str, **limit: int) -> list[torch.Tensor]:
     """Bound what ``t3`` draws; returns the list that every call's tokens are added to."""
-    drawn, inference = [], t3.inference
+    drawn, draw = [], getattr(t3, method)
 
-    def short_inference(**arguments: Any) -> torch.Tensor:
-        tokens = inference(**{**arguments, "max_new_tokens": max_new_tokens})
+    def draw_fewer(**arguments: Any) -> torch.Tensor:
+        tokens = draw(**{**arguments, **limit})
         drawn.append(tokens)
         return tokens[:, tokens[0] <= STOP_SPEECH_TOKEN] if t3.hp.is_multilingual else tokens
 
-    t3.inference = short_inference
+    setattr(t3, method, draw_fewer)
     return drawn
 
 

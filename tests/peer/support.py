@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from chatterbox.checkpoints import ENGLISH, Layout
 from chatterbox.conditioning import Conditionals
-from chatterbox.config import ModelConfig, SamplingConfig, T3Config
 from tests.folders import recording, write_folder
 from tests.parity.support import tolerance
 
@@ -24,23 +24,22 @@ MAX_NEW_TOKENS = 40
 WAV_ATOL = 5e-3
 
 
-def write_full_size(folder: Path, t3: T3Config, layout: Layout = ENGLISH) -> Path:
+def write_full_size(folder: Path, layout: Layout = ENGLISH) -> Path:
     """A checkpoint folder of the published size with synthetic weights, and recordings to clone and to convert."""
-    sampling = SamplingConfig(
-        max_new_tokens=MAX_NEW_TOKENS, repetition_penalty=layout.config.sampling.repetition_penalty
-    )
-    write_folder(folder, ModelConfig(t3=t3, sampling=sampling), layout=layout)
+    sampling = dataclasses.replace(layout.config.sampling, max_new_tokens=MAX_NEW_TOKENS)
+    write_folder(folder, dataclasses.replace(layout.config, sampling=sampling), layout=layout)
     soundfile.write(folder / "reference.wav", recording(7.0), 24_000)
     soundfile.write(folder / "source.wav", recording(1.0, 16_000, pitch=200.0), 16_000)
     return folder
 
 
-def run_upstream(folder: Path, model: str, text: str, *options: str | Path) -> dict[str, Tensor]:
+def run_upstream(folder: Path, model: str, text: str, *options: str) -> dict[str, Tensor]:
     """What chatterbox-tts makes of it; it has ended, and freed its memory, when this returns."""
     python = Path(os.environ.get("CHATTERBOX_PEER_PYTHON", ROOT / ".venv-peer" / "bin" / "python"))
     assert python.is_file(), f"{python} does not exist; run make peer-env"
     result = folder / "result"
-    arguments = (model, folder, folder / "reference.wav", text, SEED, MAX_NEW_TOKENS, result, *options)
+    recordings = (folder / "reference.wav", folder / "source.wav")
+    arguments = (model, folder, *recordings, text, SEED, MAX_NEW_TOKENS, result, *options)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     script = ROOT / "tests" / "peer" / "run_upstream.py"
     done = subprocess.run(
