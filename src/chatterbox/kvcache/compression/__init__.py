@@ -1,10 +1,11 @@
 """Codecs of cold segments: smaller in memory, each with its error. One file per codec, names in `codec`."""
 
 from chatterbox.kvcache.compression.base import Codec, Packed
+from chatterbox.kvcache.compression.int4 import Int4Codec
 from chatterbox.kvcache.compression.int8 import Int8Codec
 from chatterbox.kvcache.compression.plain import PlainCodec
 
-CODECS: dict[str, Codec] = {"int8": Int8Codec(), "none": PlainCodec()}
+CODECS: dict[str, Codec] = {"int4": Int4Codec(), "int8": Int8Codec(), "none": PlainCodec()}
 
 
 def codec(name: str) -> Codec:
@@ -14,4 +15,4 @@ def codec(name: str) -> Codec:
     return CODECS[name]
 
 
-__all__ = ["CODECS", "Codec", "Int8Codec", "Packed", "PlainCodec", "codec"]
+__all__ = ["CODECS", "Codec", "Int4Codec", "Int8Codec", "Packed", "PlainCodec", "codec"]

@@ -26,7 +26,7 @@ class Int8Codec(Codec):
         return {"keys": key_levels, "key_scales": key_scales, "values": value_levels, "value_scales": value_scales}
 
     def _unpack(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return tensors["keys"] * tensors["key_scales"], tensors["values"] * tensors["value_scales"]
+        return _restore(tensors["keys"], tensors["key_scales"]), _restore(tensors["values"], tensors["value_scales"])
 
 
 def _quantize(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -34,3 +34,8 @@ def _quantize(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     x = x.float()
     scales = (x.abs().amax(dim, keepdim=True) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
     return (x / scales).round().clamp(-LEVELS, LEVELS).to(torch.int8), scales
+
+
+def _restore(levels: Tensor, scales: Tensor) -> Tensor:
+    largest = torch.finfo(scales.dtype).max  # that its scale's rounding would carry beyond
+    return (levels * scales).clamp(-largest, largest)
