@@ -22,7 +22,7 @@ from chatterbox.generation.sampling import (
 )
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from tests.unit.small import SMALL
+from tests.unit.small import SMALL, SMALL_GPT2, build, make_request
 
 
 @pytest.fixture
@@ -73,6 +73,16 @@ def test_stops_at_the_stop_token(request_: DecodeRequest) -> None:
     assert len(positions) == 1 and int(positions) == len(tokens) - 1
     going_on = dataclasses.replace(request_, sampling=greedy, max_new_tokens=40, stop_on_eos=False)
     assert len(generate(eager, going_on)) == 40
+
+
+def test_turbos_limit_is_the_limit_and_its_first_token_may_be_the_last() -> None:
+    """Upstream draws one token more, and goes on after a stop token that comes first."""
+    turbo, request = build(SMALL_GPT2), make_request(0, SMALL_GPT2)
+    options = {"t3_cond": request.t3_cond, "text_tokens": request.text_tokens, "max_gen_len": 5, "seed": 1}
+    assert turbo.inference_turbo(**options).shape == (1, 5)
+    with torch.no_grad():
+        turbo.speech_head.bias[6562] = 1e4
+    assert turbo.inference_turbo(**options).shape == (1, 0)
 
 
 def test_inference_is_the_same_loop(t3: T3, request_: DecodeRequest) -> None:
