@@ -67,6 +67,7 @@ class GlobalKVCacheManager:
         host_codec: str = "none",
         disk: DiskTier | None = None,
         replacement_policy: str = "cost",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Args:
         budget_bytes: on the device.
@@ -74,8 +75,9 @@ class GlobalKVCacheManager:
         host_codec: how it is packed there: "none" (exact) or "int8" (a quarter of float32; an error of up to 1/254).
         disk: also write what is computed, and look there before computing; None does neither.
         replacement_policy: who leaves first: "cost", "lfu" or "lru".
+        clock: seconds, for what a fill costs; a simulation has its own.
         """
-        self.disk = disk
+        self.disk, self._clock = disk, clock
         self._flights: dict[tuple[str, tuple[Label, ...]], Future[tuple[Segment, ...]]] = {}
         self._lock = threading.Lock()
         self._stats = CacheStats()
@@ -193,6 +195,8 @@ class GlobalKVCacheManager:
             kept = self._kept(speaker_id, labels, rest, fill_ms)
             if known.node is not None:
                 self._tree.let_go(known.node)
+            if kept is not None:
+                self._tree.use(kept)
             return kept is not None
 
     def pin(self, voice: str) -> None:
@@ -258,6 +262,7 @@ class GlobalKVCacheManager:
     def _leased(self, segments: tuple[Segment, ...], num_served: int, node: Node | None) -> Lease:
         if node is not None:
             self._tree.hold(node)
+            self._tree.use(node)
         return Lease(segments, num_served, self, node)
 
     def _fill(
@@ -269,17 +274,17 @@ class GlobalKVCacheManager:
         fill: Fill,
         device: torch.device | str,
     ) -> Lease:
-        started = time.perf_counter()
+        started = self._clock()
         try:
             loaded = self._from_disk(voice, labels, known, device)
-            load_ms = 1000 * (time.perf_counter() - started)
+            load_ms = 1000 * (self._clock() - started)
             parts = () if loaded is None else (loaded,)
             is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
             if not is_whole:
                 parts = (*parts, fill((*known.segments, *parts)))
             rest = parts[0] if len(parts) == 1 else Segment.join(parts)
             num_served = len(known) + (0 if loaded is None else len(loaded))
-            elapsed_ms = 1000 * (time.perf_counter() - started)
+            elapsed_ms = 1000 * (self._clock() - started)
             with self._lock:
                 self._stats.lookups += 1
                 self._stats.saved_ms += known.fill_ms

@@ -34,6 +34,7 @@ class Node:
     num_holders: int = 0  # of this node and of all that continue it
     num_uses: int = 0
     last_use: int = 0
+    floor: float = 0.0  # `PrefixTree.floor` at its last use
 
     @property
     def is_resident(self) -> bool:
@@ -79,6 +80,7 @@ class PrefixTree:
         self.codec = codec
         self.nbytes = 0  # of resident nodes
         self.packed_nbytes = 0
+        self.floor = 0.0  # highest value of a node that has left: what is used from now on is worth more
         self._roots: dict[str, Node] = {}
         self._clock = 0
 
@@ -111,16 +113,20 @@ class PrefixTree:
         )
 
     def hold(self, node: Node) -> None:
-        """Keep a node and all before it until as many `let_go`; counts as a use of them."""
-        self._clock += 1
+        """Keep a node and all before it until as many `let_go`."""
         for one in node.path():
             one.num_holders += 1
-            one.num_uses += 1
-            one.last_use = self._clock
 
     def let_go(self, node: Node) -> None:
         for one in node.path():
             one.num_holders -= 1
+
+    def use(self, node: Node) -> None:
+        """Count a use of a node and all before it, for replacement."""
+        self._clock += 1
+        for one in node.path():
+            one.num_uses += 1
+            one.last_use, one.floor = self._clock, self.floor
 
     def insert(self, voice: str, labels: Sequence[Label], segment: Segment, fill_ms: float) -> Node:
         """Add the positions of ``segment``, the last of the beginning ``labels``; what is known already is left as is.
@@ -198,7 +204,8 @@ class PrefixTree:
         """Cut a node in two; returns the first. The second keeps its identity, and with it its holders and children."""
         segment, share = self._segment(node), used / node.num_positions
         first = Node(node.labels[:used], segment[:used].clone(), node.parent, node.fill_ms * share)
-        first.num_holders, first.num_uses, first.last_use = node.num_holders, node.num_uses, node.last_use
+        first.num_holders, first.num_uses = node.num_holders, node.num_uses
+        first.last_use, first.floor = node.last_use, node.floor
         rest = segment[used:].clone()
         if not node.is_resident:
             first.stored, rest = self.codec.pack(first.stored), self.codec.pack(rest)

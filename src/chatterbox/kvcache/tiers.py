@@ -73,6 +73,7 @@ class Tiers:
             raise RuntimeError(f"{held[::-1]} bytes held, budgets {[self.device_bytes, self.host_bytes]}")
 
     def _demote(self, node: Node) -> None:
+        self._tree.floor = max(self._tree.floor, self._value(node)[0])
         if self.host_bytes:
             with self._stats.timing("store_ms"):
                 packed = self._tree.codec.pack(node.stored)

@@ -1,0 +1,193 @@
+"""Which beginnings should a full prefix cache keep? 500 voices, their popularity a Zipf law, no model.
+
+``python benchmarks/eviction.py -o benchmarks/results/eviction.json``: the manager is driven as `PrefixSource` drives it
+(a voice, a text, the empty text of the same length), with segments of the published model's proportions at 1/64 of its
+width and budgets to match. A fill costs what it costs the published T3 on two CPU cores, a fixed part and one per
+position, both solved from results/prefill.json; a clock of the simulation's own makes the run the same everywhere.
+
+``steady``: popularity never changes. ``shifting``: every 2,000 requests half of the voices change their ranks, as a day
+goes by. Every request asserts, while its leases are held and inside each fill, that what all tiers hold
+is within the budget; one more run does so at the full width, and reads the process's memory beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import psutil
+import torch
+
+from chatterbox.kvcache import GlobalKVCacheManager, Segment
+from chatterbox.kvcache.prefix import NO_TEXT, Label
+from chatterbox.kvcache.replacement import REPLACEMENT
+from harness import report
+
+MB = 10**6
+NUM_VOICES, ZIPF = 500, 1.1
+COND_LEN = 33  # positions before the emotion
+WIDTH = 30 * 1024  # key elements of a position of the published model; as many values; two bytes each
+SCALE = 64
+NUM_OPENINGS, STOCK_SHARE = 60, 0.25  # texts begin alike, and a quarter of them is said again and again
+SHIFT_EVERY, SHIFT_SHARE = 2_000, 0.5
+
+
+@dataclass(frozen=True)
+class Tiers:
+    device_mb: int
+    host_mb: int = 0
+    host_codec: str = "none"
+
+    @property
+    def total(self) -> int:
+        return (self.device_mb + self.host_mb) * MB
+
+
+class Workload:
+    """Requests (voice, emotion and text labels), the same for a seed."""
+
+    def __init__(self, *, shifting: bool, seed: int = 0) -> None:
+        self.rng, self.shifting = random.Random(seed), shifting
+        self.ranks = list(range(NUM_VOICES))
+        self.voice_weights = zipf(NUM_VOICES)
+        self.opening_weights = zipf(NUM_OPENINGS)
+        self.openings = [self._tokens(self.rng.randint(5, 30)) for _ in range(NUM_OPENINGS)]
+        self.stock = [opening + self._tokens(self.rng.randint(5, 60)) for opening in self.openings]
+
+    def requests(self, count: int) -> Iterator[tuple[str, list[Label]]]:
+        for index in range(count):
+            if self.shifting and index and index % SHIFT_EVERY == 0:
+                self._shift()
+            (place,) = self.rng.choices(self.ranks, cum_weights=self.voice_weights)
+            (topic,) = self.rng.choices(range(NUM_OPENINGS), cum_weights=self.opening_weights)
+            is_stock = self.rng.random() < STOCK_SHARE
+            text = self.stock[topic] if is_stock else self.openings[topic] + self._tokens(self.rng.randint(20, 100))
+            emotion = self.rng.choices((0.5, 0.25, 0.75), (0.8, 0.1, 0.1))[0]
+            yield f"voice {place}", [("emotion", emotion), *text]
+
+    def _tokens(self, num: int) -> list[int]:
+        return [self.rng.randrange(2, 700) for _ in range(num)]
+
+    def _shift(self) -> None:
+        places = self.rng.sample(range(NUM_VOICES), int(SHIFT_SHARE * NUM_VOICES))
+        moved = self.rng.sample(places, len(places))
+        old = list(self.ranks)
+        for source, target in zip(places, moved, strict=True):
+            self.ranks[target] = old[source]
+
+
+class Simulation:
+    """One manager, driven by a workload, on a clock that fills advance."""
+
+    def __init__(self, tiers: Tiers, policy: str, *, scale: int) -> None:
+        self.now_ms, self.peak, self.tiers, self.scale = 0.0, 0, tiers, scale
+        self.fixed_ms, self.position_ms = fill_costs()
+        self.manager = GlobalKVCacheManager(
+            budget_bytes=tiers.device_mb * MB // scale,
+            host_bytes=tiers.host_mb * MB // scale,
+            host_codec=tiers.host_codec,
+            replacement_policy=policy,
+            clock=lambda: self.now_ms / 1000,
+        )
+
+    def run(self, requests: Iterator[tuple[str, list[Label]]]) -> None:
+        for voice, labels in requests:
+            with self._acquire(voice, labels[:1]):
+                leases = [self._acquire(voice, row) for row in (labels, labels[:1] + [NO_TEXT] * (len(labels) - 1))]
+            self._require_budget()
+            for lease in leases:
+                lease.release()
+        self.manager.check_integrity()
+
+    def _acquire(self, voice: str, labels: list[Label]):
+        def fill(known: Sequence[Segment]) -> Segment:
+            self._require_budget()
+            start, end = sum(map(len, known)), COND_LEN + len(labels)
+            self.now_ms += self.fixed_ms + self.position_ms * (end - start)
+            keys = torch.ones(1, 1, end - start, WIDTH // self.scale, dtype=torch.bfloat16)
+            return Segment(keys, keys.clone(), start)
+
+        return self.manager.acquire(voice, labels, fill)
+
+    def _require_budget(self) -> None:
+        held = self.manager.nbytes
+        self.peak = max(self.peak, held)
+        if held * self.scale > self.tiers.total:
+            raise RuntimeError(f"{held} bytes in all tiers, budget {self.tiers.total // self.scale}")
+
+
+def zipf(count: int) -> list[float]:
+    """Cumulative weights 1 / rank ** ZIPF."""
+    return list(accumulate(1 / rank**ZIPF for rank in range(1, count + 1)))
+
+
+def fill_costs() -> tuple[float, float]:
+    """Milliseconds of a fill and of each of its positions, from the medians of results/prefill.json."""
+    measured = json.loads((Path(__file__).parent / "results" / "prefill.json").read_text())
+    times = {row["case"]: row["median_ms"] for row in measured["rows"]}
+    whole = times["known voice, new text"] - times["known voice and text"]
+    half = times["known voice, half of the text known"] - times["known voice and text"]
+    position_ms = (whole - half) / (measured["text_tokens"] / 2)
+    return whole - position_ms * measured["text_tokens"], position_ms
+
+
+def simulate(name: str, tiers: Tiers, policy: str, count: int, *, scale: int = SCALE) -> dict[str, object]:
+    simulation = Simulation(tiers, policy, scale=scale)
+    simulation.run(Workload(shifting=name == "shifting").requests(count))
+    stats = simulation.manager.stats()
+    return {
+        "workload": name,
+        "device_mb": tiers.device_mb,
+        "host_mb": tiers.host_mb,
+        "host_codec": tiers.host_codec,
+        "policy": policy,
+        "hit_rate": round(stats["hit_rate"], 4),
+        "computed_ms": round(stats["fill_ms"] / count, 1),  # a request
+        "saved_ms": round(stats["saved_ms"] / count, 1),  # a request
+        "evictions": int(stats["evictions"]),
+        "peak_mb": round(simulation.peak * scale / MB, 1),
+    }
+
+
+def full_size(tiers: Tiers, count: int) -> dict[str, object]:
+    """The published model's width: what the tiers hold, and what the process does."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    row = simulate("steady", tiers, "cost", count, scale=1)
+    return {**row, "requests": count, "process_grew_mb": round((process.memory_info().rss - before) / MB, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--full-size-requests", type=int, default=1_000)
+    arguments = parser.parse_args()
+    budgets = [Tiers(128), Tiers(256), Tiers(512), Tiers(1024), Tiers(128, 128, "int8")]
+    rows = [
+        simulate(name, tiers, policy, arguments.requests)
+        for name in ("steady", "shifting")
+        for tiers in budgets
+        for policy in sorted(REPLACEMENT)
+    ]
+    fixed_ms, position_ms = fill_costs()
+    report(
+        "eviction",
+        rows,
+        arguments.output,
+        requests=arguments.requests,
+        voices=NUM_VOICES,
+        zipf=ZIPF,
+        fill_ms={"fixed": round(fixed_ms, 1), "position": round(position_ms, 2)},
+        full_size=full_size(Tiers(128, 128, "int8"), arguments.full_size_requests),
+        asserted="all tiers together within the budget, inside every fill and under every request's leases",
+    )
+
+
+if __name__ == "__main__":
+    main()
