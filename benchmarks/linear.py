@@ -1,7 +1,7 @@
-"""How fast do few rows read weights? `F.linear` against the product that `chatterbox.models.t3.linear` takes on CPUs.
+"""How fast do few rows read weights? `F.linear` against the products that `chatterbox.models.t3.linear` takes on CPUs.
 
 ``python benchmarks/linear.py -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published size,
-both ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth, shown
+all ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth, shown
 by a plain sum.
 """
 
@@ -24,6 +24,7 @@ COPIES = 6  # layers' worth, so that no cache holds them
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "F.linear(x, W)": F.linear,
     "(W @ x.T).T": lambda x, weight: (weight @ x.T).T,
+    "oneDNN(x, W)": lambda x, weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""),
     "W.sum()": lambda _, weight: weight.sum(),
 }
 

@@ -10,17 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# So few rows go through `weight @ x.T` on CPUs, which reads the weights faster than `F.linear` (benchmarks/linear.py).
-# Fixed, not probed: a probe under load would choose differently in the next process, and the two differ in last bits.
+# What reads weights fastest on CPUs differs by the number of rows (benchmarks/linear.py): two to four go through
+# `weight @ x.T`, one and more than four through oneDNN, which `F.linear` does not take for float32. oneDNN keeps 2 MB
+# for each number of rows that it meets, so prefills, which come in all lengths, do not take it.
+# Fixed, not probed: a probe under load would choose differently in the next process, and they differ in last bits.
 FEW_ROWS = range(2, 129)
+ONEDNN_ROWS = (1, *range(5, 33)) if torch.backends.mkldnn.is_available() else ()
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` of (..., in) and (out, in)."""
     rows = x.numel() // x.shape[-1]
-    if x.device.type == "cpu" and rows in FEW_ROWS:
-        # Fast only if the rows lie whole in memory; after another such product they are interleaved.
-        return (weight @ x.reshape(rows, -1).contiguous().T).T.reshape(*x.shape[:-1], -1)
+    if x.device.type == "cpu":
+        if rows in ONEDNN_ROWS and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        if rows in FEW_ROWS:
+            # Fast only if the rows lie whole in memory; after another such product they are interleaved.
+            return (weight @ x.reshape(rows, -1).contiguous().T).T.reshape(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
 
