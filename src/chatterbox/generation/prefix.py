@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,22 +62,26 @@ class RowPrefixes:
 
 
 class PrefixSource:
-    """One T3 and the manager that keeps its beginnings. Its weights must not change any more."""
+    """One T3 and the manager that keeps its beginnings. A change of its weights in place begins anew."""
 
     def __init__(self, t3: T3, manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS) -> None:
         """``manager``: one that several models may share, or the settings of one for this model alone."""
         if isinstance(manager, KVCacheConfig):
             manager = make_manager(manager, sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS)
         self.t3, self.manager = t3, manager
+        self._fingerprint: tuple[int, str] | None = None  # and the weights' version it is of
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return weights_fingerprint(self.t3)
+    def _weights(self) -> str:
+        """Fingerprint of the weights as they are: torch counts every change in place."""
+        version = sum(weight._version for weight in self.t3.parameters() if not weight.is_inference())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            self._fingerprint = version, weights_fingerprint(self.t3)
+        return self._fingerprint[1]
 
     def voice_of(self, cond: T3Cond) -> str:
         """Name by content of all that shapes a voice's positions before the emotion."""
         weight = self.t3.speech_head.weight
-        model = f"{self._fingerprint} {weight.dtype} {weight.device.type}"
+        model = f"{self._weights()} {weight.dtype} {weight.device.type}"
         return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
