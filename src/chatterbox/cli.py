@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "say",
         help="speak a text into an audio file",
         description="Speak TEXT into an audio file.",
-        epilog="Settings as key=value: model.local_files_only, kvcache (static, dynamic, none), "
+        epilog="Settings as key=value: model.local_files_only, kvcache (static, sliding, evicting, dynamic, none), "
+        "kvcache.max_cache_size, kvcache.window_size, kvcache.uncond_window, kvcache.eviction (attention, prosody, "
+        "recency, silence, or a sum of them), kvcache.silent_tokens, "
         "kvcache.prefix_mib, kvcache.host_mib, kvcache.host_codec, kvcache.disk_folder, kvcache.disk_mib, "
         "kvcache.replacement, sampling (checkpoint, greedy), sampling.temperature, "
         "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
@@ -145,7 +147,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
             seed=config.seed,
             use_cache=config.use_cache,
             watermark=config.watermark,
-            cache_policy=config.kvcache.policy,
+            cache_policy=config.kvcache,
             language_id=language,
         )
     except ValueError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SPEECH_CODES = 6561  # 3 ** 8 FSQ codes; also the start token's id
+SILENT_SPEECH_TOKEN = 4299  # silence in the published codebook
 START_SPEECH_TOKEN = 6561
 STOP_SPEECH_TOKEN = 6562
 
@@ -74,6 +75,7 @@ class T3Config:
         "learned"  # positions added to text and speech embeddings; None: the backbone's own only
     )
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
+    silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
 
     @classmethod
     def english_only(cls) -> T3Config:
@@ -284,11 +286,28 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+def check_window(name: str, window: int | None, max_cache_size: int) -> None:
+    """Raise ValueError if a row of ``max_cache_size`` cannot keep ``window`` positions (None: any) and take a step."""
+    for value in (max_cache_size, 1 if window is None else window):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"max_cache_size and {name} must be whole numbers, got {max_cache_size!r} and {window!r}")
+    if window is not None and not 1 <= window < max_cache_size:
+        raise ValueError(
+            f"{name} must be from 1 to {max_cache_size - 1}, one step less than max_cache_size {max_cache_size}, "
+            f"got {window}; raise max_cache_size or lower {name}"
+        )
+
+
 @dataclass(frozen=True)
 class KVCacheConfig:
     """What T3 keeps of what it has computed; sizes in MiB (2**20 bytes). docs/kvcache.md explains each."""
 
     policy: str = "static"  # of the rows being decoded; "none" recomputes everything at every step
+    max_cache_size: int = 1024  # positions a row holds at most, where the policy has a ceiling
+    window_size: int = 512  # positions beside prefix that a row keeps when it is trimmed
+    uncond_window: int | None = None  # the same for the row that guidance adds; None is window_size
+    eviction: str = "silence"  # who leaves first: scorers, as "attention" or "silence*2+prosody"
+    silent_tokens: tuple[int, ...] | None = None  # speech tokens that are silence; None is as the checkpoint says
     prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
     host_mib: int = 0  # beginnings that left the device, in host memory
     host_codec: str = "none"
@@ -297,6 +316,8 @@ class KVCacheConfig:
     replacement: str = "cost"
 
     def __post_init__(self) -> None:
+        for name in ("window_size", "uncond_window"):
+            check_window(name, getattr(self, name), self.max_cache_size)
         for name in ("prefix_mib", "host_mib", "disk_mib"):
             value = getattr(self, name)
             if value is None and name == "prefix_mib":

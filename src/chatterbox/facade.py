@@ -25,7 +25,7 @@ from chatterbox.conditioning import (
 )
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.generation.prefix import PrefixSource
-from chatterbox.kvcache import GlobalKVCacheManager, check_names
+from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
@@ -79,7 +79,7 @@ class SpeechModel:
         self.device = device
         self.conds = conds
         self.sampling = self.published if sampling is None else sampling
-        self._kvcache = KVCacheConfig(policy=kvcache) if isinstance(kvcache, str) else kvcache
+        self._kvcache = settings_of(kvcache)
         check_names(self._kvcache)
         self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
         self._voices = VoiceCache()
@@ -161,7 +161,7 @@ class SpeechModel:
             seed,
             use_cache,
             watermark,
-            self._kvcache.policy,
+            self._kvcache,
             language_id,
         )
         return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, SamplingConfig, T3Config, check_range
+from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, KVCacheConfig, SamplingConfig, T3Config, check_range
 from chatterbox.generation.decode import stream
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest
@@ -41,7 +41,8 @@ class SpeechRequest:
 
     seed: None draws from torch's global generator, in upstream's order; a number draws from generators of this
     request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at every step.
-    cache_policy: of `chatterbox.kvcache.POLICIES`. language_id: for a multilingual model alone.
+    cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
+    language_id: for a multilingual model alone.
     """
 
     text: str
@@ -51,7 +52,7 @@ class SpeechRequest:
     seed: int | None = None
     use_cache: bool = True
     watermark: bool = True
-    cache_policy: str = "static"
+    cache_policy: str | KVCacheConfig = "static"
     language_id: str | None = None
 
     def __post_init__(self) -> None:

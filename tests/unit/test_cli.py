@@ -144,7 +144,11 @@ def test_progress_is_for_terminals(say, monkeypatch):
         (["watermark=maybe"], "say.watermark must be bool"),
         (["sampling=unknown"], "sampling/unknown"),
         (["kvcache=paged"], "kvcache/paged"),
-        (["kvcache.policy=paged"], "cache policy 'paged' does not exist; choose from dynamic, none, static"),
+        (["kvcache.policy=paged"], "cache policy 'paged' does not exist; choose from "),
+        (["kvcache.eviction=age"], "eviction 'age' does not exist; choose from attention, prosody, recency, silence"),
+        (["kvcache.eviction=silence*x"], "the weight of eviction 'silence' must be a number above 0, got 'x'"),
+        (["kvcache.window_size=1024"], "one step less than max_cache_size 1024, got 1024; raise max_cache_size"),
+        (["kvcache=sliding", "kvcache.max_cache_size=9"], "window_size must be from 1 to 8, one step less than"),
         (["kvcache.host_codec=zip"], "codec 'zip' does not exist"),
         (["kvcache.replacement=fifo"], "replacement 'fifo' does not exist"),
         (["kvcache.disk_mib=-1"], "disk_mib must be a whole number from 0, got -1"),
@@ -247,9 +251,10 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     model = {"source": "s", "device": "cpu", "local_files_only": True}
     overrides += [f"model.{key}={value}" for key, value in model.items()]
     cache = {"policy": "dynamic", "prefix_mib": 5, "host_mib": 6, "host_codec": "int8", "disk_folder": "d"}
-    cache |= {"disk_mib": 7, "replacement": "lru"}
+    cache |= {"disk_mib": 7, "replacement": "lru", "max_cache_size": 9, "window_size": 4, "uncond_window": 2}
+    cache |= {"eviction": "silence*2+attention", "silent_tokens": (3, 4)}
     assert cache.keys() == KVCacheConfig.__dataclass_fields__.keys()
-    overrides += [f"kvcache.{key}={value}" for key, value in cache.items()]
+    overrides += [f"kvcache.{key}={list(value) if value == (3, 4) else value}" for key, value in cache.items()]
     expected = SayConfig(model=ModelChoice(**model), sampling=given, kvcache=KVCacheConfig(**cache), **say)
     assert compose_say(overrides) == expected
 
@@ -261,6 +266,8 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
         ("model=chatterbox", {}, "chatterbox", "static"),
         ("kvcache=dynamic", {}, "tiny", "dynamic"),
         ("kvcache=none", {}, "tiny", "none"),
+        ("kvcache=sliding", {}, "tiny", "sliding"),
+        ("kvcache=evicting", {}, "tiny", "evicting"),
     ],
 )
 def test_choices(override, sampling, source, policy):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatterbox.config import KVCacheConfig
 from chatterbox.generation.graphs import StepGraphs, StepState
 from chatterbox.generation.prefix import PrefixSource, RowPrefixes
 from chatterbox.generation.requests import (
@@ -22,6 +23,7 @@ from chatterbox.generation.requests import (
     allocate_cache,
     checked_limit,
     prefill_embeds,
+    prefix_len,
     required_capacity,
     start_embeds,
 )
@@ -30,7 +32,9 @@ from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
 
 
-def generate(t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_policy: str = "static") -> Tensor:
+def generate(
+    t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_policy: str | KVCacheConfig = "static"
+) -> Tensor:
     """All tokens of one request, (N,), the stop token included.
 
     Raises:
@@ -45,19 +49,20 @@ def stream(
     request: DecodeRequest,
     *,
     use_cache: bool = True,
-    cache_policy: str = "static",
+    cache_policy: str | KVCacheConfig = "static",
     prefixes: PrefixSource | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of one request as they are drawn; the stop token is the last.
 
-    ``prefixes``: where what comes before the start tokens is looked up, and kept; None computes it for this request
-    alone, as does decoding without a cache.
+    ``cache_policy``: of the rows being decoded, a name or settings. ``prefixes``: where what comes before the start
+    tokens is looked up, and kept; None computes it for this request alone, as does decoding without a cache.
     """
     capacity = required_capacity(t3, request)
     cache = allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None
     if prefixes is None or cache is None:
         yield from _run(t3, request, cache)
         return
+    cache.require_pinned(range(prefix_len(t3, request)))
     with prefixes.acquire(request) as prefix:
         yield from _run(t3, request, cache, prefix=prefix)
 
@@ -67,7 +72,7 @@ def decode(
     request: DecodeRequest,
     *,
     use_cache: bool = True,
-    cache_policy: str = "static",
+    cache_policy: str | KVCacheConfig = "static",
     past: KVCache | None = None,
     kept_len: int | None = None,
 ) -> tuple[Tensor, KVCache | None]:
@@ -127,7 +132,9 @@ def _run(
             yield token
 
 
-def generate_batch(t3: T3, requests: Sequence[DecodeRequest], *, cache_policy: str = "static") -> list[Tensor]:
+def generate_batch(
+    t3: T3, requests: Sequence[DecodeRequest], *, cache_policy: str | KVCacheConfig = "static"
+) -> list[Tensor]:
     """Tokens of several requests decoded together, each (N_i,), as `generate` gives them one by one."""
     if not requests:
         return []
@@ -207,7 +214,7 @@ class DecodeEngine:
         ``prefix``: of `PrefixSource.acquire` for this request; only the start tokens are run. It may be released after.
 
         Raises:
-            ValueError: as `checked_limit`, or the cache lacks the rows or the capacity. The engine is as before then.
+            ValueError: as `checked_limit`, or the cache lacks the rows or the room. The engine is as before then.
         """
         limit = checked_limit(self.t3, request)
         rows = slice(self.num_rows, self.num_rows + request.num_rows)
@@ -217,7 +224,11 @@ class DecodeEngine:
             embeds = prefill_embeds(self.t3, request)[:, self.t3.cond_len_of(request.t3_cond) if kept_len else 0 :]
         if self.cache is not None:
             self._require_room(rows, kept_len, embeds.shape[1] + limit)
-            self._place(rows, kept_len, prefix)
+            # What a continued sequence had before, its voice apart, may go where a policy forgets.
+            pinned_len = self.t3.cond_len_of(request.t3_cond) if prefix is None else kept_len
+            pinned = range(pinned_len), range(kept_len, kept_len + embeds.shape[1])
+            self.cache.require_pinned(*pinned)
+            self._place(rows, kept_len, prefix, pinned)
         logits = self._run_prefix(embeds, rows)
         generator = None
         if request.seed is not None:
@@ -281,14 +292,16 @@ class DecodeEngine:
                 "allocate a larger capacity or lower max_new_tokens"
             )
 
-    def _place(self, rows: slice, kept_len: int, prefix: RowPrefixes | None) -> None:
+    def _place(self, rows: slice, kept_len: int, prefix: RowPrefixes | None, pinned: tuple[range, ...]) -> None:
         """Bring the rows to the content that the request begins with."""
+        segments = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
         if kept_len and prefix is None:
             self.cache.crop(kept_len)
-            return
-        segments = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
-        for row, parts in enumerate(segments, rows.start):
-            self.cache.load(row, *parts)
+        else:
+            for row, parts in enumerate(segments, rows.start):
+                self.cache.load(row, *parts)
+        for row in range(rows.start, rows.stop):
+            self.cache.begin(row, *pinned, is_conditional=row == rows.start)
 
     def _run_prefix(self, embeds: Tensor, rows: slice) -> Tensor:
         """Logits (request rows, V) after the prefix."""
@@ -327,6 +340,8 @@ class DecodeEngine:
 
     def _decoded(self, positions: Tensor) -> Tensor:
         """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
+        if self.cache.wants_tokens:
+            self.cache.note_tokens(self._state.tokens[self._state.owners][: len(positions)])
         return self._logits(self.t3.tfmr(self._embedded()[: len(positions)], self.cache, positions=positions))
 
     def _recomputed(self, num_rows: int) -> Iterator[Tensor]:

@@ -5,13 +5,14 @@ Owns: the layout and the lengths of a request, its start tokens. Does not know: 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from chatterbox.config import SamplingConfig
-from chatterbox.kvcache import KVCache, policy
+from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.kvcache import KVCache, make_cache, settings_of
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
 
@@ -55,10 +56,15 @@ def checked_limit(t3: T3, request: DecodeRequest) -> int:
     return limit
 
 
-def required_capacity(t3: T3, request: DecodeRequest) -> int:
-    """Positions that a request may come to hold; raises ValueError as `checked_limit`."""
+def prefix_len(t3: T3, request: DecodeRequest) -> int:
+    """Positions of each row before the first drawn token."""
     text_len = torch.atleast_2d(request.text_tokens).shape[1]
-    return t3.cond_len_of(request.t3_cond) + text_len + t3.hp.num_start_tokens + checked_limit(t3, request)
+    return t3.cond_len_of(request.t3_cond) + text_len + t3.hp.num_start_tokens
+
+
+def required_capacity(t3: T3, request: DecodeRequest) -> int:
+    """Positions that a request may come to have; raises ValueError as `checked_limit`."""
+    return prefix_len(t3, request) + checked_limit(t3, request)
 
 
 def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
@@ -78,11 +84,13 @@ def start_embeds(t3: T3, rows: int) -> Tensor:
     return t3.embed_speech(start).repeat(1, t3.hp.num_start_tokens, 1)
 
 
-def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str = "static") -> KVCache | None:
-    """An empty cache of a policy that fits this model; None for "none"."""
-    backbone, weight = t3.hp.backbone, t3.speech_head.weight
-    make = policy(cache_policy)
-    return make and make(
+def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCacheConfig = "static") -> KVCache | None:
+    """An empty cache of a policy, a name or settings, that fits this model; None for "none"."""
+    config, backbone, weight = settings_of(cache_policy), t3.hp.backbone, t3.speech_head.weight
+    if config.silent_tokens is None:
+        config = dataclasses.replace(config, silent_tokens=t3.hp.silent_speech_tokens)
+    return make_cache(
+        config,
         backbone.num_layers,
         rows,
         backbone.num_heads,

@@ -3,19 +3,25 @@ requests are kept by the `manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.dynamic import DynamicKVCache
-from chatterbox.kvcache.factory import POLICIES, check_names, make_manager, policy
+from chatterbox.kvcache.evicting import EvictingKVCache
+from chatterbox.kvcache.factory import POLICIES, check_names, make_cache, make_manager, policy, settings_of
 from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
+from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 
 __all__ = [
     "POLICIES",
     "DynamicKVCache",
+    "EvictingKVCache",
     "GlobalKVCacheManager",
     "KVCache",
     "Lease",
     "Segment",
+    "SlidingKVCache",
     "StaticKVCache",
     "check_names",
+    "make_cache",
     "make_manager",
     "policy",
+    "settings_of",
 ]

@@ -13,12 +13,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from chatterbox.config import KVCacheConfig
+
 ALL_ROWS = slice(None)
+NOWHERE = 2**62  # position of a slot that a row has not written: no query reaches it
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,15 @@ class Segment:
 
 
 class KVCache(abc.ABC):
-    """Keys and values of one or more rows, all layers."""
+    """Keys and values of one or more rows, all layers.
+
+    An exact policy keeps every position of a row; one with a ceiling forgets some. What such a policy needs to know,
+    whoever decodes tells it, through methods that do nothing here: `begin` always, `note_tokens` and `observe` where
+    `wants_tokens` and `wants_queries` say so.
+    """
+
+    wants_tokens: bool = False  # whether `note_tokens` is to be called
+    wants_queries: bool = False  # whether `observe` is to be called
 
     def __init__(
         self,
@@ -85,6 +96,11 @@ class KVCache(abc.ABC):
         self._row_lens = [0] * rows
         self._rows = slice(0, rows)  # of the pass under way
         self._allocate()
+
+    @classmethod
+    def options(cls, config: KVCacheConfig) -> dict[str, Any]:
+        """Arguments of the constructor, beside the sizes, that ``config`` has for this policy."""
+        return {}
 
     @property
     def num_rows(self) -> int:
@@ -113,9 +129,47 @@ class KVCache(abc.ABC):
         """
         return None
 
+    def held(self, row: int) -> list[int]:
+        """The positions of a row that are kept, ascending: all that it has had, if the policy is exact.
+
+        May wait for the device.
+        """
+        return list(range(self._row_lens[row]))
+
+    def require_pinned(self, *pinned: range) -> None:  # noqa: B027
+        """Raise ValueError if a row could not keep these positions, as in `begin`, and one more for every step."""
+
+    def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:  # noqa: B027
+        """Say that a request goes on from what ``row`` holds now, before its own prefix is run.
+
+        What is said holds until the row is loaded or begins again, and moves with the row.
+
+        Args:
+            pinned: absolute positions that must stay, those of the prefix to come among them.
+            is_conditional: False for the row that guidance adds, which has no text.
+
+        Raises:
+            ValueError: there is no room for so much, or a pinned position is gone; nothing has changed then.
+        """
+
+    def note_tokens(self, tokens: Tensor) -> None:  # noqa: B027
+        """Say which speech tokens (rows, new) the positions of the pass under way stand for, before its appends.
+
+        Called where `wants_tokens`, for passes of drawn tokens; a prefix has none. Like `append`, works on device
+        tensors alone, with addresses that do not change.
+        """
+
+    def observe(self, layer: int, queries: Tensor) -> None:  # noqa: B027
+        """Show the queries (rows, heads, new, head_dim), rotary embedding applied, that attend to what `append` kept.
+
+        Called where `wants_queries`, after each layer's `append`, and as fit for a graph as that.
+        """
+
     @abc.abstractmethod
     def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
         """Announce that every layer will append ``new_len`` positions to ``rows``. Mutates the cache.
+
+        A policy with a ceiling may forget positions of these rows now, to make room.
 
         Returns:
             The absolute positions they get, (rows, new_len). Valid until the next call.
@@ -164,11 +218,20 @@ class KVCache(abc.ABC):
 
     @abc.abstractmethod
     def crop(self, length: int) -> None:
-        """Forget all positions from ``length`` on. Raises ValueError if ``length`` is negative or beyond `length`."""
+        """Forget all positions from ``length`` on.
+
+        Raises:
+            ValueError: ``length`` is negative or beyond `length`, or a row that is cut no longer holds the position
+                before ``length``; nothing has changed then.
+        """
 
     @abc.abstractmethod
     def clone_prefix(self, length: int, capacity: int | None = None) -> Self:
-        """An independent cache that holds copies of the first ``length`` positions of every row."""
+        """An independent cache with copies of the first ``length`` positions of every row, as far as they are held.
+
+        Raises:
+            ValueError: as `crop`.
+        """
 
     @abc.abstractmethod
     def check_integrity(self) -> None:
@@ -197,7 +260,12 @@ class KVCache(abc.ABC):
             self.capacity if capacity is None else capacity,
             dtype=self.dtype,
             device=self.device,
+            **self._settings(),
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments that make another cache of this policy behave as this one."""
+        return {}
 
     def _require_room(self, length: int, new_len: int) -> None:
         if length + new_len > self.capacity:

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.kvcache.base import ALL_ROWS, KVCache, Segment, require_chain, require_finite
-
-NOWHERE = 2**62  # position of an empty slot: no query reaches it
+from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, KVCache, Segment, require_chain, require_finite
 
 
 class DynamicKVCache(KVCache):

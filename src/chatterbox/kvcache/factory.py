@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.dynamic import DynamicKVCache
+from chatterbox.kvcache.evicting import EvictingKVCache
+from chatterbox.kvcache.eviction import scorer
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.kvcache.replacement import replacement
+from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 
 MIB = 2**20
-POLICIES: dict[str, type[KVCache] | None] = {"dynamic": DynamicKVCache, "none": None, "static": StaticKVCache}
+POLICIES: dict[str, type[KVCache] | None] = {
+    "dynamic": DynamicKVCache,
+    "evicting": EvictingKVCache,
+    "none": None,
+    "sliding": SlidingKVCache,
+    "static": StaticKVCache,
+}
 
 
 def policy(name: str) -> type[KVCache] | None:
@@ -22,9 +33,21 @@ def policy(name: str) -> type[KVCache] | None:
     return POLICIES[name]
 
 
+def settings_of(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
+    """Settings as they are; a policy's name with the default settings."""
+    return KVCacheConfig(policy=cache_policy) if isinstance(cache_policy, str) else cache_policy
+
+
+def make_cache(config: KVCacheConfig, *sizes: int, **options: Any) -> KVCache | None:
+    """An empty cache as ``config`` says, None for "none"; sizes and options as the constructor of `KVCache`."""
+    make = policy(config.policy)
+    return make and make(*sizes, **options, **make.options(config))
+
+
 def check_names(config: KVCacheConfig) -> None:
-    """Raise ValueError if ``config`` names a policy, codec or replacement that does not exist."""
+    """Raise ValueError if ``config`` names a policy, scorer, codec or replacement that does not exist."""
     policy(config.policy)
+    scorer(config.eviction)
     codec(config.host_codec)
     replacement(config.replacement)
 

@@ -44,4 +44,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, run: Pass, layer: int) -> 
     else:
         key, value, key_positions = run.cache.append(layer, key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
+        if run.cache.wants_queries:
+            run.cache.observe(layer, query)
     return mixed.transpose(1, 2).flatten(2)

@@ -72,6 +72,8 @@ class Attention(SharedInput):
         else:
             key, value, key_positions = run.cache.append(layer, key, value)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
+            if run.cache.wants_queries:
+                run.cache.observe(layer, query)
         return project(mixed.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 

@@ -1,0 +1,317 @@
+"""Cache with a ceiling: a row that is full forgets what a scorer values least, in place.
+
+Owns: which slot holds which position, when a row is trimmed and how. Does not know: what makes a position worth keeping
+(`eviction`), what tokens mean, where a prefix ends; `begin` says that.
+
+Slots of a row are filled in order and hold ascending positions. Trimming moves those that stay to the front, so it is
+rare: as many steps apart as `max_cache_size` leaves room above the pinned positions and `window_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatterbox.config import KVCacheConfig, check_window
+from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, KVCache, Segment, require_chain, require_finite
+from chatterbox.kvcache.eviction import Recency, Scorer, scorer
+from chatterbox.kvcache.eviction.attention import received
+from chatterbox.kvcache.eviction.base import NO_TOKEN, Held, survivors, within
+from chatterbox.kvcache.slotted import SlottedKVCache
+
+# Half of what stays is what came last, whatever its score, as in H2O (Zhang et al. 2023).
+RECENT_SHARE = 0.5
+
+
+class EvictingKVCache(SlottedKVCache):
+    """Lossy cache with at most ``max_cache_size`` positions a row; exact until a row has had more."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        rows: int,
+        num_heads: int,
+        head_dim: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        max_cache_size: int = 1024,
+        window_size: int = 512,
+        uncond_window: int | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        """An empty cache.
+
+        Args:
+            capacity: largest logical length a row may reach; memory is for ``max_cache_size`` at most.
+            max_cache_size: positions a row holds at most. One that would pass it is trimmed.
+            window_size: positions that a trimmed row keeps beside its pinned ones; fewer where these leave no room.
+            uncond_window: the same for rows that `begin` calls unconditional; None is ``window_size``. It shortens what
+                such a row looks at; memory stays, as rows of a batch are alike.
+            scorer: what a position is worth; None is by recency.
+
+        Raises:
+            ValueError: a size below 1, or a window that leaves no room for a step.
+        """
+        self.max_cache_size, self.window_size, self.uncond_window = max_cache_size, window_size, uncond_window
+        for name, window in (("window_size", window_size), ("uncond_window", uncond_window)):
+            check_window(name, window, max_cache_size)
+        self.scorer = Recency() if scorer is None else scorer
+        self._watched = self.scorer.layers(num_layers)
+        self.wants_tokens, self.wants_queries = self.scorer.wants_tokens, bool(self._watched)
+        super().__init__(num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device=device)
+
+    @classmethod
+    def options(cls, config: KVCacheConfig) -> dict[str, Any]:
+        return {**windows(config), "scorer": scorer(config.eviction, config.silent_tokens or ())}
+
+    def _settings(self) -> dict[str, Any]:
+        return {**windows(self), "scorer": self.scorer}
+
+    @property
+    def num_slots(self) -> int:
+        return min(self.max_cache_size, self.capacity)
+
+    def _allocate(self) -> None:
+        super()._allocate()
+        shape, device = (self.num_rows, self.num_slots), self.device
+        self._positions = torch.full(shape, NOWHERE, device=device)
+        self._tokens = torch.full(shape, NO_TOKEN, device=device)
+        self._mass = torch.zeros(shape, device=device)
+        self._single = torch.zeros(2, self.num_rows, 1, dtype=torch.long, device=device)  # slots, positions of a step
+        self._num_held = [0] * self.num_rows
+        self._windows = [self.window_size] * self.num_rows
+        self._pinned: list[tuple[range, ...]] = [()] * self.num_rows
+
+    def held(self, row: int) -> list[int]:
+        return self._positions[row, : self._num_held[row]].tolist()
+
+    def require_pinned(self, *pinned: range) -> None:
+        pinned_len = sum(map(len, _merged(pinned)))
+        if pinned_len >= self.max_cache_size:
+            raise ValueError(
+                f"{pinned_len} pinned positions and a step do not fit into max_cache_size {self.max_cache_size}; "
+                "raise it or split the text"
+            )
+
+    def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:
+        self.require_pinned(*pinned)
+        spans = _merged(pinned)
+        held = set(self.held(row))
+        for position in (p for span in spans for p in span if p < self._row_lens[row]):
+            if position not in held:
+                raise ValueError(f"row {row} cannot pin position {position}, which it no longer holds")
+        self._pinned[row] = spans
+        uncond_window = self.window_size if self.uncond_window is None else self.uncond_window
+        self._windows[row] = self.window_size if is_conditional else uncond_window
+
+    def note_tokens(self, tokens: Tensor) -> None:
+        self._tokens[self._rows].scatter_(1, self._slots, tokens)
+
+    def observe(self, layer: int, queries: Tensor) -> None:
+        """The newest query of each row counts, every other one of a prefix does not."""
+        if layer in self._watched:
+            extent = self.step_shape
+            keys, reached = self._keys[layer, self._rows, :, :extent], self._visible <= self._new[:, -1:]
+            self._mass[self._rows, :extent].add_(received(queries[:, :, -1], keys, reached))
+
+    def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
+        places = range(self.num_rows)[rows]
+        full = [row for row in places if self._num_held[row] + new_len > self.num_slots]
+        self._require_room(max(self._row_lens[row] for row in places), new_len)
+        for row in full:
+            self._require_slots(row, new_len)
+        for row in full:
+            self._trim(row, new_len)
+        starts, firsts = self._advance(new_len, rows), [self._num_held[row] for row in places]
+        single = self._single[:, : len(starts)]
+        single.copy_(torch.tensor([firsts, starts])[..., None])
+        self._slots, self._new = single if new_len == 1 else single + self._offsets[:new_len]
+        self._positions[self._rows].scatter_(1, self._slots, self._new)
+        for row in places:
+            self._num_held[row] += new_len
+        self._visible = self._positions[self._rows, : self._expose(max(firsts) + new_len)]
+        return self._new
+
+    def load(self, row: int, *segments: Segment) -> None:
+        length = require_chain(segments)
+        self._require_room(0, length)
+        if length > self.num_slots:
+            raise ValueError(f"{length} positions do not fit into max_cache_size {self.max_cache_size}; raise it")
+        self._replace(row, length, segments)
+        self._pinned[row], self._windows[row] = (), self.window_size
+
+    def update(self, new_cache: KVCache) -> None:
+        """Take over what another cache of the same sizes and of any policy holds: a copy, row by row.
+
+        What rows have pinned stays pinned. Of what does not fit, the newest positions are taken.
+
+        Raises:
+            ValueError: other sizes, longer rows than `capacity`, or a pinned position that is not there; nothing has
+                changed then.
+        """
+        sizes = [(c.num_layers, c.num_rows, c.num_heads, c.head_dim) for c in (self, new_cache)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"a cache of (layers, rows, heads, head_dim) {sizes[0]} cannot take one of {sizes[1]}")
+        self._require_room(0, new_cache.length)
+        taken = [self._selected(row, new_cache) for row in range(self.num_rows)]
+        for row, positions in enumerate(taken):
+            segments = [new_cache.segment(row, run.start, run.stop) for run in _runs(positions)]
+            self._replace(row, new_cache.row_lens[row], segments)
+
+    def segment(self, row: int, start: int, end: int) -> Segment:
+        self._require_row(row, start, end)
+        held = self.held(row)
+        first = held.index(start) if start in held else 0
+        if held[first : first + end - start] != list(range(start, end)):
+            raise ValueError(f"row {row} no longer holds all positions from {start} to {end}")
+        return self._taken(row, slice(first, first + end - start), start)
+
+    def move_row(self, source: int, target: int) -> None:
+        kept = slice(0, self._num_held[source])
+        self._clear(target, 0)
+        for store in (self._keys, self._values):
+            store[:, target, :, kept] = store[:, source, :, kept]
+        for store in self._per_slot:
+            store[target, kept] = store[source, kept]
+        for state in (self._row_lens, self._num_held, self._pinned, self._windows):
+            state[target] = state[source]
+        self._empty(source)
+
+    def reset(self) -> None:
+        for row in range(self.num_rows):
+            self._empty(row)
+
+    def crop(self, length: int) -> None:
+        counts = self._counts_below(length)
+        for row, count in enumerate(counts):
+            if length < self._row_lens[row]:
+                self._clear(row, count)
+                self._row_lens[row] = length
+                self._pinned[row] = _merged(range(s.start, min(s.stop, length)) for s in self._pinned[row])
+
+    def clone_prefix(self, length: int, capacity: int | None = None) -> EvictingKVCache:
+        counts = self._counts_below(length)
+        clone = self._empty_like(capacity)
+        clone._require_room(0, length)
+        clone._expose(max(counts))
+        for row, count in enumerate(counts):
+            for store, ours in ((clone._keys, self._keys), (clone._values, self._values)):
+                store[:, row, :, :count] = ours[:, row, :, :count]
+            for store, ours in zip(clone._per_slot, self._per_slot, strict=True):
+                store[row, :count] = ours[row, :count]
+        clone._num_held, clone._row_lens = counts, list(self._row_lens)
+        clone._pinned, clone._windows = list(self._pinned), list(self._windows)
+        clone.crop(length)
+        return clone
+
+    def check_integrity(self) -> None:
+        self._require_equal_appends()
+        for row, count in enumerate(self._num_held):
+            held, length = self.held(row), self._row_lens[row]
+            if held != sorted(set(held)) or (held and not 0 <= held[0] <= held[-1] < length) or count > self.num_slots:
+                raise RuntimeError(f"row {row} of length {length} holds the positions {held}")
+            if not bool((self._positions[row, count:] == NOWHERE).all()):
+                raise RuntimeError(f"row {row} holds {count} positions, and has others in the slots behind them")
+            if missing := {p for span in self._pinned[row] for p in span if p < length} - set(held):
+                raise RuntimeError(f"row {row} lost the pinned positions {sorted(missing)}")
+            require_finite(self._keys[:, row, :, :count], self._values[:, row, :, :count])
+
+    @property
+    def _per_slot(self) -> tuple[Tensor, ...]:
+        return self._positions, self._tokens, self._mass
+
+    def _num_pinned(self, row: int) -> int:
+        """Pinned positions that the row has had."""
+        return sum(len(range(span.start, min(span.stop, self._row_lens[row]))) for span in self._pinned[row])
+
+    def _window(self, row: int, new_len: int) -> int:
+        """Positions beside the pinned ones that stay when ``new_len`` more must find room."""
+        room = self.num_slots - self._num_pinned(row) - new_len
+        window = self._windows[row]
+        return window if window <= room else room // 2  # half, so that trimming stays rare
+
+    def _require_slots(self, row: int, new_len: int) -> None:
+        if (num_pinned := self._num_pinned(row)) + new_len > self.num_slots:
+            raise ValueError(
+                f"row {row} has {num_pinned} pinned positions and gets {new_len} at once, more than max_cache_size "
+                f"{self.max_cache_size}; raise it or split the text"
+            )
+
+    def _trim(self, row: int, new_len: int) -> None:
+        """Keep the pinned positions and those worth most, at the front."""
+        count, window = self._num_held[row], self._window(row, new_len)
+        held = Held(*(store[row, :count] for store in self._per_slot))
+        num_kept, num_recent = self._num_pinned(row) + window, int(window * RECENT_SHARE)
+        stay = survivors(self.scorer.score(held), within(held.positions, self._pinned[row]), num_recent, num_kept)
+        for store in (self._keys, self._values):
+            for layer in range(self.num_layers):
+                store[layer, row, :, :num_kept] = store[layer, row].index_select(1, stay)
+        for store in self._per_slot:
+            store[row, :num_kept] = store[row].index_select(0, stay)
+        self._clear(row, num_kept)
+
+    def _clear(self, row: int, count: int) -> None:
+        """Forget what slots from ``count`` on hold; keys and values stay as they are, out of reach."""
+        for store, nothing in zip(self._per_slot, (NOWHERE, NO_TOKEN, 0.0), strict=True):
+            store[row, count:] = nothing
+        self._num_held[row] = count
+
+    def _empty(self, row: int) -> None:
+        self._clear(row, 0)
+        self._row_lens[row], self._pinned[row], self._windows[row] = 0, (), self.window_size
+
+    def _replace(self, row: int, length: int, segments: Sequence[Segment]) -> None:
+        """Make ascending segments, with gaps or without, the content of a row of that logical length."""
+        self._clear(row, 0)
+        self._expose(sum(map(len, segments)))
+        for part in segments:
+            first = self._num_held[row]
+            self._put(row, first, part)
+            self._positions[row, first : first + len(part)] = torch.arange(part.start, part.end)
+            self._num_held[row] += len(part)
+        self._row_lens[row] = length
+
+    def _selected(self, row: int, new_cache: KVCache) -> list[int]:
+        """Which of the positions that another cache holds fit into a row."""
+        held, length = new_cache.held(row), new_cache.row_lens[row]
+        pinned = {p for span in self._pinned[row] for p in span if p < length}
+        if missing := pinned - set(held):
+            raise ValueError(f"row {row} has pinned position {min(missing)}, which the new cache does not hold")
+        if len(held) <= self.num_slots:
+            return held
+        others = [position for position in held if position not in pinned]
+        room = self.num_slots - len(pinned) - 1
+        return sorted([*pinned, *others[len(others) - min(self._windows[row], room) :]])
+
+    def _counts_below(self, length: int) -> list[int]:
+        """Positions below ``length`` that each row holds; raises ValueError as `crop`."""
+        self._require_held(length)
+        helds = [self.held(row) for row in range(self.num_rows)]
+        for row, held in enumerate(helds):
+            if 0 < length < self._row_lens[row] and length - 1 not in held:
+                raise ValueError(f"row {row} no longer holds position {length - 1}, it cannot be cut behind it")
+        return [sum(position < length for position in held) for held in helds]
+
+
+def windows(source: KVCacheConfig | EvictingKVCache) -> dict[str, int | None]:
+    """The sizes of a policy with a ceiling, by name."""
+    return {name: getattr(source, name) for name in ("max_cache_size", "window_size", "uncond_window")}
+
+
+def _merged(spans: Iterable[range]) -> tuple[range, ...]:
+    """The same positions as ascending spans that do not touch."""
+    merged: list[range] = []
+    for span in sorted((span for span in spans if len(span)), key=lambda span: span.start):
+        if merged and span.start <= merged[-1].stop:
+            span = range(merged[-1].start, max(merged.pop().stop, span.stop))
+        merged.append(span)
+    return tuple(merged)
+
+
+def _runs(positions: list[int]) -> tuple[range, ...]:
+    return _merged(range(position, position + 1) for position in positions)

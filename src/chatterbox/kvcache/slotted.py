@@ -1,0 +1,89 @@
+"""What caches of fixed memory share: one buffer of keys and one of values for all layers, written in place.
+
+Owns: the buffers, what of them layers see. Does not know: which slot is which position; that is the policies'.
+
+What a layer sees is as long as the fullest row, rounded up: shapes change rarely, and the mask hides what a row has not
+written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chatterbox.kvcache.base import KVCache, Segment
+
+
+class SlottedKVCache(KVCache):
+    """Memory fixed at construction: 2 x layers x rows x heads x num_slots x head_dim elements, never moved.
+
+    A pass is under way once the policy's `reserve` has set `_slots`, where each row's new positions go, (rows, new),
+    and `_visible`, the positions of the slots that layers see, (slots,) or (rows, slots); both in memory that stays.
+
+    ``extent_step`` is the granularity of what layers see: fine on a CPU, where seeing more costs time, coarse on a GPU,
+    where every new shape is another graph.
+    """
+
+    _slots: Tensor
+    _visible: Tensor
+
+    @property
+    def num_slots(self) -> int:
+        """Positions that a row can hold at once."""
+        return self.capacity
+
+    def _allocate(self) -> None:
+        device = self.device
+        self.extent_step = 256 if torch.device(device).type == "cuda" else 64
+        shape = (self.num_layers, self.num_rows, self.num_heads, self.num_slots, self.head_dim)
+        # Not zeros: memory that is not touched is not taken.
+        self._keys = torch.empty(shape, dtype=self.dtype, device=device)
+        self._values = torch.empty(shape, dtype=self.dtype, device=device)
+        self._num_clean = 0  # slots of every row that hold numbers
+        self._offsets = torch.arange(self.num_slots, device=device)
+        self._row_index = torch.arange(self.num_rows, device=device)[:, None]
+        self._num_appends = [0] * self.num_layers
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._values.nbytes
+
+    @property
+    def step_shape(self) -> int:
+        """Slots that layers see."""
+        return self._visible.shape[-1]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, slots = self._row_index[: len(self._slots)], self._slots
+        kept_keys, kept_values = self._keys[layer, self._rows], self._values[layer, self._rows]
+        kept_keys[rows, :, slots] = keys.transpose(1, 2)
+        kept_values[rows, :, slots] = values.transpose(1, 2)
+        self._num_appends[layer] += 1
+        extent = self.step_shape
+        return kept_keys[:, :, :extent], kept_values[:, :, :extent], self._visible
+
+    def _put(self, row: int, slot: int, segment: Segment) -> None:
+        """Copy a segment into the slots of a row from ``slot`` on."""
+        part = slice(slot, slot + len(segment))
+        self._keys[:, row, :, part] = segment.keys
+        self._values[:, row, :, part] = segment.values
+
+    def _taken(self, row: int, part: slice, start: int) -> Segment:
+        """A copy of the slots ``part`` of a row, whose first holds the position ``start``."""
+        return Segment(self._keys[:, row, :, part].clone(), self._values[:, row, :, part].clone(), start)
+
+    def _expose(self, num_used: int) -> int:
+        """Make slots visible up to ``num_used``, rounded up, which is returned.
+
+        What a row has not written there is hidden by the mask, that is multiplied by 0: it must be a number.
+        """
+        extent = min(self.num_slots, -(-num_used // self.extent_step) * self.extent_step)
+        if extent > self._num_clean:
+            self._keys[:, :, :, self._num_clean : extent] = 0.0
+            self._values[:, :, :, self._num_clean : extent] = 0.0
+            self._num_clean = extent
+        return extent
+
+    def _require_equal_appends(self) -> None:
+        if len(set(self._num_appends)) != 1:
+            raise RuntimeError(f"layers of the cache were appended to unequally often: {self._num_appends}")
