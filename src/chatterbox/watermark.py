@@ -86,6 +86,19 @@ def _convolve(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x
 
 
+class PerthWatermarker:
+    """The same under upstream's names: what ``model.watermarker`` is, and what a program may replace."""
+
+    def apply_watermark(self, signal: np.ndarray, sample_rate: int, **_: object) -> np.ndarray:
+        """As :func:`apply_watermark`."""
+        return apply_watermark(signal, sample_rate)
+
+    def get_watermark(self, wm_signal: np.ndarray, sample_rate: int, round: bool = True, **_: object) -> float:
+        """As :func:`read_watermark`; ``round`` makes it 0 or 1."""
+        sure = read_watermark(wm_signal, sample_rate)
+        return float(sure > 0.5) if round else sure
+
+
 @cache
 @torch.inference_mode(False)
 def _window() -> Tensor:
