@@ -308,6 +308,10 @@ class KVCacheConfig:
     uncond_window: int | None = None  # the same for the row that guidance adds; None is window_size
     eviction: str = "silence"  # who leaves first: scorers, as "attention" or "silence*2+prosody"
     silent_tokens: tuple[int, ...] | None = None  # speech tokens that are silence; None is as the checkpoint says
+    decode_codec: str = "int8"  # of the rows being decoded, where the policy packs them
+    group_size: int = 32  # positions whose keys share a scale, packed at once
+    residual_size: int = 32  # newest positions that stay in full precision
+    full_heads: float = 0.5  # share of a layer's heads that keep every position, where the policy tells heads apart
     prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
     host_mib: int = 0  # beginnings that left the device, in host memory
     host_codec: str = "none"
@@ -318,6 +322,11 @@ class KVCacheConfig:
     def __post_init__(self) -> None:
         for name in ("window_size", "uncond_window"):
             check_window(name, getattr(self, name), self.max_cache_size)
+        for name in ("group_size", "residual_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}; 32 is usual")
+        check_range("full_heads", self.full_heads, 0.0, 1.0, "1 keeps every position of every head")
         for name in ("prefix_mib", "host_mib", "disk_mib"):
             value = getattr(self, name)
             if value is None and name == "prefix_mib":

@@ -2,6 +2,7 @@
 requests are kept by the `manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
+from chatterbox.kvcache.compressed import CompressedKVCache
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.factory import POLICIES, check_names, make_cache, make_manager, policy, settings_of
@@ -11,6 +12,7 @@ from chatterbox.kvcache.static import StaticKVCache
 
 __all__ = [
     "POLICIES",
+    "CompressedKVCache",
     "DynamicKVCache",
     "EvictingKVCache",
     "GlobalKVCacheManager",

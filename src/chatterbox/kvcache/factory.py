@@ -6,6 +6,7 @@ from typing import Any
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache
+from chatterbox.kvcache.compressed import CompressedKVCache, check_codec
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.dynamic import DynamicKVCache
@@ -18,6 +19,7 @@ from chatterbox.kvcache.static import StaticKVCache
 
 MIB = 2**20
 POLICIES: dict[str, type[KVCache] | None] = {
+    "compressed": CompressedKVCache,
     "dynamic": DynamicKVCache,
     "evicting": EvictingKVCache,
     "none": None,
@@ -49,6 +51,7 @@ def check_names(config: KVCacheConfig) -> None:
     policy(config.policy)
     scorer(config.eviction)
     codec(config.host_codec)
+    check_codec(config.decode_codec)
     replacement(config.replacement)
 
 
