@@ -1,0 +1,75 @@
+"""The oracle of policies that forget: every key and value stays where it was written, and layers get those positions
+that the policy says it holds.
+
+The policy runs along, so that it decides as it would alone; of what it stores, nothing is read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chatterbox.config import KVCacheConfig
+from chatterbox.generation.requests import allocate_cache
+from chatterbox.kvcache import KVCache, Segment, StaticKVCache
+from chatterbox.kvcache.base import ALL_ROWS, NOWHERE
+from chatterbox.models.t3 import T3
+
+
+class FullCache(StaticKVCache):
+    """An exact cache that shows what ``policy`` holds, in as many slots as ``policy`` shows, so that sums are equal."""
+
+    policy: KVCache
+    trims: int = 0  # times that the policy forgot something
+
+    @classmethod
+    def beside(cls, t3: T3, rows: int, capacity: int, config: KVCacheConfig) -> FullCache:
+        policy, weight, sizes = allocate_cache(t3, rows, capacity, config), t3.speech_head.weight, t3.hp.backbone
+        full = cls(sizes.num_layers, rows, sizes.num_heads, sizes.head_dim, capacity, dtype=weight.dtype)
+        full.policy, full.wants_tokens, full.wants_queries = policy, policy.wants_tokens, policy.wants_queries
+        return full
+
+    def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
+        positions, before = super().reserve(new_len, rows), sum(map(len, self._holds()))
+        assert torch.equal(self.policy.reserve(new_len, rows), positions)
+        places = range(self.num_rows)[rows]
+        self.trims += sum(map(len, self._holds())) < before + new_len * len(places)
+        self._shown = torch.full((len(places), self.policy.step_shape), NOWHERE)
+        for place, row in enumerate(places):
+            held = torch.tensor(self.policy.held(row))
+            self._shown[place, : len(held)] = held
+        return positions
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.policy.append(layer, keys, values)
+        kept = super().append(layer, keys, values)[:2]
+        index = self._shown.where(self._shown != NOWHERE, 0)[:, None, :, None]
+        keys, values = (part.gather(2, index.expand(-1, self.num_heads, -1, self.head_dim)) for part in kept)
+        return keys, values, self._shown
+
+    def _holds(self) -> list[list[int]]:
+        return [self.policy.held(row) for row in range(self.num_rows)]
+
+    def require_pinned(self, *pinned: range) -> None:
+        self.policy.require_pinned(*pinned)
+
+    def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:
+        self.policy.begin(row, *pinned, is_conditional=is_conditional)
+
+    def note_tokens(self, tokens: Tensor) -> None:
+        self.policy.note_tokens(tokens)
+
+    def observe(self, layer: int, queries: Tensor) -> None:
+        self.policy.observe(layer, queries)
+
+    def load(self, row: int, *segments: Segment) -> None:
+        super().load(row, *segments)
+        self.policy.load(row, *segments)
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        self.policy.crop(length)
+
+    def move_row(self, source: int, target: int) -> None:
+        super().move_row(source, target)
+        self.policy.move_row(source, target)
