@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "kvcache.prefix_mib, kvcache.host_mib, kvcache.host_codec, kvcache.disk_folder, kvcache.disk_mib, "
         "kvcache.replacement, sampling (checkpoint, greedy), sampling.temperature, "
         "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
-        "exaggeration, language, use_cache, watermark. "
+        "exaggeration, language, use_cache, watermark, guard (light, alignment, none: what ends a text gone wrong). "
         "Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
     )
     say.add_argument("text", metavar="TEXT", help="what to say")
@@ -112,6 +112,7 @@ def _configuration(arguments: argparse.Namespace, overrides: Sequence[str]) -> S
 def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
     from chatterbox.checkpoints import CheckpointError, find_model, load_models, resolve_device
     from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.generation.guards import check_guard
     from chatterbox.generation.prefix import PrefixSource
     from chatterbox.kvcache import check_names
     from chatterbox.models.tokenizers.languages import check_language
@@ -122,6 +123,7 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
         device = resolve_device(config.model.device)
         check_names(config.kvcache)
         language = check_language(config.language)
+        check_guard(config.guard)
         folder, layout = find_model(config.model.source, local_files_only=config.model.local_files_only)
     except CheckpointError:
         raise
@@ -149,7 +151,9 @@ def _speak(text: str, config: SayConfig, report: _Progress) -> SpeechResult:
             watermark=config.watermark,
             cache_policy=config.kvcache,
             language_id=language,
+            guard=config.guard,
         )
+        check_guard(config.guard, models.t3.hp)
     except ValueError as error:
         raise UsageError(str(error)) from None
     prefixes = PrefixSource(models.t3, config.kvcache)

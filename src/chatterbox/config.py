@@ -75,6 +75,7 @@ class T3Config:
         "learned"  # positions added to text and speech embeddings; None: the backbone's own only
     )
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
+    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
     silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
 
     @classmethod
@@ -83,7 +84,7 @@ class T3Config:
 
     @classmethod
     def multilingual(cls) -> T3Config:
-        return cls(text_tokens_dict_size=2454)
+        return cls(text_tokens_dict_size=2454, alignment_heads=((12, 15), (13, 11), (9, 2)))
 
     @classmethod
     def turbo(cls) -> T3Config:
@@ -357,6 +358,7 @@ class SayConfig:
     seed: int | None = None
     use_cache: bool = True
     watermark: bool = True
+    guard: str = "light"  # against loops and runaways: "light", "alignment" (multilingual models), "none"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -365,7 +367,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return to_dict(value)
-        return list(value) if isinstance(value, tuple) else value
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
@@ -406,7 +408,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)
     if typing.get_origin(kind) is tuple:
-        return tuple(_convert(typing.get_args(kind)[0], v, where) for v in value)
+        kinds = typing.get_args(kind)
+        num = "" if kinds[-1] is Ellipsis else f" of {len(kinds)}"
+        if not isinstance(value, (list, tuple)) or (num and len(value) != len(kinds)):
+            raise ValueError(f"{where} must be a list{num}, got {value!r}")
+        return tuple(_convert(kinds[0], v, where) for v in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -24,6 +24,7 @@ from chatterbox.conditioning import (
     prepare_conditionals,
 )
 from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.generation.guards import check_guard
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -149,9 +150,11 @@ class SpeechModel:
         watermark: bool,
         language_id: str | None = None,
         norm_loudness: bool = True,
+        guard: str = "light",
         **knobs: float,
     ) -> Tensor:
         """(1, N) float32; ``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
+        check_guard(guard, self.t3.hp)
         given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
         request = SpeechRequest(
             text,
@@ -163,6 +166,7 @@ class SpeechModel:
             watermark,
             self._kvcache,
             language_id,
+            guard,
         )
         return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
 

@@ -93,6 +93,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
+        guard: str = "light",
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
@@ -108,11 +109,13 @@ class ChatterboxMultilingualTTS(SpeechModel):
             seed: own random numbers for this call; None draws from torch's global generator, as upstream.
             use_cache: False recomputes the whole sequence at every step; for checking.
             watermark: False leaves the audio unmarked.
+            guard: ends an utterance that goes wrong: "light", "alignment", which is 0.1.7's analyser without its bugs,
+                or "none"; docs/guards.md.
 
         Raises:
             TypeError: ``text`` is not a string.
-            ValueError: no such language, no voice, a knob out of range, text too long, or a recording that cannot be
-                used.
+            ValueError: no such language, no voice, a knob out of range, no such guard, text too long, or a recording
+                that cannot be used.
         """
         return self._speak(
             text,
@@ -126,5 +129,6 @@ class ChatterboxMultilingualTTS(SpeechModel):
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
+            guard=guard,
             language_id=check_language(language_id or None),
         )

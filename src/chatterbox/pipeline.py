@@ -20,6 +20,7 @@ from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, KVCacheConfig, SamplingConfig, T3Config, check_range
 from chatterbox.generation.decode import stream
+from chatterbox.generation.guards import check_guard, guard_of
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -43,6 +44,7 @@ class SpeechRequest:
     request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at every step.
     cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
     language_id: for a multilingual model alone.
+    guard: what ends an utterance that goes wrong, of `chatterbox.generation.guards.GUARDS`, or "none".
     """
 
     text: str
@@ -54,8 +56,10 @@ class SpeechRequest:
     watermark: bool = True
     cache_policy: str | KVCacheConfig = "static"
     language_id: str | None = None
+    guard: str = "light"
 
     def __post_init__(self) -> None:
+        check_guard(self.guard)
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
         check_seed(self.seed)
 
@@ -91,12 +95,15 @@ def speak(
 
     Raises:
         TypeError: the text is not a string.
-        ValueError: the text is longer than the model's positions; the message says so.
+        ValueError: the text is longer than the model's positions, or the model lacks what the guard looks at; the
+            message says so.
         RuntimeError: the model ended before it said anything, or the watermark cannot be made.
     """
     started = time.perf_counter()
     voice = request.conditionals.with_exaggeration(request.exaggeration)
     tokens = draw_speech_tokens(t3, tokenizer, voice, request, on_token, prefixes)
+    if guard := guard_of(request.guard):
+        tokens = guard.trim(tokens)  # what the utterance repeated until the guard ended it
     codes = valid_codes(tokens, t3.hp)
     if not len(codes):
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
@@ -146,6 +153,7 @@ def decode_request(t3: T3, tokenizer: TextTokenizer, voice: Conditionals, reques
         sampling=request.sampling,
         max_new_tokens=min(request.sampling.max_new_tokens, t3.hp.max_speech_tokens),
         seed=request.seed,
+        guard=request.guard,
     )
 
 

@@ -71,6 +71,7 @@ class ChatterboxTTS(SpeechModel):
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
+        guard: str = "light",
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
@@ -85,10 +86,11 @@ class ChatterboxTTS(SpeechModel):
             seed: own random numbers for this call; None draws from torch's global generator, as upstream.
             use_cache: False recomputes the whole sequence at every step; for checking.
             watermark: False leaves the audio unmarked.
+            guard: ends an utterance that loops or runs away: "light", or "none"; docs/guards.md.
 
         Raises:
             TypeError: ``text`` is not a string.
-            ValueError: no voice, a knob out of range, text too long, or a recording that cannot be used.
+            ValueError: no voice, a knob out of range, no such guard, text too long, or a recording that cannot be used.
         """
         return self._speak(
             text,
@@ -102,4 +104,5 @@ class ChatterboxTTS(SpeechModel):
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
+            guard=guard,
         )

@@ -143,6 +143,8 @@ def test_progress_is_for_terminals(say, monkeypatch):
         (["exaggeration=-1"], "exaggeration must be a number from 0 to 10"),
         (["watermark=maybe"], "say.watermark must be bool"),
         (["sampling=unknown"], "sampling/unknown"),
+        (["guard=heavy"], "guard must be one of light, alignment, none, got 'heavy'"),
+        (["guard=alignment"], 'guard "alignment" needs a model with alignment heads'),
         (["kvcache=paged"], "kvcache/paged"),
         (["kvcache.policy=paged"], "cache policy 'paged' does not exist; choose from "),
         (["kvcache.eviction=age"], "eviction 'age' does not exist; choose from attention, prosody, recency, silence"),
@@ -247,6 +249,7 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     assert given.keys() == SamplingConfig.__dataclass_fields__.keys()
     overrides = [f"sampling.{key}={value}" for key, value in given.items()]
     say = {"language": "fr", "voice": "v.wav", "exaggeration": 0.75, "seed": 5, "use_cache": False, "watermark": False}
+    say["guard"] = "none"
     overrides += [f"{key}={value}" for key, value in say.items()]
     model = {"source": "s", "device": "cpu", "local_files_only": True}
     overrides += [f"model.{key}={value}" for key, value in model.items()]

@@ -41,9 +41,10 @@ def test_signature_is_upstreams():
         "seed": None,
         "use_cache": True,
         "watermark": True,
+        "guard": "light",
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert keyword_only == ["seed", "use_cache", "watermark"]
+    assert keyword_only == ["seed", "use_cache", "watermark", "guard"]
 
 
 def test_audio(small_tts):

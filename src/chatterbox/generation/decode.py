@@ -9,14 +9,17 @@ else is checked against: the whole sequence anew at every step, no cache object 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.generation.graphs import StepGraphs, StepState
+from chatterbox.generation.guards.batch import Guards, Verdict, join_guards, readers_of, select_guards, start_guards
 from chatterbox.generation.prefix import PrefixSource, RowPrefixes
 from chatterbox.generation.requests import (
     DecodeRequest,
@@ -29,7 +32,10 @@ from chatterbox.generation.requests import (
 )
 from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide
 from chatterbox.kvcache import KVCache
+from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3
+
+logger = logging.getLogger(__name__)
 
 
 def generate(
@@ -39,7 +45,7 @@ def generate(
 
     Raises:
         ValueError: before any work, if the text lacks its start or stop token, a length exceeds the position tables, or
-            there is no such cache policy.
+            there is no such cache policy, or no such guard for this model.
     """
     return decode(t3, request, use_cache=use_cache, cache_policy=cache_policy)[0]
 
@@ -191,6 +197,7 @@ class DecodeEngine:
             owners=none[:, 0],
             conditional=none[:, 0],
             unconditional=none[:, 0],
+            forced=none,
             knobs=Knobs.of([], device),
         )
         # Logits (rows, V) of the last requests, which have joined since the last step.
@@ -218,10 +225,14 @@ class DecodeEngine:
         """
         limit = checked_limit(self.t3, request)
         rows = slice(self.num_rows, self.num_rows + request.num_rows)
+        cond_len, heads = self.t3.cond_len_of(request.t3_cond), self.t3.hp.alignment_heads
+        text_start = kept_len if kept_len and prefix is None else cond_len
+        text_len = torch.atleast_2d(request.text_tokens).shape[1]
+        guards = start_guards(request.guard, text_start, text_len, self.t3.device)
         if prefix is not None:
             embeds, kept_len = start_embeds(self.t3, request.num_rows), prefix.length
         else:
-            embeds = prefill_embeds(self.t3, request)[:, self.t3.cond_len_of(request.t3_cond) if kept_len else 0 :]
+            embeds = prefill_embeds(self.t3, request)[:, cond_len if kept_len else 0 :]
         if self.cache is not None:
             self._require_room(rows, kept_len, embeds.shape[1] + limit)
             # What a continued sequence had before, its voice apart, may go where a policy forgets.
@@ -229,22 +240,23 @@ class DecodeEngine:
             pinned = range(pinned_len), range(kept_len, kept_len + embeds.shape[1])
             self.cache.require_pinned(*pinned)
             self._place(rows, kept_len, prefix, pinned)
-        logits = self._run_prefix(embeds, rows)
+        state = self._state
+        zero = state.num_drawn.new_zeros(1, 1)
+        logits = self._run_prefix(embeds, rows, readers_of(guards, [request.guard], slice(0, 1), heads, zero[0]))
         generator = None
         if request.seed is not None:
             generator = torch.Generator(device=self.t3.device).manual_seed(request.seed)
         self._num_joined += 1
         self._slots.append(_Slot(self._num_joined, request, limit, generator))
         self._fresh = torch.cat([self._fresh, logits])
-        state = self._state
         seen = state.seen.new_zeros(1, state.seen.shape[1])
         seen[:, self.t3.hp.start_speech_token] = True
-        zero = state.tokens.new_zeros(1, 1)
         self._rearrange(
-            torch.cat([state.tokens, zero]),
+            torch.cat([state.tokens, zero + self.t3.hp.start_speech_token]),
             torch.cat([state.num_drawn, zero]),
             torch.cat([state.seen, seen]),
             torch.cat([state.noise, state.noise.new_ones(1, state.noise.shape[1])]),
+            join_guards(state.guards, len(self._slots) - 1, guards),
         )
         return self._num_joined
 
@@ -267,8 +279,8 @@ class DecodeEngine:
         stride = min([self.stop_stride, *(slot.limit - slot.num_drawn for slot in self._slots)])
         columns = [self._advance() for _ in range(stride)]
         drawn, ended = [], set()
-        for column in torch.cat(columns, dim=1).T.tolist():
-            for place, (slot, token) in enumerate(zip(self._slots, column, strict=True)):
+        for column in torch.stack(columns).tolist():
+            for place, (slot, (token, forced)) in enumerate(zip(self._slots, column, strict=True)):
                 if place in ended:
                     continue
                 slot.num_drawn += 1
@@ -276,8 +288,16 @@ class DecodeEngine:
                 stopped = slot.request.stop_on_eos and token == self.t3.hp.stop_speech_token
                 if stopped or slot.num_drawn == slot.limit:
                     ended.add(place)
+                    self._report(slot, bool(stopped and forced))
         self._remove(ended)
         return drawn
+
+    def _report(self, slot: _Slot, forced: bool) -> None:
+        """Log it where a guard ended a request: it chose the stop token (``forced``) or lowered the limit."""
+        most = slot.request.max_new_tokens or self.t3.hp.max_speech_tokens
+        if forced or slot.num_drawn == slot.limit < most:
+            why = "it went on without saying more" if forced else "longer than its text can be"
+            logger.warning("guard %r ended an utterance at %d tokens: %s", slot.request.guard, slot.num_drawn, why)
 
     def _require_room(self, rows: slice, kept_len: int, new_len: int) -> None:
         available = self.cache.num_rows
@@ -303,19 +323,24 @@ class DecodeEngine:
         for row in range(rows.start, rows.stop):
             self.cache.begin(row, *pinned, is_conditional=row == rows.start)
 
-    def _run_prefix(self, embeds: Tensor, rows: slice) -> Tensor:
+    def _run_prefix(self, embeds: Tensor, rows: slice, readers: Sequence[HeadReader]) -> Tensor:
         """Logits (request rows, V) after the prefix."""
         if self.cache is None:
             self._histories.append(embeds)
-            return self._logits(self.t3.tfmr(embeds))
+            return self._logits(self.t3.tfmr(embeds, readers=readers))
         positions = self.cache.reserve(embeds.shape[1], rows)
-        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions))
+        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions, readers=readers))
+
+    def _readers(self, part: slice, rows: Tensor) -> list[HeadReader]:
+        """Of the requests ``part`` in a pass; ``rows``: of all requests, their conditional rows in it."""
+        names = [slot.request.guard for slot in self._slots]
+        return readers_of(self._state.guards, names, part, self.t3.hp.alignment_heads, rows)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.t3.predict_speech(hidden[:, -1]).float()
 
     def _advance(self) -> Tensor:
-        """Draw the next token of every request, (N, 1)."""
+        """Draw the next token of every request; returns (N, 2): it, and 1 where a guard chose it."""
         state, num_fresh = self._state, len(self._fresh)
         exponential_noise(state.noise, [slot.generator for slot in self._slots], self._greedy)
         num_rows = len(state.owners) - num_fresh
@@ -331,7 +356,7 @@ class DecodeEngine:
             else:
                 self._graphs.run(state, cache_shape, lambda: self._draw(self._decoded(positions)))
         self._fresh = self._fresh[:0]
-        return state.tokens.clone()
+        return torch.cat([state.tokens, state.forced], dim=1)
 
     def _embedded(self) -> Tensor:
         """The last drawn tokens as inputs of all rows, (rows, 1, hidden)."""
@@ -342,7 +367,11 @@ class DecodeEngine:
         """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
         if self.cache.wants_tokens:
             self.cache.note_tokens(self._state.tokens[self._state.owners][: len(positions)])
-        return self._logits(self.t3.tfmr(self._embedded()[: len(positions)], self.cache, positions=positions))
+        ends = accumulate(slot.request.num_rows for slot in self._slots)
+        part = slice(0, sum(end <= len(positions) for end in ends))
+        readers = self._readers(part, self._state.conditional)
+        embeds = self._embedded()[: len(positions)]
+        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions, readers=readers))
 
     def _recomputed(self, num_rows: int) -> Iterator[Tensor]:
         embeds, first = self._embedded(), 0
@@ -351,7 +380,8 @@ class DecodeEngine:
                 return
             last = first + len(history)
             self._histories[place] = torch.cat([history, embeds[first:last]], dim=1)
-            yield self._logits(self.t3.tfmr(self._histories[place]))
+            readers = self._readers(slice(place, place + 1), torch.zeros_like(self._state.conditional))
+            yield self._logits(self.t3.tfmr(self._histories[place], readers=readers))
             first = last
 
     def _draw(self, logits: Tensor) -> None:
@@ -360,14 +390,21 @@ class DecodeEngine:
         guided = logits[state.conditional]
         if state.knobs.cfg_weight is not None:
             guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
-        is_gpt = self.t3.hp.is_gpt
-        state.tokens.copy_(draw(guided, state.seen, state.knobs, state.noise, penalty_last=is_gpt))
+        stop_token, is_gpt = self.t3.hp.stop_speech_token, self.t3.hp.is_gpt
+        verdict = Verdict.of(state.guards.values(), state.tokens, state.num_drawn) if state.guards else None
+        if verdict:
+            verdict.mask(guided, stop_token)
+        tokens = draw(guided, state.seen, state.knobs, state.noise, penalty_last=is_gpt)
+        if verdict:
+            tokens = verdict.correct(tokens, guided, stop_token)
+            state.forced.copy_(verdict.must_stop)
+        state.tokens.copy_(tokens)
         if is_gpt:  # once a token is drawn, Turbo's history is of drawn tokens alone
             state.seen[:, self.t3.hp.start_speech_token, None] &= state.num_drawn > 0
         state.seen.scatter_(1, state.tokens, True)
         state.num_drawn += 1
 
-    def _rearrange(self, tokens: Tensor, num_drawn: Tensor, seen: Tensor, noise: Tensor) -> None:
+    def _rearrange(self, tokens: Tensor, num_drawn: Tensor, seen: Tensor, noise: Tensor, guards: Guards) -> None:
         """Go on with the requests in `_slots`, whose state this is; the rest follows from their order."""
         counts = [slot.request.num_rows for slot in self._slots]
         settings = [slot.request.sampling for slot in self._slots]
@@ -382,7 +419,9 @@ class DecodeEngine:
             conditional=firsts,
             # Without guidance a request's own row stands in: it is guided by a difference of 0.
             unconditional=firsts + torch.tensor(counts, device=device).long() - 1,
+            forced=torch.zeros_like(tokens),
             knobs=Knobs.of(settings, device),
+            guards=guards,
         )
         self._state = state if self._graphs is None else self._graphs.adopt(state)
         self._greedy = [one.temperature == 0.0 for one in settings]
@@ -402,5 +441,6 @@ class DecodeEngine:
             for target, source in enumerate(kept_rows.tolist()):
                 if source != target:
                     self.cache.move_row(source, target)
+        guards = select_guards(state.guards, [slot.request.guard for slot in self._slots], keep)
         self._slots = [self._slots[i] for i in keep]
-        self._rearrange(*(x[keep] for x in (state.tokens, state.num_drawn, state.seen, state.noise)))
+        self._rearrange(*(x[keep] for x in (state.tokens, state.num_drawn, state.seen, state.noise)), guards)

@@ -13,11 +13,12 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from chatterbox.generation.guards import Guard
 from chatterbox.generation.sampling import Knobs
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,16 @@ class StepState:
     owners: Tensor  # (R,), the request of each row
     conditional: Tensor  # (N,), its first row
     unconditional: Tensor  # (N,), its last: the same one without guidance
+    forced: Tensor  # (N, 1), 1 where a guard made the last drawn the stop token
     knobs: Knobs
+    guards: dict[str, Guard] = field(default_factory=dict)  # by name, of those requests that asked for it
 
     def named_tensors(self) -> dict[str, Tensor]:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "knobs"}
-        knobs = {f"knobs.{f.name}": getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
-        return own | {name: tensor for name, tensor in knobs.items() if tensor is not None}
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("knobs", "guards")}
+        named |= {f"knobs.{f.name}": getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
+        for guard in self.guards:
+            named |= {f"{guard}.{name}": tensor for name, tensor in self.guards[guard].tensors().items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
     def shape(self) -> Hashable:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.generation.guards import guard_of
 from chatterbox.kvcache import KVCache, make_cache, settings_of
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
@@ -22,7 +23,8 @@ class DecodeRequest:
     """One text to speak.
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
-    is as many as the model has positions for. seed: None draws from torch's global generator.
+    is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
+    `chatterbox.generation.guards.GUARDS`; None, or "none", is the published models' plain loop.
     """
 
     t3_cond: T3Cond
@@ -31,6 +33,7 @@ class DecodeRequest:
     max_new_tokens: int | None = None
     stop_on_eos: bool = True
     seed: int | None = None
+    guard: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -52,6 +55,10 @@ def checked_limit(t3: T3, request: DecodeRequest) -> int:
     limit = hp.max_speech_tokens if request.max_new_tokens is None else request.max_new_tokens
     if not 1 <= limit <= hp.max_speech_tokens:
         raise ValueError(f"max_new_tokens must be from 1 to the model's {hp.max_speech_tokens}, got {limit}")
+    if guard := guard_of(request.guard):
+        guard.check(hp)
+        bound = guard.max_tokens(hp, len(text))
+        limit = limit if bound is None else min(limit, bound)
     t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), hp.num_start_tokens + limit)
     return limit
 

@@ -1,10 +1,12 @@
 """Attention of one layer over a key-value cache, the same in every backbone.
 
-Owns: what the layers of a run share, the mask that follows from positions. Does not know: how queries, keys and values
-were made, which cache policy they go to.
+Owns: what the layers of a run share, the mask that follows from positions, reading where a head looks. Does not know:
+how queries, keys and values were made, which cache policy they go to.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,49 @@ from torch import Tensor
 from chatterbox.kvcache.base import KVCache, position_mask
 
 
+class HeadReader:
+    """Where the newest query of some rows looks in a span of positions: attention, averaged over a few heads.
+
+    It is computed from the queries and the visible keys of those heads alone, beside the attention of the pass, which
+    it does not touch. Columns are found by position, whatever slots a cache keeps them in.
+    """
+
+    def __init__(
+        self, heads: tuple[tuple[int, int], ...], rows: Tensor, start: Tensor, length: Tensor, out: Tensor
+    ) -> None:
+        """For one pass.
+
+        Args:
+            heads: (layer, head) of each.
+            rows: (N,), which rows of the pass.
+            start, length: (N, 1), each row's span.
+            out: (N, S), is written: attention to the span's columns, 0 beyond its length.
+        """
+        self._heads, self._rows, self._start, self._length, self._out = heads, rows, start, length, out
+        out.zero_()
+
+    def read(self, layer: int, query: Tensor, key: Tensor, positions: Tensor, key_positions: Tensor) -> None:
+        """Take a layer in: (B, H, T, head_dim), (B, H, keys, head_dim), (B, T) or (T,), (B, keys) or (keys,)."""
+        heads = [head for at, head in self._heads if at == layer]
+        if not heads:
+            return
+        newest, kept = (x[self._rows] if x.ndim == 2 else x for x in (positions[..., -1:], key_positions))
+        column, width = kept - self._start, self._out.shape[1]  # (N, keys)
+        column = column.where((column >= 0) & (column < self._length), width)
+        for head in heads:
+            scores = (key[:, head] @ query[:, head, -1, :, None])[..., 0]  # (B, keys)
+            scores = scores[self._rows].float() * query.shape[-1] ** -0.5
+            weights = scores.masked_fill(kept > newest, float("-inf")).softmax(-1) / len(self._heads)
+            spread = weights.new_zeros(len(weights), width + 1).scatter_add_(1, column, weights)
+            self._out += spread[:, :width]
+
+
 class Pass:
     """One run over new positions: what all layers share."""
 
-    def __init__(self, positions: Tensor, cache: KVCache | None = None) -> None:
+    def __init__(self, positions: Tensor, cache: KVCache | None = None, readers: Sequence[HeadReader] = ()) -> None:
         """``positions``: (B, T) or, where all rows have the same, (T,), absolute."""
-        self.positions, self.cache = positions, cache
+        self.positions, self.cache, self.readers = positions, cache, readers
         self._masked: Tensor | None = None  # the key positions that the mask is for
 
     def mask(self, key_positions: Tensor) -> Tensor:
@@ -40,10 +79,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, run: Pass, layer: int) -> 
     (B, H, T, head_dim) each, to (B, T, H * head_dim).
     """
     if run.cache is None:
+        key_positions = run.positions
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     else:
         key, value, key_positions = run.cache.append(layer, key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
         if run.cache.wants_queries:
             run.cache.observe(layer, query)
+    for reader in run.readers:
+        reader.read(layer, query, key, run.positions, key_positions)
     return mixed.transpose(1, 2).flatten(2)

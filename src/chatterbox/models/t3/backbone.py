@@ -7,6 +7,7 @@ it runs on: it appends to a `KVCache` and masks by the positions that come back.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache, position_mask
+from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.linear import SharedInput, project
 
 
@@ -38,9 +40,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Pass:
     """One run over new positions: what all layers share."""
 
-    def __init__(self, positions: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> None:
+    def __init__(
+        self, positions: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, readers: Sequence[HeadReader]
+    ) -> None:
         """``positions``: (B, T) or (T,), absolute; ``cos`` and ``sin``: (..., T, head_dim / 2) of them."""
-        self.positions, self.cos, self.sin, self.cache = positions, cos, sin, cache
+        self.positions, self.cos, self.sin, self.cache, self.readers = positions, cos, sin, cache, readers
         self._masked: Tensor | None = None  # the key positions that the mask is for
 
     def mask(self, key_positions: Tensor) -> Tensor:
@@ -68,12 +72,15 @@ class Attention(SharedInput):
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
         if run.cache is None:
+            key_positions = run.positions
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             key, value, key_positions = run.cache.append(layer, key, value)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
             if run.cache.wants_queries:
                 run.cache.observe(layer, query)
+        for reader in run.readers:
+            reader.read(layer, query, key, run.positions, key_positions)
         return project(mixed.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 
@@ -117,15 +124,22 @@ class LlamaBackbone(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
 
-    def start(self, positions: Tensor, cache: KVCache | None = None) -> Pass:
+    def start(self, positions: Tensor, cache: KVCache | None = None, readers: Sequence[HeadReader] = ()) -> Pass:
         """A pass over absolute positions, (B, T) or (T,) where all rows have the same."""
         angles = positions[..., None].float() * self.rope_freqs.float()
         if positions.ndim == 2:
             angles = angles[:, None]  # (B, 1, T, head_dim / 2), the same for all heads
         dtype = self.norm.weight.dtype
-        return Pass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache)
+        return Pass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache, readers)
 
-    def forward(self, embeds: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeds: Tensor,
+        cache: KVCache | None = None,
+        *,
+        positions: Tensor | None = None,
+        readers: Sequence[HeadReader] = (),
+    ) -> Tensor:
         """Run the stack over new positions.
 
         Args:
@@ -133,6 +147,7 @@ class LlamaBackbone(nn.Module):
             cache: appended to, layer by layer; None computes attention over ``embeds`` alone.
             positions: (B, T), what the caller's own `KVCache.reserve` gave for the rows of ``embeds``; None reserves
                 here, for all rows.
+            readers: what wants to know where heads look.
 
         Returns:
             (B, T, hidden_size), after the final norm.
@@ -140,7 +155,7 @@ class LlamaBackbone(nn.Module):
         if positions is None:
             num_new = embeds.shape[1]
             positions = torch.arange(num_new, device=embeds.device) if cache is None else cache.reserve(num_new)
-        run = self.start(positions, cache)
+        run = self.start(positions, cache, readers)
         x = embeds
         for index, layer in enumerate(self.layers):
             x = layer(x, run, index)

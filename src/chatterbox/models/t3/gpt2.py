@@ -6,13 +6,15 @@ on. As `backbone`, it appends to a `KVCache` and masks by the positions that com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import GPT2Config
 from chatterbox.kvcache.base import KVCache
-from chatterbox.models.t3.attention import Pass, attend, positions_of
+from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
 class Conv1D(nn.Module):
@@ -75,9 +77,16 @@ class GPT2Backbone(nn.Module):
         self.h = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, embeds: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeds: Tensor,
+        cache: KVCache | None = None,
+        *,
+        positions: Tensor | None = None,
+        readers: Sequence[HeadReader] = (),
+    ) -> Tensor:
         """As `chatterbox.models.t3.backbone.LlamaBackbone.forward`; positions are added here."""
-        run = Pass(positions_of(embeds, cache) if positions is None else positions, cache)
+        run = Pass(positions_of(embeds, cache) if positions is None else positions, cache, readers)
         x = embeds + self.wpe(run.positions)
         for index, layer in enumerate(self.h):
             x = layer(x, run, index)

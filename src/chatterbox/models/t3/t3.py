@@ -202,8 +202,9 @@ class T3(nn.Module):
         cache_offset: int | None = None,
         return_cache: bool = False,
         seed: int | None = None,
+        guard: str | None = None,
     ) -> Tensor | tuple[Tensor, KVCache]:
-        """Draw speech tokens for one text. Upstream's signature, plus the cache and ``seed``.
+        """Draw speech tokens for one text. Upstream's signature, plus the cache, ``seed`` and ``guard``.
 
         Args:
             text_tokens: (S,) or (rows, S) ids of one text, with start and stop; further rows are ignored, guidance
@@ -218,12 +219,15 @@ class T3(nn.Module):
                 (``hp.cond_len``); None keeps all.
             return_cache: return the cache too.
             seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
+            guard: ends an utterance that goes wrong: "light", "alignment", or None, upstream's plain loop
+                (docs/guards.md).
 
         Returns:
             (1, N) ids; with ``return_cache`` also the cache, which holds all but the last of them.
 
         Raises:
-            ValueError: a knob out of range, text without start or stop token, or longer than the position tables.
+            ValueError: a knob out of range, text without start or stop token, or longer than the position tables, or a
+                guard that does not exist or has no alignment heads to read.
         """
         # On the model because callers know it there; the loop itself is one layer up.
         from chatterbox.generation.decode import decode
@@ -252,6 +256,7 @@ class T3(nn.Module):
             max_new_tokens=max_new_tokens,
             stop_on_eos=stop_on_eos,
             seed=seed,
+            guard=guard,
         )
         tokens, cache = decode(self, request, use_cache=use_cache, past=past_key_values, kept_len=cache_offset)
         return (tokens[None], cache) if return_cache else tokens[None]

@@ -1,0 +1,70 @@
+"""The light guard, every model's default: ends what repeats itself or runs away, and lets nothing end unsaid.
+
+Owns: its rules and their numbers. Does not know: attention, sampling. An utterance in which it does not act has the
+tokens that the same seed gives without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chatterbox.config import STOP_SPEECH_TOKEN, T3Config
+from chatterbox.generation.guards.base import Guard
+
+# An utterance whose last 64 tokens (2.56 s) repeat a pattern of at most 16 (0.64 s) says nothing more: speech never
+# repeats itself to the code, and no pause of one code is as long.
+WINDOW = 64
+MAX_PERIOD = 16
+# 0.2 s: shorter than any word. The stop token is not heard before.
+MIN_TOKENS = 5
+# Slow speech takes about 5 speech tokens (0.2 s) for a token of the Llama models' text, which are parts of words;
+# CosyVoice, of the same speech tokens, bounds them at 20. The tokens of GPT-2's vocabulary are whole words, and numbers
+# of three digits, of up to 1.6 s. On top, 4 s for pauses.
+MAX_PER_TEXT_TOKEN = 20
+MAX_PER_WORD = 40
+SLACK = 100
+
+
+@dataclass
+class LightGuard(Guard):
+    """`Guard` of repetition, length and emptiness."""
+
+    history: Tensor  # (N, MAX_PERIOD), the tokens before the last, newest first, -1 where there was none
+    matches: Tensor  # (N, MAX_PERIOD), for each period, how many tokens in a row equal the one a period before
+    enough: Tensor  # (N, MAX_PERIOD), so many are a whole window's
+
+    @classmethod
+    def max_tokens(cls, hp: T3Config, text_len: int) -> int:
+        return SLACK + (MAX_PER_WORD if hp.is_gpt else MAX_PER_TEXT_TOKEN) * text_len
+
+    @classmethod
+    def trim(cls, tokens: Tensor) -> Tensor:
+        """Without the repetition that they end in, but for its first period."""
+        drawn = tokens.tolist()
+        if drawn and drawn[-1] == STOP_SPEECH_TOKEN:
+            drawn.pop()
+        for period in range(1, MAX_PERIOD + 1):
+            first = len(drawn) - 1
+            while first >= period and drawn[first] == drawn[first - period]:
+                first -= 1
+            if len(drawn) - 1 - first >= WINDOW - period:
+                return tokens[: first + 1]
+        return tokens
+
+    @classmethod
+    def start(cls, text_start: int, text_len: int, device: torch.device | str = "cpu") -> LightGuard:
+        periods = torch.arange(1, MAX_PERIOD + 1, device=device)[None]
+        return cls(
+            places=torch.zeros(1, dtype=torch.long, device=device),
+            history=torch.full_like(periods, -1),
+            matches=torch.zeros_like(periods),
+            enough=WINDOW - periods,
+        )
+
+    def look(self, last: Tensor, num_drawn: Tensor) -> tuple[Tensor, Tensor]:
+        self.matches.add_(1).mul_(self.history == last)
+        self.history.copy_(torch.cat([last, self.history[:, :-1]], dim=1))
+        return num_drawn < MIN_TOKENS, (self.matches >= self.enough).any(1, keepdim=True)
