@@ -93,6 +93,10 @@ NANO = dataclasses.replace(
     config=dataclasses.replace(TURBO.config, t3=T3Config.nano()),
     repo="ResembleAI/chatterbox-nano",
 )
+MULTILINGUAL_V3 = dataclasses.replace(
+    MULTILINGUAL,
+    config=ModelConfig(t3=dataclasses.replace(T3Config.multilingual(), num_trailing_noise=1)),
+)
 MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
 PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO}
 
@@ -109,7 +113,7 @@ def multilingual(t3_model: str) -> Layout:
     elif not (isinstance(name, str) and name.endswith(".safetensors")):
         choices = ", ".join((*MULTILINGUAL_VERSIONS, *MULTILINGUAL_VERSIONS.values()))
         raise ValueError(f"t3_model {t3_model!r} does not exist; choose from {choices}, or name a .safetensors file")
-    return dataclasses.replace(MULTILINGUAL, t3=name)
+    return dataclasses.replace(MULTILINGUAL_V3 if "_v3" in name else MULTILINGUAL, t3=name)
 
 
 class CheckpointError(ValueError):

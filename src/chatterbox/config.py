@@ -71,12 +71,11 @@ class T3Config:
     perceiver_heads: int = 4
     use_perceiver_resampler: bool = True  # False: every code of the speech prompt is a position of its own
     emotion_adv: bool = True
-    input_pos_emb: str | None = (
-        "learned"  # positions added to text and speech embeddings; None: the backbone's own only
-    )
+    input_pos_emb: str | None = "learned"  # added to text and speech embeddings; None: the backbone's own only
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
-    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
     silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
+    num_trailing_noise: int = 0  # speech tokens before the stop token that are noise, and not rendered
+    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
 
     @classmethod
     def english_only(cls) -> T3Config:

@@ -34,6 +34,7 @@ from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.pipeline import SpeechRequest, decode_request, speak
 from chatterbox.voice_cache import VoiceCache
+from chatterbox.watermark import PerthWatermarker
 
 
 class ModelDefault(float):
@@ -80,6 +81,7 @@ class SpeechModel:
         self.device = device
         self.conds = conds
         self.sampling = self.published if sampling is None else sampling
+        self.watermarker = PerthWatermarker()
         self._kvcache = settings_of(kvcache)
         check_names(self._kvcache)
         self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
@@ -134,7 +136,7 @@ class SpeechModel:
         return self._prefixes.manager.stats()
 
     def clear_cache(self) -> None:
-        """Forget all recordings, and all voices' and texts' beginnings. Needed only after a change of weights."""
+        """Forget all recordings, and all voices' and texts' beginnings."""
         self._voices.clear()
         self._prefixes.manager.clear()
         self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
@@ -168,7 +170,8 @@ class SpeechModel:
             language_id,
             guard,
         )
-        return speak(self.t3, self.s3gen, self.tokenizer, request, prefixes=self._prefixes).audio
+        parts = self.t3, self.s3gen, self.tokenizer
+        return speak(*parts, request, prefixes=self._prefixes, watermarker=self.watermarker).audio
 
     def _conditionals(
         self, reference: Reference | None, exaggeration: float, norm_loudness: bool = True

@@ -29,10 +29,11 @@ from chatterbox.models.s3tokenizer import S3_SR, drop_invalid_tokens
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.text import speakable
-from chatterbox.watermark import apply_watermark
+from chatterbox.watermark import PerthWatermarker
 
 logger = logging.getLogger(__name__)
 
+PERTH = PerthWatermarker()
 TURBO_SILENCE = 3  # silence tokens behind what Turbo and Nano say, as upstream
 
 
@@ -87,6 +88,7 @@ def speak(
     *,
     on_token: Callable[[int], None] | None = None,
     prefixes: PrefixSource | None = None,
+    watermarker: PerthWatermarker = PERTH,
 ) -> SpeechResult:
     """Speak ``request.text``. Safe from several threads.
 
@@ -110,7 +112,7 @@ def speak(
     if t3.hp.is_gpt:
         codes = F.pad(codes, (0, TURBO_SILENCE), value=S3GEN_SIL)
     tokens_done = time.perf_counter()
-    audio = render(s3gen, codes, voice.gen, seed=request.seed, watermark=request.watermark)
+    audio = render(s3gen, codes, voice.gen, seed=request.seed, watermarker=watermarker if request.watermark else None)
     return SpeechResult(
         audio=audio,
         sample_rate=S3GEN_SR,
@@ -165,22 +167,30 @@ def valid_codes(tokens: Tensor, hp: T3Config) -> Tensor:
     """
     if not hp.is_gpt and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
         tokens = drop_invalid_tokens(tokens)
-    return tokens[tokens < SPEECH_CODES]
+    codes = tokens[tokens < SPEECH_CODES]
+    return codes[: max(1, len(codes) - hp.num_trailing_noise)]
 
 
-def render(s3gen: S3Gen, codes: Tensor, gen: dict[str, Any], *, seed: int | None, watermark: bool) -> Tensor:
+def render(
+    s3gen: S3Gen, codes: Tensor, gen: dict[str, Any], *, seed: int | None, watermarker: PerthWatermarker | None
+) -> Tensor:
     """Waveform (1, N), float32 on the CPU at 24 kHz, of speech codes (T,) or (1, T) in the voice of ``gen``."""
     generator = None if seed is None else torch.Generator(device=s3gen.device).manual_seed(seed)
     with torch.inference_mode():
         wav, _ = s3gen.inference(speech_tokens=codes.to(s3gen.device), ref_dict=gen, generator=generator)
         samples = wav.squeeze(0).float().cpu().numpy()
-    if watermark:
-        samples = apply_watermark(samples, S3GEN_SR)
+    if watermarker is not None:
+        samples = watermarker.apply_watermark(samples, sample_rate=S3GEN_SR)
     return torch.from_numpy(samples).unsqueeze(0)
 
 
 def convert(
-    s3gen: S3Gen, recording: Reference, gen: dict[str, Any], *, seed: int | None = None, watermark: bool = True
+    s3gen: S3Gen,
+    recording: Reference,
+    gen: dict[str, Any],
+    *,
+    seed: int | None = None,
+    watermarker: PerthWatermarker | None = PERTH,
 ) -> Tensor:
     """Waveform (1, N), as `render`, that says what ``recording`` says in the voice of ``gen``.
 
@@ -191,7 +201,7 @@ def convert(
     wav = load_reference(recording, S3_SR)
     with torch.inference_mode():
         codes, _ = s3gen.tokenizer([wav])  # (1, T)
-    return render(s3gen, codes, gen, seed=seed, watermark=watermark)
+    return render(s3gen, codes, gen, seed=seed, watermarker=watermarker)
 
 
 def check_seed(seed: int | None) -> None:

@@ -108,6 +108,7 @@ class ChatterboxTurboTTS(SpeechModel):
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
+        guard: str = "light",
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
@@ -121,7 +122,7 @@ class ChatterboxTurboTTS(SpeechModel):
             temperature: 0 is greedy.
             top_k: so many of the likeliest tokens are drawn from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.
-            seed, use_cache, watermark: as `chatterbox.tts.ChatterboxTTS.generate`.
+            seed, use_cache, watermark, guard: as `chatterbox.tts.ChatterboxTTS.generate`.
 
         Raises:
             TypeError: ``text`` is not a string.
@@ -145,6 +146,7 @@ class ChatterboxTurboTTS(SpeechModel):
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
+            guard=guard,
             norm_loudness=norm_loudness,
         )
 

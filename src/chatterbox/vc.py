@@ -25,6 +25,7 @@ from chatterbox.conditioning import DEC_COND_SECONDS, ENC_COND_SECONDS, Referenc
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.pipeline import convert
+from chatterbox.watermark import PerthWatermarker
 
 __all__ = ["REPO_ID", "ChatterboxVC"]
 
@@ -42,6 +43,7 @@ class ChatterboxVC:
         self.sr = S3GEN_SR
         self.s3gen = s3gen
         self.device = device
+        self.watermarker = PerthWatermarker()
         self.ref_dict = ref_dict and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in ref_dict.items()}
 
     @classmethod
@@ -96,4 +98,4 @@ class ChatterboxVC:
         gen = self.ref_dict if target_voice_path is None else prepare_target_voice(self.s3gen, target_voice_path)
         if gen is None:
             raise ValueError("no target voice yet: pass target_voice_path, or call set_target_voice first")
-        return convert(self.s3gen, audio, gen, seed=seed, watermark=watermark)
+        return convert(self.s3gen, audio, gen, seed=seed, watermarker=self.watermarker if watermark else None)

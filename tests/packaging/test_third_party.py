@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -273,6 +274,22 @@ def test_a_speaker_embedding_of_samples(model):
     tokens, _ = model.s3gen.tokenizer.forward([recording(2.0, 16_000)], max_len=10)
     assert torch.atleast_2d(tokens).shape == (1, 10)
     assert model.s3gen.embed_ref(recording(1.0), 24_000, device=model.device)["prompt_token"].shape == (1, 25)
+
+
+def test_the_watermarker_is_used_and_replaced(model, say):
+    """Both ways that servers have: marking by themselves, and a stand-in that marks nothing."""
+    marked = say()
+    plain = say(watermark=False)
+    by_hand = model.watermarker.apply_watermark(plain[0].numpy(), sample_rate=model.sr)
+    assert model.watermarker.get_watermark(by_hand, sample_rate=model.sr) == 1.0
+    assert np.array_equal(by_hand, marked[0].numpy())
+
+    class Plain:
+        def apply_watermark(self, wav, sample_rate):
+            return wav
+
+    model.watermarker = Plain()
+    assert torch.equal(say(), plain) and not torch.equal(plain, marked)
 
 
 def test_languages():

@@ -16,6 +16,7 @@ from chatterbox.checkpoints import CheckpointError
 from chatterbox.config import SamplingConfig
 from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
+from chatterbox.pipeline import valid_codes
 from tests.folders import SMALL
 
 TEXT = "Bonjour le monde."
@@ -105,6 +106,15 @@ def test_unknown_version(mtl_folder, name):
 def test_without_a_configuration_it_is_the_published_model():
     config = checkpoints.load_config(Path("nowhere"), checkpoints.MULTILINGUAL.config)
     assert config.t3.text_tokens_dict_size == 2454 and config.sampling == SamplingConfig(repetition_penalty=2.0)
+
+
+@pytest.mark.parametrize(("version", "penalty", "noise"), [("v2", 2.0, 0), ("t3_mtl23ls_v3", 1.2, 1)])
+def test_each_version_is_driven_as_published(version, penalty, noise):
+    """chatterbox-tts 0.1.7 for v2; v3 has a lighter penalty, and the audio of its last token is noise."""
+    config = checkpoints.multilingual(version).config
+    assert config.sampling == SamplingConfig(repetition_penalty=penalty)
+    assert valid_codes(torch.tensor([5, 9, 3, 6562]), config.t3).tolist() == [5, 9, 3][: 3 - noise]
+    assert valid_codes(torch.tensor([5, 6562]), config.t3).tolist() == [5]
 
 
 def test_a_configuration_wins_over_the_published_defaults(own_mtl_folder, mtl):

@@ -95,7 +95,10 @@ class T3(nn.Module):
         return embeds if self.text_pos_emb is None else embeds + self.text_pos_emb(text_tokens)
 
     def embed_no_text(self, text_tokens: Tensor) -> Tensor:
-        """What stands for (B, S) ids in the unconditional row, (1, S, hidden): nothing but their positions."""
+        """What stands for (B, S) ids in the unconditional row, (1, S, hidden): nothing but their positions.
+
+        They stay although the text is gone: the published weights are driven this way.
+        """
         return self.text_pos_emb(text_tokens)[None]
 
     def embed_speech(self, speech_tokens: Tensor, positions: Tensor | None = None) -> Tensor:
