@@ -3,9 +3,12 @@ requests are kept by the `manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compressed import CompressedKVCache
+from chatterbox.kvcache.compression.heads import identify_important_heads
+from chatterbox.kvcache.compression.prune import compress_cache
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.factory import POLICIES, check_names, make_cache, make_manager, policy, settings_of
+from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
@@ -16,12 +19,15 @@ __all__ = [
     "DynamicKVCache",
     "EvictingKVCache",
     "GlobalKVCacheManager",
+    "HeadWindowKVCache",
     "KVCache",
     "Lease",
     "Segment",
     "SlidingKVCache",
     "StaticKVCache",
     "check_names",
+    "compress_cache",
+    "identify_important_heads",
     "make_cache",
     "make_manager",
     "policy",

@@ -191,9 +191,10 @@ class KVCache(abc.ABC):
 
         Returns:
             keys and values of shape (rows, heads, kept, head_dim), and the absolute position of each kept slot,
-            (kept,) or (rows, kept); slots that a row has not written have positions that it has not reached. The same
-            object for every layer of a pass where the layers keep the same positions. They may be views of the cache's
-            memory: valid until the next call that mutates it, and never to be written to.
+            (kept,), (rows, kept) or, where heads keep different ones, (rows, heads, kept); slots that a row has not
+            written have positions that it has not reached. The same object for every layer of a pass where the layers
+            keep the same positions. They may be views of the cache's memory: valid until the next call that mutates it,
+            and never to be written to.
         """
 
     @abc.abstractmethod
@@ -286,8 +287,11 @@ class KVCache(abc.ABC):
 def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """Causal mask from absolute positions, True where a query may look.
 
-    (rows, queries) and (keys,) or (rows, keys) to (rows, 1, queries, keys); the 1 is for the heads.
+    (rows, queries) and (keys,) or (rows, keys) to (rows, 1, queries, keys); the 1 is for the heads. Where heads keep
+    positions of their own, (rows, heads, keys), to (rows, heads, queries, keys).
     """
+    if key_positions.ndim == 3:
+        return key_positions[:, :, None] <= query_positions[..., None, :, None]
     return (key_positions[..., None, :] <= query_positions[..., None])[:, None]
 
 

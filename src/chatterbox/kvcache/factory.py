@@ -12,6 +12,7 @@ from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.eviction import scorer
+from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.sliding import SlidingKVCache
@@ -22,6 +23,7 @@ POLICIES: dict[str, type[KVCache] | None] = {
     "compressed": CompressedKVCache,
     "dynamic": DynamicKVCache,
     "evicting": EvictingKVCache,
+    "headwindow": HeadWindowKVCache,
     "none": None,
     "sliding": SlidingKVCache,
     "static": StaticKVCache,
