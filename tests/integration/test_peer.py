@@ -35,8 +35,12 @@ pytestmark = pytest.mark.peer
 
 @dataclass(frozen=True)
 class Peer:
-    """A model of both packages. ``options``: of run_upstream.py, for what ``preparing`` and ``speaking`` do here."""
+    """A model of both packages, ``model`` by run_upstream.py's name.
 
+    ``options``: of run_upstream.py, for what ``preparing`` and ``speaking`` do here.
+    """
+
+    model: str
     cls: type[SpeechModel]
     layout: Layout
     text: str
@@ -46,17 +50,28 @@ class Peer:
 
 
 PEERS = {
-    "english": Peer(ChatterboxTTS, ENGLISH, "Hello there, this is one sentence; spoken twice."),
+    "english": Peer("english", ChatterboxTTS, ENGLISH, "Hello there, this is one sentence; spoken twice."),
     # Its alignment analyser is off: it ends an utterance at the second equal token (docs/migrating.md).
     "multilingual": Peer(
+        "multilingual",
         ChatterboxMultilingualTTS,
         MULTILINGUAL,
         "Une seule phrase; dite deux fois.",
         options=("--language", "fr"),
         speaking={"language_id": "fr"},
     ),
+    # The analyser is on. No token is drawn twice in a row here, and it forbids the stop token at most.
+    "multilingual with its analyser": Peer(
+        "multilingual",
+        ChatterboxMultilingualTTS,
+        MULTILINGUAL,
+        "Une seule phrase; dite deux fois.",
+        options=("--language", "fr", "--analyser"),
+        speaking={"language_id": "fr", "guard": "alignment"},
+    ),
     # Normalising the loudness raises in 0.1.7 under numpy 2.
     "turbo": Peer(
+        "turbo",
         ChatterboxTurboTTS,
         TURBO,
         "Hello there [laugh], this is one sentence; spoken twice.",
@@ -66,13 +81,8 @@ PEERS = {
 
 
 @pytest.fixture(scope="module", params=PEERS)
-def name(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def peer(name) -> Peer:
-    return PEERS[name]
+def peer(request) -> Peer:
+    return PEERS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +93,8 @@ def folder(peer) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def upstream(name, peer, folder) -> dict[str, torch.Tensor]:
-    return run_upstream(folder, name, peer.text, *peer.options)
+def upstream(peer, folder) -> dict[str, torch.Tensor]:
+    return run_upstream(folder, peer.model, peer.text, *peer.options)
 
 
 @pytest.fixture(scope="module")

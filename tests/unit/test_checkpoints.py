@@ -9,7 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatterbox.checkpoints import CheckpointError, find_checkpoint, load_models, load_module
+from chatterbox.checkpoints import (
+    ENGLISH,
+    MULTILINGUAL_VERSIONS,
+    NANO,
+    TURBO,
+    CheckpointError,
+    find_checkpoint,
+    find_model,
+    load_models,
+    load_module,
+    multilingual,
+)
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import ModelConfig, T3Config, to_dict
 from chatterbox.models.t3 import T3
@@ -201,6 +212,16 @@ def test_unknown_model(model):
 def test_folder_as_model(small_folder):
     assert find_checkpoint(small_folder) == find_checkpoint(str(small_folder)) == small_folder
     assert ChatterboxTTS.from_pretrained("cpu", model=small_folder).sr == 24_000
+
+
+@pytest.mark.parametrize(
+    "layout", [ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO], ids=lambda x: x.t3
+)
+def test_a_folder_says_what_it_is_by_its_files(tmp_path, layout):
+    (tmp_path / layout.t3).touch()
+    assert find_model(tmp_path) == (tmp_path, layout)
+    with pytest.raises(CheckpointError, match=f"has no {layout.voice_encoder}; it needs .*{layout.t3}"):
+        load_models(tmp_path, "cpu", layout)
 
 
 @pytest.fixture
