@@ -148,25 +148,27 @@ def test_length_follows_the_text():
     assert AlignmentGuard.max_tokens(T3Config.multilingual(), 30) is None
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("num_new", [1, 3])
-def test_reader_finds_columns_by_position(num_new):
+def test_reader_finds_columns_by_position(num_new, by_head):
     """Two rows of different spans and lengths, slots in any order, against attention written out."""
     torch.manual_seed(0)
     rows, heads, keys, size = 3, 4, 24, 8
     query, key = torch.randn(rows, heads, num_new, size), torch.randn(rows, heads, keys, size)
     positions = torch.tensor([[20], [15], [18]]) + torch.arange(num_new)
-    kept = torch.stack([torch.randperm(keys) for _ in range(rows)])
+    kept = torch.stack([torch.randperm(keys) for _ in range(rows * heads)]).view(rows, heads, keys)
+    kept = kept if by_head else kept[:, :1].expand(-1, heads, -1)
     start, length, out = torch.tensor([[2], [9]]), torch.tensor([[7], [4]]), torch.full((2, 8), 7.0)
     reader = HeadReader(((5, 3), (1, 0)), torch.tensor([2, 0]), start, length, out)
     for layer in range(6):
-        reader.read(layer, query, key, positions, kept)
+        reader.read(layer, query, key, positions, kept if by_head else kept[:, 0])
     for place, row in enumerate([2, 0]):
         expected = torch.zeros(8)
         for head in (3, 0):
             scores = (query[row, head, -1] @ key[row, head].T) / size**0.5
-            weights = scores.masked_fill(kept[row] > positions[row, -1], float("-inf")).softmax(-1)
+            weights = scores.masked_fill(kept[row, head] > positions[row, -1], float("-inf")).softmax(-1)
             for column in range(int(length[place])):
-                expected[column] += weights[kept[row] == start[place] + column][0] / 2
+                expected[column] += weights[kept[row, head] == start[place] + column][0] / 2
         torch.testing.assert_close(out[place], expected)
 
 

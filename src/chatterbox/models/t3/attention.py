@@ -37,14 +37,13 @@ class HeadReader:
         out.zero_()
 
     def read(self, layer: int, query: Tensor, key: Tensor, positions: Tensor, key_positions: Tensor) -> None:
-        """Take a layer in: (B, H, T, head_dim), (B, H, keys, head_dim), (B, T) or (T,), (B, keys) or (keys,)."""
-        heads = [head for at, head in self._heads if at == layer]
-        if not heads:
-            return
-        newest, kept = (x[self._rows] if x.ndim == 2 else x for x in (positions[..., -1:], key_positions))
-        column, width = kept - self._start, self._out.shape[1]  # (N, keys)
-        column = column.where((column >= 0) & (column < self._length), width)
-        for head in heads:
+        """Take a layer in: queries (B, H, T, head_dim) at ``positions``, and what the cache returned for them."""
+        width = self._out.shape[1]
+        for head in (head for at, head in self._heads if at == layer):
+            kept = key_positions[:, head] if key_positions.ndim == 3 else key_positions
+            newest, kept = (x[self._rows] if x.ndim == 2 else x for x in (positions[..., -1:], kept))
+            column = kept - self._start  # (N, keys)
+            column = column.where((column >= 0) & (column < self._length), width)
             scores = (key[:, head] @ query[:, head, -1, :, None])[..., 0]  # (B, keys)
             scores = scores[self._rows].float() * query.shape[-1] ** -0.5
             weights = scores.masked_fill(kept > newest, float("-inf")).softmax(-1) / len(self._heads)
