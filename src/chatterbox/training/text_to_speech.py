@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chatterbox.config import T3Config
 from chatterbox.models.t3 import T3
-from chatterbox.models.t3.backbone import Pass, rotate
+from chatterbox.models.t3.backbone import RotaryPass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.training.codes import SILENCE, SYMBOL_NAMES, to_symbols
 from chatterbox.training.loop import Schedule, Stage
@@ -236,7 +236,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
             x = layer(x, run, index)
         return backbone.norm(x), guide_loss
 
-    def _guide_loss(self, layer: torch.nn.Module, x: Tensor, run: Pass, guide: Tensor, offset: int) -> Tensor:
+    def _guide_loss(self, layer: torch.nn.Module, x: Tensor, run: RotaryPass, guide: Tensor, offset: int) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         size = attention.head_dim
         query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], run.cos, run.sin)[:, 0]

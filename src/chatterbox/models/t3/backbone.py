@@ -1,7 +1,7 @@
 """Llama backbone of T3, with the published parameter names (``tfmr.layers.N.self_attn.q_proj.weight`` ...).
 
-Owns: rotary positions, attention, gated MLP, the stack. Does not know: text, speech, sampling, or which cache policy
-it runs on: it appends to a `KVCache` and masks by the positions that come back.
+Owns: rotary positions, projections, gated MLP, the stack. Does not know: text, speech, sampling, or which cache policy
+it runs on: `attention` appends to a `KVCache` and masks by the positions that come back.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
-from chatterbox.kvcache.base import KVCache, position_mask
-from chatterbox.models.t3.attention import HeadReader
+from chatterbox.kvcache.base import KVCache
+from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 from chatterbox.models.t3.linear import SharedInput, project
 
 
@@ -37,21 +37,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class Pass:
-    """One run over new positions: what all layers share."""
+class RotaryPass(Pass):
+    """A run over new positions, and the rotation that they give queries and keys."""
 
     def __init__(
         self, positions: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, readers: Sequence[HeadReader]
     ) -> None:
-        """``positions``: (B, T) or (T,), absolute; ``cos`` and ``sin``: (..., T, head_dim / 2) of them."""
-        self.positions, self.cos, self.sin, self.cache, self.readers = positions, cos, sin, cache, readers
-        self._masked: Tensor | None = None  # the key positions that the mask is for
-
-    def mask(self, key_positions: Tensor) -> Tensor:
-        """(B, 1, T, keys), computed once for all layers that keep the same positions."""
-        if self._masked is not key_positions:
-            self._masked, self._mask = key_positions, position_mask(self.positions, key_positions)
-        return self._mask
+        """``cos`` and ``sin``: (..., T, head_dim / 2) of the positions, (B, T) or (T,)."""
+        super().__init__(positions, cache, readers)
+        self.cos, self.sin = cos, sin
 
 
 class Attention(SharedInput):
@@ -66,22 +60,12 @@ class Attention(SharedInput):
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+    def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
             part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project_joined(x)
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
-        if run.cache is None:
-            key_positions = run.positions
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            key, value, key_positions = run.cache.append(layer, key, value)
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=run.mask(key_positions))
-            if run.cache.wants_queries:
-                run.cache.observe(layer, query)
-        for reader in run.readers:
-            reader.read(layer, query, key, run.positions, key_positions)
-        return project(mixed.transpose(1, 2).flatten(2), self.o_proj.weight)
+        return project(attend(query, key, value, run, layer), self.o_proj.weight)
 
 
 class GatedMLP(SharedInput):
@@ -106,7 +90,7 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+    def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), run, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -124,13 +108,13 @@ class LlamaBackbone(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
 
-    def start(self, positions: Tensor, cache: KVCache | None = None, readers: Sequence[HeadReader] = ()) -> Pass:
+    def start(self, positions: Tensor, cache: KVCache | None = None, readers: Sequence[HeadReader] = ()) -> RotaryPass:
         """A pass over absolute positions, (B, T) or (T,) where all rows have the same."""
         angles = positions[..., None].float() * self.rope_freqs.float()
         if positions.ndim == 2:
             angles = angles[:, None]  # (B, 1, T, head_dim / 2), the same for all heads
         dtype = self.norm.weight.dtype
-        return Pass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache, readers)
+        return RotaryPass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache, readers)
 
     def forward(
         self,
@@ -152,10 +136,7 @@ class LlamaBackbone(nn.Module):
         Returns:
             (B, T, hidden_size), after the final norm.
         """
-        if positions is None:
-            num_new = embeds.shape[1]
-            positions = torch.arange(num_new, device=embeds.device) if cache is None else cache.reserve(num_new)
-        run = self.start(positions, cache, readers)
+        run = self.start(positions_of(embeds, cache) if positions is None else positions, cache, readers)
         x = embeds
         for index, layer in enumerate(self.layers):
             x = layer(x, run, index)
