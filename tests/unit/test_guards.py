@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from chatterbox import pipeline
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
 from chatterbox.generation.decode import DecodeEngine, decode, generate, generate_batch, stream
 from chatterbox.generation.graphs import StepGraphs
@@ -326,6 +327,23 @@ def test_the_published_analysers_run_is_reproduced():
         last = token
     hooks = [module for module in t3.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert not hooks and not engine.num_requests
+
+
+@pytest.mark.parametrize(("guard", "num_heard"), [("light", 3), ("none", 2 + WINDOW)])
+def test_what_an_utterance_repeats_is_not_rendered(small_tts, monkeypatch, guard, num_heard):
+    loop = torch.tensor([5, 9, *[7] * WINDOW, 6562])
+    monkeypatch.setattr(pipeline, "draw_speech_tokens", lambda *_: loop)
+    request = pipeline.SpeechRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
+    result = pipeline.speak(small_tts.t3, small_tts.s3gen, small_tts.tokenizer, request)
+    assert torch.equal(result.speech_codes, loop[:num_heard])
+
+
+def test_speaking_refuses_guards_before_any_work(small_tts):
+    with pytest.raises(ValueError, match="guard must be one of light, alignment, none, got 'heavy'"):
+        pipeline.SpeechRequest("Hello.", small_tts.conds, guard="heavy")
+    for guard, message in (("heavy", "guard must be one of"), ("alignment", "needs a model with alignment heads")):
+        with pytest.raises(ValueError, match=message):
+            small_tts.generate("Hello.", audio_prompt_path="/no/such/file", guard=guard)
 
 
 def test_bad_guards(talker):
