@@ -299,6 +299,27 @@ def check_window(name: str, window: int | None, max_cache_size: int) -> None:
 
 
 @dataclass(frozen=True)
+class PressureConfig:
+    """Free memory, in MiB, below which the prefix cache gives way. docs/kvcache.md, Pressure, has the order."""
+
+    soft_mib: int = 512  # beginnings leave, until so much is free again; 0 never looks
+    hard_mib: int = 256  # nothing new is kept, and requests wait for others to end
+    process_mib: int | None = None  # what this process may take; None is what the machine or its container has
+    interval_ms: int = 100  # between two looks at least
+
+    def __post_init__(self) -> None:
+        for name in ("soft_mib", "hard_mib", "interval_ms"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number from 0, got {value!r}; soft_mib 0 never looks")
+        if self.hard_mib > self.soft_mib > 0:
+            raise ValueError(f"hard_mib must be at most soft_mib, {self.soft_mib}, got {self.hard_mib}")
+        limit = self.process_mib
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"process_mib must be a whole number from 1, got {limit!r}; null sets no limit")
+
+
+@dataclass(frozen=True)
 class KVCacheConfig:
     """What T3 keeps of what it has computed; sizes in MiB (2**20 bytes). docs/kvcache.md explains each."""
 
@@ -317,7 +338,9 @@ class KVCacheConfig:
     host_codec: str = "none"
     disk_folder: str | None = None  # beginnings that outlive the process; None is nowhere
     disk_mib: int = 1024
+    total_mib: int | None = None  # beginnings on the device and in host memory together; None is the sum of the two
     replacement: str = "cost"
+    pressure: PressureConfig = field(default_factory=PressureConfig)
 
     def __post_init__(self) -> None:
         for name in ("window_size", "uncond_window"):
@@ -327,9 +350,9 @@ class KVCacheConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {value!r}; 32 is usual")
         check_range("full_heads", self.full_heads, 0.0, 1.0, "1 keeps every position of every head")
-        for name in ("prefix_mib", "host_mib", "disk_mib"):
+        for name in ("prefix_mib", "host_mib", "total_mib", "disk_mib"):
             value = getattr(self, name)
-            if value is None and name == "prefix_mib":
+            if value is None and name in ("prefix_mib", "total_mib"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name} must be a whole number from 0, got {value!r}; 0 keeps nothing there")

@@ -14,7 +14,7 @@ import soundfile
 
 from chatterbox.cli import main
 from chatterbox.compose import ConfigError, compose_say
-from chatterbox.config import KVCacheConfig, ModelChoice, SamplingConfig, SayConfig
+from chatterbox.config import KVCacheConfig, ModelChoice, PressureConfig, SamplingConfig, SayConfig
 from chatterbox.generation.prefix import PrefixSource
 from tests.folders import SMALL
 
@@ -256,9 +256,15 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     cache = {"policy": "dynamic", "prefix_mib": 5, "host_mib": 6, "host_codec": "int8", "disk_folder": "d"}
     cache |= {"disk_mib": 7, "replacement": "lru", "max_cache_size": 9, "window_size": 4, "uncond_window": 2}
     cache |= {"eviction": "silence*2+attention", "silent_tokens": (3, 4)}
-    assert cache.keys() == KVCacheConfig.__dataclass_fields__.keys()
+    cache |= {"total_mib": 8}
+    cache |= {"decode_codec": "int4", "group_size": 16, "residual_size": 8, "full_heads": 0.25}
+    pressure = {"soft_mib": 9, "hard_mib": 8, "process_mib": 7, "interval_ms": 6}
+    assert pressure.keys() == PressureConfig.__dataclass_fields__.keys()
+    assert cache.keys() | {"pressure"} == KVCacheConfig.__dataclass_fields__.keys()
     overrides += [f"kvcache.{key}={list(value) if value == (3, 4) else value}" for key, value in cache.items()]
-    expected = SayConfig(model=ModelChoice(**model), sampling=given, kvcache=KVCacheConfig(**cache), **say)
+    overrides += [f"kvcache.pressure.{key}={value}" for key, value in pressure.items()]
+    kvcache = KVCacheConfig(**cache, pressure=PressureConfig(**pressure))
+    expected = SayConfig(model=ModelChoice(**model), sampling=given, kvcache=kvcache, **say)
     assert compose_say(overrides) == expected
 
 

@@ -21,10 +21,11 @@ from chatterbox.config import SamplingConfig
 from chatterbox.generation.decode import generate, stream
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import Segment
+from chatterbox.kvcache.archive import disk_key
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.keys import content_hash, weights_fingerprint
-from chatterbox.kvcache.manager import GlobalKVCacheManager, disk_key
+from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix import NO_TEXT, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import prometheus_text

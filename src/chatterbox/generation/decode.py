@@ -31,7 +31,7 @@ from chatterbox.generation.requests import (
     start_embeds,
 )
 from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide
-from chatterbox.kvcache import KVCache
+from chatterbox.kvcache import KVCache, MemoryMonitor
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3
 
@@ -139,12 +139,29 @@ def _run(
 
 
 def generate_batch(
-    t3: T3, requests: Sequence[DecodeRequest], *, cache_policy: str | KVCacheConfig = "static"
+    t3: T3,
+    requests: Sequence[DecodeRequest],
+    *,
+    cache_policy: str | KVCacheConfig = "static",
+    monitor: MemoryMonitor | None = None,
 ) -> list[Tensor]:
-    """Tokens of several requests decoded together, each (N_i,), as `generate` gives them one by one."""
-    if not requests:
-        return []
-    capacity = max(required_capacity(t3, request) for request in requests)
+    """Tokens of several requests decoded together, each (N_i,), as `generate` gives them one by one.
+
+    ``monitor``: while it says that memory is short, requests wait until those before them have ended.
+    """
+    capacities = [required_capacity(t3, request) for request in requests]
+    tokens: list[Tensor] = []
+    while (first := len(tokens)) < len(requests):
+        end = first + 1
+        while end < len(requests) and (monitor is None or monitor.admits()):
+            end += 1
+        tokens += _decode_together(t3, requests[first:end], max(capacities[first:end]), cache_policy)
+    return tokens
+
+
+def _decode_together(
+    t3: T3, requests: Sequence[DecodeRequest], capacity: int, cache_policy: str | KVCacheConfig
+) -> list[Tensor]:
     engine = DecodeEngine(t3, allocate_cache(t3, sum(r.num_rows for r in requests), capacity, cache_policy))
     drawn: dict[int, list[int]] = {engine.join(request): [] for request in requests}
     while engine.num_requests:

@@ -67,7 +67,8 @@ class PrefixSource:
     def __init__(self, t3: T3, manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS) -> None:
         """``manager``: one that several models may share, or the settings of one for this model alone."""
         if isinstance(manager, KVCacheConfig):
-            manager = make_manager(manager, sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS)
+            default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS
+            manager = make_manager(manager, default_bytes, t3.device)
         self.t3, self.manager = t3, manager
         self._fingerprint: tuple[int, str] | None = None  # and the weights' version it is of
 

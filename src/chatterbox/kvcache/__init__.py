@@ -7,9 +7,18 @@ from chatterbox.kvcache.compression.heads import identify_important_heads
 from chatterbox.kvcache.compression.prune import compress_cache
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
-from chatterbox.kvcache.factory import POLICIES, check_names, make_cache, make_manager, policy, settings_of
+from chatterbox.kvcache.factory import (
+    POLICIES,
+    check_names,
+    make_cache,
+    make_manager,
+    make_monitor,
+    policy,
+    settings_of,
+)
 from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
+from chatterbox.kvcache.pressure import MemoryMonitor
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 
@@ -22,6 +31,7 @@ __all__ = [
     "HeadWindowKVCache",
     "KVCache",
     "Lease",
+    "MemoryMonitor",
     "Segment",
     "SlidingKVCache",
     "StaticKVCache",
@@ -30,6 +40,7 @@ __all__ = [
     "identify_important_heads",
     "make_cache",
     "make_manager",
+    "make_monitor",
     "policy",
     "settings_of",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from chatterbox.config import KVCacheConfig
+import torch
+
+from chatterbox.config import KVCacheConfig, PressureConfig
 from chatterbox.kvcache.base import KVCache
 from chatterbox.kvcache.compressed import CompressedKVCache, check_codec
 from chatterbox.kvcache.compression import codec
@@ -14,6 +16,7 @@ from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.eviction import scorer
 from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.manager import GlobalKVCacheManager
+from chatterbox.kvcache.pressure import MemoryMonitor, SystemProbe
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
@@ -57,12 +60,24 @@ def check_names(config: KVCacheConfig) -> None:
     replacement(config.replacement)
 
 
-def make_manager(config: KVCacheConfig, default_bytes: int) -> GlobalKVCacheManager:
-    """An empty manager as ``config`` says; ``default_bytes`` is its budget on the device where that says None."""
+def make_monitor(config: PressureConfig, device: torch.device | str | None = None) -> MemoryMonitor | None:
+    """A monitor of the system's memory, and of ``device``'s own if it has such; None if ``config`` turns it off."""
+    return MemoryMonitor(config, SystemProbe(device)) if config.soft_mib else None
+
+
+def make_manager(
+    config: KVCacheConfig, default_bytes: int, device: torch.device | str | None = None
+) -> GlobalKVCacheManager:
+    """An empty manager as ``config`` says.
+
+    ``default_bytes``: its budget on the device where ``config`` says None. ``device``: whose memory is watched.
+    """
     return GlobalKVCacheManager(
         budget_bytes=default_bytes if config.prefix_mib is None else config.prefix_mib * MIB,
         host_bytes=config.host_mib * MIB,
         host_codec=config.host_codec,
+        total_bytes=None if config.total_mib is None else config.total_mib * MIB,
         disk=None if config.disk_folder is None else DiskTier(config.disk_folder, budget_bytes=config.disk_mib * MIB),
         replacement_policy=config.replacement,
+        monitor=make_monitor(config.pressure, device),
     )

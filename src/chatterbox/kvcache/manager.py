@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 import torch
 
+from chatterbox.kvcache.archive import Archive
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
 from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.prefix import NO_TEXT, Label, Match, Node, PrefixTree
+from chatterbox.kvcache.prefix import Label, Match, Node, PrefixTree
+from chatterbox.kvcache.pressure import Level, MemoryMonitor
 from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import CacheStats
@@ -65,24 +67,32 @@ class GlobalKVCacheManager:
         budget_bytes: int,
         host_bytes: int = 0,
         host_codec: str = "none",
+        total_bytes: int | None = None,
         disk: DiskTier | None = None,
         replacement_policy: str = "cost",
+        monitor: MemoryMonitor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Args:
         budget_bytes: on the device.
         host_bytes: for what leaves the device; 0 forgets it.
         host_codec: how it is packed there: "none" (exact) or "int8" (a quarter of float32; an error of up to 1/254).
+        total_bytes: on the device and in host memory together; None is the sum of the two.
         disk: also write what is computed, and look there before computing; None does neither.
         replacement_policy: who leaves first: "cost", "lfu" or "lru".
+        monitor: says when memory is short, so that what is kept gives way; None keeps to the budgets alone.
         clock: seconds, for what a fill costs; a simulation has its own.
         """
         self.disk, self._clock = disk, clock
+        self._archive = None if disk is None else Archive(disk)
         self._flights: dict[tuple[str, tuple[Label, ...]], Future[tuple[Segment, ...]]] = {}
         self._lock = threading.Lock()
         self._stats = CacheStats()
         self._tree = PrefixTree(codec_called(host_codec))
-        self._tiers = Tiers(self._tree, self._stats, budget_bytes, host_bytes, replacement(replacement_policy))
+        value = replacement(replacement_policy)
+        self._tiers = Tiers(
+            self._tree, self._stats, budget_bytes, host_bytes, value, total_bytes=total_bytes, monitor=monitor
+        )
         self._warned = False
 
     @property
@@ -96,10 +106,15 @@ class GlobalKVCacheManager:
         return self._tiers.host_bytes
 
     @property
+    def monitor(self) -> MemoryMonitor | None:
+        """Whether memory is short; whoever admits requests asks it too."""
+        return self._tiers.monitor
+
+    @property
     def nbytes(self) -> int:
         """Bytes held now, on the device and in host memory."""
         with self._lock:
-            return self._tree.nbytes + self._tree.packed_nbytes
+            return self._tiers.nbytes
 
     def acquire(self, voice: str, labels: Sequence[Label], fill: Fill, *, device: torch.device | str = "cpu") -> Lease:
         """Lease the beginning ``labels`` of a voice, computing what is not known of it.
@@ -181,7 +196,7 @@ class GlobalKVCacheManager:
             )
         segment = cache.segment(row, 0, end)
         with self._lock:
-            known = self._tree.match(speaker_id, labels)
+            known = self._known(speaker_id, labels)
             if known.segments and len(known.segments[0]) != end - len(labels):
                 raise ValueError(
                     f"voice {speaker_id!r} has {len(known.segments[0])} positions of its own, the row has "
@@ -226,6 +241,9 @@ class GlobalKVCacheManager:
         disk_bytes = 0 if self.disk is None else self.disk.nbytes
         with self._lock:
             num_resident = sum(node.is_resident for node in self._tree.nodes())
+            if self.monitor is not None:
+                self._stats.pressure_episodes = self.monitor.num_episodes
+                self._stats.pressure_delays = self.monitor.num_delays
             return {
                 **self._stats.as_dict(),
                 "bytes": self._tree.nbytes,
@@ -235,6 +253,8 @@ class GlobalKVCacheManager:
                 "host_entries": len(self._tree) - num_resident,
                 "voices": len(self._tree.voices()),
                 "budget_bytes": self.budget_bytes,
+                "total_budget_bytes": self._tiers.total_bytes,
+                "pressure": int(self._tiers.level),
             }
 
     def summary(self) -> str:
@@ -248,8 +268,9 @@ class GlobalKVCacheManager:
             self._tiers.check_integrity()
 
     def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
-        """What the tree knows, brought back to the device as far as there is room."""
-        self._tiers.promote(self._tree.find(voice, labels))
+        """What the tree knows, brought back to the device as far as there is room. Gives way first, if need be."""
+        if self._tiers.look() == Level.NONE:
+            self._tiers.promote(self._tree.find(voice, labels))
         return self._tree.match(voice, labels)
 
     def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
@@ -276,7 +297,7 @@ class GlobalKVCacheManager:
     ) -> Lease:
         started = self._clock()
         try:
-            loaded = self._from_disk(voice, labels, known, device)
+            loaded = None if self._archive is None else self._archive.load(voice, labels, known, device)
             load_ms = 1000 * (self._clock() - started)
             parts = () if loaded is None else (loaded,)
             is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
@@ -309,7 +330,7 @@ class GlobalKVCacheManager:
         flight.set_result(segments)
         if not is_whole:
             try:
-                self._to_disk(voice, labels, lease.segments)
+                self._store(voice, labels, lease.segments)
             except BaseException:
                 lease.release()
                 raise
@@ -321,30 +342,20 @@ class GlobalKVCacheManager:
             self._tree.let_go(known.node)
         del self._flights[voice, labels]
 
-    def _from_disk(
-        self, voice: str, labels: tuple[Label, ...], known: Match, device: torch.device | str
-    ) -> Segment | None:
-        """What the disk has of what is missing, from the first missing position on."""
-        stored = None if self.disk is None else self.disk.load(disk_key(voice, labels), device)
-        if stored is None:
-            return None
-        end = known.end_of(labels, default=0 if labels[-1:] == (NO_TEXT,) else stored.end)
-        rest = stored[len(known) : end]
-        return rest if len(rest) else None
-
-    def _to_disk(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
-        """Files hold whole beginnings, so that each is of use alone."""
-        if self.disk is None:
+    def _store(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
+        if self._archive is None:
             return
         started = time.perf_counter()
-        self.disk.store(disk_key(voice, labels), Segment.join(segments))
+        self._archive.store(voice, labels, segments)
         with self._lock:
             self._stats.store_ms += 1000 * (time.perf_counter() - started)
 
     def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
         """The node of what was computed; None if the budget does not allow it."""
-        if self._tiers.make_room(rest.nbytes):
-            return self._tree.insert(voice, labels, rest, fill_ms)
+        level = self._tiers.look()
+        node = self._tiers.keep(voice, labels, rest, fill_ms)
+        if node is not None or level == Level.HARD:
+            return node
         self._stats.uncached += 1
         if not self._warned and self.budget_bytes:
             self._warned = True
@@ -361,12 +372,3 @@ class GlobalKVCacheManager:
             if lease._node is not None:
                 self._tree.let_go(lease._node)
                 lease._node = None
-
-
-def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
-    """Name of a beginning on disk; the same in every process, because a voice's name is its content.
-
-    Empty texts of all lengths have one name, for the longest so far begins with all others.
-    """
-    spoken = next((i for i in range(len(labels), 0, -1) if labels[i - 1] != NO_TEXT), 0)
-    return f"{voice} {labels[:spoken]!r}" + f" {NO_TEXT}" * (spoken < len(labels))

@@ -169,17 +169,17 @@ class PrefixTree:
         """Bring a packed node back to the device."""
         self._store(node, self._segment(node))
 
-    def drop(self, node: Node) -> None:
-        """Forget a node that nobody holds, and all that continues it. Raises ValueError if it is held."""
+    def drop(self, node: Node) -> int:
+        """Forget a node that nobody holds, and all that continues it; returns how many. Raises ValueError if held."""
         if node.num_holders:
             raise ValueError("this beginning is in use; only one that nobody holds is dropped")
-        for child in list(node.children.values()):
-            self.drop(child)
+        num_dropped = 1 + sum(self.drop(child) for child in list(node.children.values()))
         if node.parent is None:
             self._roots = {voice: root for voice, root in self._roots.items() if root is not node}
         else:
             del node.parent.children[node.labels[0]]
         self._count(node, -1)
+        return num_dropped
 
     def _segment(self, node: Node) -> Segment:
         return node.stored if isinstance(node.stored, Segment) else self.codec.unpack(node.stored)

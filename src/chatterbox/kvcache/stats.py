@@ -32,6 +32,11 @@ class CacheStats:
     uncached: int = 0  # fills that did not fit into the budget
     fill_ms: float = 0.0
     saved_ms: float = 0.0  # what the positions served once took to compute
+    pressure_episodes: int = 0  # times that memory ran short, as these all
+    pressure_demotions: int = 0  # of the demotions
+    pressure_evictions: int = 0  # of the evictions
+    pressure_unshared: int = 0  # fills that were not kept
+    pressure_delays: int = 0  # refusals of another request
 
     @property
     def hit_rate(self) -> float:
