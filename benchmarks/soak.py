@@ -46,6 +46,7 @@ MAX_UNCACHED_TOKENS = 20
 TEXT_LENS = (50, 500)  # characters
 CANCELLED, RENDERED = 0.3, 0.1  # shares
 PITCHES = (0.85, 1.0, 1.15)  # of the reference recordings
+WINDOW = 40  # positions, so small that every cache with a ceiling reaches it
 WRITE_EVERY = 25  # calls
 SETTINGS = KVCacheConfig(prefix_mib=16, host_mib=8, host_codec="int8")
 
@@ -72,18 +73,25 @@ class Soak:
         limit = MAX_UNCACHED_TOKENS if policy == "none" else MAX_TOKENS
         sampling = replace(tts.sampling, cfg_weight=rng.choice((0.0, 0.5)), max_new_tokens=limit)
         text = self._text(rng)
-        request = SpeechRequest(text, voice, sampling, exaggeration, seed=index, cache_policy=policy)
+        request = SpeechRequest(text, voice, sampling, exaggeration, seed=index)
+        decoded = decode_request(tts.t3, tts.tokenizer, voice, request)
         stop_at = rng.randint(1, limit // 2) if rng.random() < CANCELLED else None
-        source = stream(
-            tts.t3, decode_request(tts.t3, tts.tokenizer, voice, request), cache_policy=policy, prefixes=self.prefixes
+        ceiling = tts.t3.hp.cond_len + len(decoded.text_tokens) + 2 * WINDOW
+        kvcache = KVCacheConfig(
+            policy,
+            max_cache_size=ceiling,
+            window_size=WINDOW,
+            eviction=rng.choice(("silence", "attention")),
+            decode_codec=rng.choice(("int8", "int4")),
         )
+        source = stream(tts.t3, decoded, cache_policy=kvcache, prefixes=self.prefixes)
         tokens = list(islice(source, stop_at))
         source.close()
         self.counts.update([policy, "finished" if stop_at is None else "cancelled"])
         self.counts["tokens"] += len(tokens)
         codes = valid_codes(torch.tensor(tokens), tts.t3.hp)
         if rendered and stop_at is None and len(codes):
-            render(tts.s3gen, codes, voice.gen, seed=index, watermark=False)
+            render(tts.s3gen, codes, voice.gen, seed=index, watermarker=None)
             self.counts["rendered"] += 1
 
     def _text(self, rng: random.Random) -> str:
@@ -140,7 +148,7 @@ def main() -> None:
     resident: list[float] = []
     started = time.monotonic()
     for index in calls_until(arguments.calls, arguments.hours):
-        soak.generate(index, rendered=index < arguments.warmup or random.Random(-index).random() < RENDERED)
+        soak.generate(index, rendered=index < arguments.warmup or random.Random(f"render {index}").random() < RENDERED)
         gc.collect()
         resident.append(process.memory_info().rss / MIB)
         soak.prefixes.manager.check_integrity()
