@@ -5,6 +5,10 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 PEER_READY = $(PEER_VENV)/.ready
 
+# Caches under the oldest transformers that is supported, whose contract differs from the newest's.
+TRANSFORMERS_VENV ?= .venv-transformers
+TRANSFORMERS_READY = $(TRANSFORMERS_VENV)/.ready
+
 TEXT ?= Hello. This sentence was spoken on this machine.
 OUT ?= say.wav
 export SAY_TEXT = $(value TEXT)
@@ -14,7 +18,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-peer peer-env style format clean train-tiny voice-eval memory bench-kvcache
+.PHONY: say test test-slow test-transformers test-peer peer-env style format clean train-tiny voice-eval memory bench-kvcache
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -24,6 +28,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
+
+test-transformers: $(TRANSFORMERS_READY)
+	CHATTERBOX_TEST_TRANSFORMERS=5.2. $(TRANSFORMERS_VENV)/bin/python -m pytest --noconftest tests/unit/test_transformers_cache.py $(ARGS)
 
 test-peer: $(READY) $(PEER_READY)
 	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
@@ -43,6 +50,7 @@ bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python benchmarks/prefill.py -o benchmarks/results/prefill.json
 	$(BIN)/python benchmarks/t3_decode.py --peer "$(abspath $(PEER_VENV))/bin/python" -o benchmarks/results/t3_decode.json
 	$(BIN)/python benchmarks/decode_memory.py -o benchmarks/results/decode_memory.json
+	$(BIN)/python benchmarks/codecs.py -o benchmarks/results/codecs.json
 
 style: $(READY)
 	$(BIN)/ruff check .
@@ -64,6 +72,12 @@ $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-nodeps.txt
 	rm -f $(PEER_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # built against CUDA, and not needed
+	@touch $@
+
+$(TRANSFORMERS_READY): tests/requirements-transformers.txt
+	test -x $(TRANSFORMERS_VENV)/bin/python || $(PYTHON) -m venv $(TRANSFORMERS_VENV)
+	$(TRANSFORMERS_VENV)/bin/python -m pip install --quiet -r tests/requirements-transformers.txt
+	$(TRANSFORMERS_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
 clean:
