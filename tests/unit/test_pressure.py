@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,35 @@ def test_requests_run_whatever_is_short(t3: T3, available_mib: int) -> None:
     assert (stats["bytes"] == 0) == (available_mib == 0)
     assert (stats["pressure_unshared"] > 0) == (available_mib < 50)
     assert (stats["pressure_evictions"] > 0) == (available_mib == 75)
+
+
+def test_many_threads_while_memory_comes_and_goes() -> None:
+    """Every look finds another amount free; whoever asks gets what was computed for it."""
+    rng = random.Random(4)
+    readings = [MemoryReading(None, None, rng.choice((0, 60, 97, 110, 1000)) * MIB) for _ in range(500)]
+
+    class Unsteady:
+        def read(self) -> MemoryReading:
+            return readings.pop() if readings else PLENTY
+
+    config = dataclasses.replace(CONFIG, interval_ms=0)
+    manager = GlobalKVCacheManager(
+        budget_bytes=8 * SIZE, host_bytes=8 * SIZE, host_codec="int8", monitor=MemoryMonitor(config, Unsteady())
+    )
+
+    def ask(voice: int) -> bool:
+        def fill(known: tuple[Segment, ...]) -> Segment:
+            return Segment(segment().keys * voice, segment().keys, 0)
+
+        with manager.acquire(f"voice {voice}", "", fill) as lease:
+            return bool((lease.segments[0].keys == voice).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, [rng.randrange(1, 12) for _ in range(300)]))
+    stats = manager.stats()
+    assert stats["hits"] > 0 and stats["pressure_evictions"] > 0 and stats["pressure_unshared"] > 0
+    assert stats["pressure_episodes"] > 1
+    manager.check_integrity()
 
 
 def test_a_batch_waits_while_memory_is_short_and_says_the_same(t3: T3) -> None:

@@ -45,6 +45,11 @@ class Node:
         return self.stored.nbytes
 
     @property
+    def unpacked_nbytes(self) -> int:
+        """Bytes on the device, now or before."""
+        return self.stored.nbytes if isinstance(self.stored, Segment) else self.stored.unpacked_nbytes
+
+    @property
     def num_positions(self) -> int:
         return len(self.stored) if isinstance(self.stored, Segment) else self.stored.num_positions
 
@@ -80,7 +85,7 @@ class PrefixTree:
         self.codec = codec
         self.nbytes = 0  # of resident nodes
         self.packed_nbytes = 0
-        self.floor = 0.0  # highest value of a node that has left: what is used from now on is worth more
+        self.floor = 0.0  # highest value of a node that was forgotten: what is used from now on is worth more
         self._roots: dict[str, Node] = {}
         self._clock = 0
 

@@ -24,12 +24,12 @@ def lfu(node: Node) -> Value:
 
 
 def cost(node: Node) -> Value:
-    """Cheapest to lose: milliseconds to compute, times how often it was wanted, per byte.
+    """Cheapest to lose: milliseconds to compute, times how often it was wanted, per byte that it takes unpacked.
 
-    Above a floor that rises with the value of all that leaves, so that what was wanted often once, and is no more, goes
-    in the end (GreedyDual-Size with frequency: Cherkasova 1998).
+    Above a floor that rises with the value of all that is forgotten, so that what was wanted often once, and is no
+    more, goes in the end (GreedyDual-Size with frequency: Cherkasova 1998).
     """
-    return (node.floor + node.fill_ms * node.num_uses / node.nbytes, node.last_use)
+    return (node.floor + node.fill_ms * node.num_uses / node.unpacked_nbytes, node.last_use)
 
 
 REPLACEMENT: dict[str, Replacement] = {"cost": cost, "lfu": lfu, "lru": lru}

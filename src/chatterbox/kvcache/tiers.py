@@ -158,7 +158,6 @@ class Tiers:
 
     def _leave(self, node: Node, *, packed: bool = True) -> None:
         """Off its tier: from the device to host memory if it may be ``packed`` and fits there, else forgotten."""
-        self._tree.floor = max(self._tree.floor, self._value(node)[0])
         if packed and node.is_resident and self.host_bytes:
             with self._stats.timing("store_ms"):
                 smaller = self._tree.codec.pack(node.stored)
@@ -166,6 +165,7 @@ class Tiers:
                 self._tree.pack(node, smaller)
                 self._stats.demotions += 1
                 return
+        self._tree.floor = max(self._tree.floor, self._value(node)[0])
         self._stats.evictions += self._tree.drop(node)
 
     def _make_host_room(self, nbytes: int, *, leaves_device: int) -> bool:
