@@ -18,7 +18,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env style format clean train-tiny voice-eval memory bench-kvcache
+.PHONY: say test test-slow test-transformers test-peer peer-env style format clean train-tiny voice-eval memory soak bench-kvcache
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -44,6 +44,10 @@ voice-eval: $(READY)
 memory: $(READY)
 	$(BIN)/python benchmarks/memory.py -o benchmarks/results/memory.json $(ARGS)
 
+# Leaks: a thousand generations that differ in all a user can vary; ARGS="--hours 8" is a night.
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py -o benchmarks/results/soak.json $(ARGS)
+
 # Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
 bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python benchmarks/linear.py -o benchmarks/results/linear.json
@@ -51,6 +55,7 @@ bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python benchmarks/t3_decode.py --peer "$(abspath $(PEER_VENV))/bin/python" -o benchmarks/results/t3_decode.json
 	$(BIN)/python benchmarks/decode_memory.py -o benchmarks/results/decode_memory.json
 	$(BIN)/python benchmarks/codecs.py -o benchmarks/results/codecs.json
+	$(BIN)/python benchmarks/eviction.py -o benchmarks/results/eviction.json
 
 style: $(READY)
 	$(BIN)/ruff check .
