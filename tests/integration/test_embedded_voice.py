@@ -14,8 +14,10 @@ import torch
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
+from chatterbox.pipeline import SpeechRequest, speak
 from chatterbox.training.corpus import evaluation_set
 from chatterbox.training.recognition import recognize, word_errors, words_of
+from chatterbox.training.silence import silent_tokens
 from tests.folders import recording
 
 SENTENCES = evaluation_set("known")[:6]
@@ -51,6 +53,13 @@ def test_a_recogniser_understands_what_the_command_says(tmp_path: Path, monkeypa
             words += len(words_of(sentence))
             errors += word_errors(words_of(sentence), recognize(wav, rate))
     assert errors / words <= MAX_WORD_ERROR_RATE
+
+
+def test_its_silent_tokens_are_those_that_are_heard_as_silence(tts: ChatterboxTTS) -> None:
+    requests = [SpeechRequest(sentence, tts.conds, tts.sampling, seed=1, watermark=False) for sentence in SENTENCES]
+    said = [speak(tts.t3, tts.s3gen, tts.tokenizer, request) for request in requests]
+    heard = silent_tokens((one.speech_codes, one.audio[0], one.sample_rate) for one in said)
+    assert heard == tts.t3.hp.silent_speech_tokens
 
 
 def test_cached_equals_uncached(tts: ChatterboxTTS) -> None:

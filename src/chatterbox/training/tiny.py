@@ -38,6 +38,7 @@ TINY = ModelConfig(
         perceiver_queries=4,
         perceiver_heads=4,
         backbone=LlamaConfig(num_layers=6, hidden_size=256, num_heads=4, head_dim=64, intermediate_size=640),
+        silent_speech_tokens=(3936,),  # of its own codebook, as `silence` measures
     ),
     s3gen=S3GenConfig(
         tokenizer=S3TokenizerConfig(hidden_size=192, num_heads=3, num_layers=2),
