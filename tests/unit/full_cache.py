@@ -34,18 +34,19 @@ class FullCache(StaticKVCache):
         assert torch.equal(self.policy.reserve(new_len, rows), positions)
         places = range(self.num_rows)[rows]
         self.trims += sum(map(len, self._holds())) < before + new_len * len(places)
-        self._shown = torch.full((len(places), self.policy.step_shape), NOWHERE)
-        for place, row in enumerate(places):
-            held = torch.tensor(self.policy.held(row))
-            self._shown[place, : len(held)] = held
         return positions
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.policy.append(layer, keys, values)
+        shown = self.policy.append(layer, keys, values)[2]
+        lens = torch.tensor(self._row_lens[self._rows])
+        shown = shown.where(shown < lens.view(-1, *[1] * (shown.ndim - 1)), NOWHERE)
+        if shown.ndim == 2:  # where heads hold positions of their own, `held` is what is common to them
+            assert [sorted(row[row != NOWHERE].tolist()) for row in shown] == self._holds()[self._rows]
         kept = super().append(layer, keys, values)[:2]
-        index = self._shown.where(self._shown != NOWHERE, 0)[:, None, :, None]
-        keys, values = (part.gather(2, index.expand(-1, self.num_heads, -1, self.head_dim)) for part in kept)
-        return keys, values, self._shown
+        index = shown.where(shown != NOWHERE, 0)
+        index = (index if shown.ndim == 3 else index[:, None]).expand(-1, self.num_heads, -1)[..., None]
+        keys, values = (part.gather(2, index.expand(-1, -1, -1, self.head_dim)) for part in kept)
+        return keys, values, shown
 
     def _holds(self) -> list[list[int]]:
         return [self.policy.held(row) for row in range(self.num_rows)]
