@@ -76,7 +76,8 @@ class GlobalKVCacheManager:
         """Args:
         budget_bytes: on the device.
         host_bytes: for what leaves the device; 0 forgets it.
-        host_codec: how it is packed there: "none" (exact) or "int8" (a quarter of float32; an error of up to 1/254).
+        host_codec: how it is packed there: "none" (exact), "int8" (a quarter of float32; an error of up to 1/254) or
+            "int4" (a fifth; an error of up to 1/30 of a group's range).
         total_bytes: on the device and in host memory together; None is the sum of the two.
         disk: also write what is computed, and look there before computing; None does neither.
         replacement_policy: who leaves first: "cost", "lfu" or "lru".
