@@ -8,7 +8,10 @@ its tiers all the time; three in ten generations are closed at a random token, a
 Bounded, so that it ends within the hour on two cores: `MAX_TOKENS` tokens a generation (`MAX_UNCACHED_TOKENS` with
 policy "none", which recomputes everything). Speech is rendered to audio in all of the first `--warmup` generations and
 in every tenth after them; the others end with their tokens. The watermark is off: it costs time and keeps nothing.
-The figure that counts: median resident memory of the last ten generations over that of the last ten of the warm-up.
+oneDNN keeps kernels for every shape that it meets, and there is a bounded number of those (docs/architecture.md): all
+are met before the first generation. Memory is read after glibc was told to return what it holds of freed blocks
+(malloc_trim), so that what is read is in use. The figure that counts: the median of the last ten readings over that of
+the last ten of the warm-up.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ from chatterbox.config import KVCacheConfig, to_dict
 from chatterbox.generation.decode import stream
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import POLICIES
+from chatterbox.kvcache.pressure import return_free_memory
+from chatterbox.models.t3.linear import ONEDNN_ROWS
 from chatterbox.pipeline import SpeechRequest, decode_request, render, valid_codes
 from chatterbox.training.corpus import sentences
 from harness import environment
@@ -64,6 +69,18 @@ class Soak:
             speech = self.tts.generate(sentence, seed=1, watermark=False)  # (1, samples)
             self.recordings.append(interpolate(speech[None], scale_factor=1 / pitch, mode="linear")[0, 0])
         self.counts: Counter[str] = Counter()
+        self._meet_shapes()
+
+    @torch.inference_mode()
+    def _meet_shapes(self) -> None:
+        """Passes of every number of rows that oneDNN takes, and audio of every padded length, in every voice."""
+        tts = self.tts
+        for rows in ONEDNN_ROWS:
+            tts.t3.tfmr(torch.zeros(1, rows, tts.t3.hp.n_channels))
+        for recording in (None, *self.recordings):
+            voice = self.built_in if recording is None else self._of(recording, 0.5)
+            for length in range(5, MAX_TOKENS + 1, 5):
+                render(tts.s3gen, torch.arange(length), voice.gen, seed=0, watermarker=None)
 
     def generate(self, index: int, *, rendered: bool) -> None:
         """Generation number ``index``; it is ``rendered`` to audio unless it is cancelled."""
@@ -104,7 +121,10 @@ class Soak:
         place = rng.randrange(len(self.recordings) + 1)
         if place == len(self.recordings):
             return self.built_in.with_exaggeration(exaggeration)
-        self.tts.prepare_conditionals(self.recordings[place], exaggeration)
+        return self._of(self.recordings[place], exaggeration)
+
+    def _of(self, recording: Tensor, exaggeration: float) -> Conditionals:
+        self.tts.prepare_conditionals(recording, exaggeration)
         return self.tts.conds
 
 
@@ -150,6 +170,7 @@ def main() -> None:
     for index in calls_until(arguments.calls, arguments.hours):
         soak.generate(index, rendered=index < arguments.warmup or random.Random(f"render {index}").random() < RENDERED)
         gc.collect()
+        return_free_memory()
         resident.append(process.memory_info().rss / MIB)
         soak.prefixes.manager.check_integrity()
         if (index + 1) % WRITE_EVERY == 0:
