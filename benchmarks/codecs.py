@@ -187,7 +187,7 @@ def step_times(repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
 
 def fill(cache: KVCache, row: int, segment: Segment) -> None:
     """Give a row the positions of ``segment``; where they are too many to load, the rest as passes."""
-    first = min(len(segment), getattr(cache, "num_base", len(segment)))
+    first = min(len(segment), getattr(cache, "ceiling", len(segment)))
     cache.load(row, segment[:first])
     for start in range(first, len(segment), 128):
         part = segment[start : start + 128]

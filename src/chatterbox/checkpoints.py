@@ -162,26 +162,19 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
-def find_checkpoint(
-    model: str | Path,
-    files: Sequence[str] = ENGLISH.files,
-    *,
-    repo: str = REPO_ID,
-    local_files_only: bool = False,
-) -> Path:
+def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, local_files_only: bool = False) -> Path:
     """Folder of a model.
 
     Args:
         model: "tiny" (the embedded voice), "chatterbox" (the published model, from the hub) or a folder.
         files: what to fetch if it comes from the hub.
-        repo: where on the hub.
         local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
 
     Raises:
         CheckpointError: no such model, or the hub cannot be reached.
     """
     if model == "chatterbox":
-        return _download(repo, files, local_files_only)
+        return _download(REPO_ID, files, local_files_only)
     if model in embedded_voices():
         return EMBEDDED_VOICES / model
     if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
@@ -206,7 +199,7 @@ def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Pa
 
 def fetch(layout: Layout, *, local_files_only: bool = False) -> Path:
     """Folder of a published model, from the hub or its local cache. Raises CheckpointError as `find_checkpoint`."""
-    return find_checkpoint("chatterbox", layout.files, repo=layout.repo, local_files_only=local_files_only)
+    return _download(layout.repo, layout.files, local_files_only)
 
 
 def embedded_voices() -> list[str]:

@@ -332,7 +332,7 @@ class KVCacheConfig:
     decode_codec: str = "int8"  # of the rows being decoded, where the policy packs them
     group_size: int = 32  # positions whose keys share a scale, packed at once
     residual_size: int = 32  # newest positions that stay in full precision
-    full_heads: float = 0.5  # share of a layer's heads that keep every position, where the policy tells heads apart
+    full_heads: float = 0.5  # share of all layers' heads that keep every position, where the policy tells them apart
     prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
     host_mib: int = 0  # beginnings that left the device, in host memory
     host_codec: str = "none"

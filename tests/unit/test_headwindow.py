@@ -292,7 +292,7 @@ def test_compress_cache(kind: type[KVCache], ratio: float, dtype: torch.dtype) -
         assert torch.equal(keys[0, head, :180], new[layer, row, head])
         assert torch.equal(values[0, head, :180], -new[layer, row, head])
     held = small.held(0)
-    assert held[:10] == list(range(10)) and held[-1] == 179 and len(held) <= small.num_base
+    assert held[:10] == list(range(10)) and held[-1] == 179 and len(held) <= small.ceiling
     assert torch.equal(small.segment(1, 175, 180).keys, new[:, 1, :, 175:180])
     if kind is DynamicKVCache:  # had memory for no more than it held
         with pytest.raises(ValueError, match=r"180 \+ 1 positions, capacity 180"):

@@ -305,6 +305,12 @@ def require_chain(segments: tuple[Segment, ...]) -> int:
     return end
 
 
+def require_equal_appends(num_appends: Sequence[int]) -> None:
+    """Raise RuntimeError when a layer missed an append."""
+    if len(set(num_appends)) != 1:
+        raise RuntimeError(f"layers of the cache were appended to unequally often: {num_appends}")
+
+
 def require_finite(keys: Tensor, values: Tensor) -> None:
     """Raise RuntimeError when a stored key or value is not finite."""
     for name, part in (("key", keys), ("value", values)):

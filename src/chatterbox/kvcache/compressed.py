@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, KVCache, Segment, require_chain, require_finite
+from chatterbox.kvcache.base import (
+    ALL_ROWS,
+    NOWHERE,
+    KVCache,
+    Segment,
+    require_chain,
+    require_equal_appends,
+    require_finite,
+)
 from chatterbox.kvcache.compression.quantize import (
     channel_group,
     pack_keys,
@@ -223,8 +231,7 @@ class CompressedKVCache(KVCache):
         return clone
 
     def check_integrity(self) -> None:
-        if len(set(self._num_appends)) != 1:
-            raise RuntimeError(f"layers of the cache were appended to unequally often: {self._num_appends}")
+        require_equal_appends(self._num_appends)
         for row, packed_len in enumerate(self._packed_lens):
             residual_len = self._residual_len(row)
             if packed_len % self.group_size or not 0 <= residual_len <= self._num_residual:

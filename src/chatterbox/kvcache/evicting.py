@@ -1,32 +1,29 @@
 """Cache with a ceiling: a row that is full forgets what a scorer values least, in place.
 
-Owns: which slot holds which position, when a row is trimmed and how. Does not know: what makes a position worth keeping
-(`eviction`), what tokens mean, where a prefix ends; `begin` says that.
-
-Slots of a row are filled in order and hold ascending positions. Trimming moves those that stay to the front, so it is
-rare: as many steps apart as `max_cache_size` leaves room above the pinned positions and `window_size`.
+Owns: who leaves, what is kept of each position for that, taking over other caches. Does not know: what makes a position
+worth keeping (`eviction`), when a row is full (`ceiling`), what tokens mean, where a prefix ends; `begin` says that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_window
-from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, KVCache, Segment, require_chain, require_finite
+from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, require_equal_appends, require_finite
+from chatterbox.kvcache.ceiling import CeilingKVCache, cut_spans, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
 from chatterbox.kvcache.eviction.base import NO_TOKEN, Held, survivors, within
-from chatterbox.kvcache.slotted import SlottedKVCache
 
 # Half of what stays is what came last, whatever its score, as in H2O (Zhang et al. 2023).
 RECENT_SHARE = 0.5
 
 
-class EvictingKVCache(SlottedKVCache):
+class EvictingKVCache(CeilingKVCache):
     """Lossy cache with at most ``max_cache_size`` positions a row; exact until a row has had more."""
 
     def __init__(
@@ -72,40 +69,14 @@ class EvictingKVCache(SlottedKVCache):
     def _settings(self) -> dict[str, Any]:
         return {**windows(self), "scorer": self.scorer}
 
-    @property
-    def num_slots(self) -> int:
-        return min(self.max_cache_size, self.capacity)
-
     def _allocate(self) -> None:
         super()._allocate()
         shape, device = (self.num_rows, self.num_slots), self.device
-        self._positions = torch.full(shape, NOWHERE, device=device)
         self._tokens = torch.full(shape, NO_TOKEN, device=device)
         self._mass = torch.zeros(shape, device=device)
-        self._single = torch.zeros(2, self.num_rows, 1, dtype=torch.long, device=device)  # slots, positions of a step
-        self._num_held = [0] * self.num_rows
-        self._windows = [self.window_size] * self.num_rows
-        self._pinned: list[tuple[range, ...]] = [()] * self.num_rows
-
-    def held(self, row: int) -> list[int]:
-        return self._positions[row, : self._num_held[row]].tolist()
-
-    def require_pinned(self, *pinned: range) -> None:
-        pinned_len = sum(map(len, _merged(pinned)))
-        if pinned_len >= self.max_cache_size:
-            raise ValueError(
-                f"{pinned_len} pinned positions and a step do not fit into max_cache_size {self.max_cache_size}; "
-                "raise it or split the text"
-            )
 
     def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:
-        self.require_pinned(*pinned)
-        spans = _merged(pinned)
-        held = set(self.held(row))
-        for position in (p for span in spans for p in span if p < self._row_lens[row]):
-            if position not in held:
-                raise ValueError(f"row {row} cannot pin position {position}, which it no longer holds")
-        self._pinned[row] = spans
+        super().begin(row, *pinned)
         uncond_window = self.window_size if self.uncond_window is None else self.uncond_window
         self._windows[row] = self.window_size if is_conditional else uncond_window
 
@@ -118,24 +89,6 @@ class EvictingKVCache(SlottedKVCache):
             extent = self.step_shape
             keys, reached = self._keys[layer, self._rows, :, :extent], self._visible <= self._new[:, -1:]
             self._mass[self._rows, :extent].add_(received(queries[:, :, -1], keys, reached))
-
-    def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
-        places = range(self.num_rows)[rows]
-        full = [row for row in places if self._num_held[row] + new_len > self.num_slots]
-        self._require_room(max(self._row_lens[row] for row in places), new_len)
-        for row in full:
-            self._require_slots(row, new_len)
-        for row in full:
-            self._trim(row, new_len)
-        starts, firsts = self._advance(new_len, rows), [self._num_held[row] for row in places]
-        single = self._single[:, : len(starts)]
-        single.copy_(torch.tensor([firsts, starts])[..., None])
-        self._slots, self._new = single if new_len == 1 else single + self._offsets[:new_len]
-        self._positions[self._rows].scatter_(1, self._slots, self._new)
-        for row in places:
-            self._num_held[row] += new_len
-        self._visible = self._positions[self._rows, : self._expose(max(firsts) + new_len)]
-        return self._new
 
     def load(self, row: int, *segments: Segment) -> None:
         length = require_chain(segments)
@@ -182,17 +135,13 @@ class EvictingKVCache(SlottedKVCache):
             state[target] = state[source]
         self._empty(source)
 
-    def reset(self) -> None:
-        for row in range(self.num_rows):
-            self._empty(row)
-
     def crop(self, length: int) -> None:
         counts = self._counts_below(length)
         for row, count in enumerate(counts):
             if length < self._row_lens[row]:
                 self._clear(row, count)
                 self._row_lens[row] = length
-                self._pinned[row] = _merged(range(s.start, min(s.stop, length)) for s in self._pinned[row])
+                self._pinned[row] = cut_spans(self._pinned[row], length)
 
     def clone_prefix(self, length: int, capacity: int | None = None) -> EvictingKVCache:
         counts = self._counts_below(length)
@@ -210,37 +159,20 @@ class EvictingKVCache(SlottedKVCache):
         return clone
 
     def check_integrity(self) -> None:
-        self._require_equal_appends()
+        require_equal_appends(self._num_appends)
         for row, count in enumerate(self._num_held):
             held, length = self.held(row), self._row_lens[row]
             if held != sorted(set(held)) or (held and not 0 <= held[0] <= held[-1] < length) or count > self.num_slots:
                 raise RuntimeError(f"row {row} of length {length} holds the positions {held}")
             if not bool((self._positions[row, count:] == NOWHERE).all()):
                 raise RuntimeError(f"row {row} holds {count} positions, and has others in the slots behind them")
-            if missing := {p for span in self._pinned[row] for p in span if p < length} - set(held):
-                raise RuntimeError(f"row {row} lost the pinned positions {sorted(missing)}")
+            if missing := self._missing(row, self._pinned[row]):
+                raise RuntimeError(f"row {row} lost the pinned positions {missing}")
             require_finite(self._keys[:, row, :, :count], self._values[:, row, :, :count])
 
     @property
     def _per_slot(self) -> tuple[Tensor, ...]:
         return self._positions, self._tokens, self._mass
-
-    def _num_pinned(self, row: int) -> int:
-        """Pinned positions that the row has had."""
-        return sum(len(range(span.start, min(span.stop, self._row_lens[row]))) for span in self._pinned[row])
-
-    def _window(self, row: int, new_len: int) -> int:
-        """Positions beside the pinned ones that stay when ``new_len`` more must find room."""
-        room = self.num_slots - self._num_pinned(row) - new_len
-        window = self._windows[row]
-        return window if window <= room else room // 2  # half, so that trimming stays rare
-
-    def _require_slots(self, row: int, new_len: int) -> None:
-        if (num_pinned := self._num_pinned(row)) + new_len > self.num_slots:
-            raise ValueError(
-                f"row {row} has {num_pinned} pinned positions and gets {new_len} at once, more than max_cache_size "
-                f"{self.max_cache_size}; raise it or split the text"
-            )
 
     def _trim(self, row: int, new_len: int) -> None:
         """Keep the pinned positions and those worth most, at the front."""
@@ -303,15 +235,5 @@ def windows(source: KVCacheConfig | EvictingKVCache) -> dict[str, int | None]:
     return {name: getattr(source, name) for name in ("max_cache_size", "window_size", "uncond_window")}
 
 
-def _merged(spans: Iterable[range]) -> tuple[range, ...]:
-    """The same positions as ascending spans that do not touch."""
-    merged: list[range] = []
-    for span in sorted((span for span in spans if len(span)), key=lambda span: span.start):
-        if merged and span.start <= merged[-1].stop:
-            span = range(merged[-1].start, max(merged.pop().stop, span.stop))
-        merged.append(span)
-    return tuple(merged)
-
-
 def _runs(positions: list[int]) -> tuple[range, ...]:
-    return _merged(range(position, position + 1) for position in positions)
+    return merged(range(position, position + 1) for position in positions)

@@ -11,22 +11,23 @@ A row's heads are told apart when its base is full for the first time, by what t
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_range, check_window
-from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, Segment, require_chain, require_finite
+from chatterbox.kvcache.base import NOWHERE, Segment, require_chain, require_equal_appends, require_finite
+from chatterbox.kvcache.ceiling import CeilingKVCache, cut_spans
 from chatterbox.kvcache.compression.heads import identify_important_heads
-from chatterbox.kvcache.slotted import SlottedKVCache
 
 
-class HeadWindowKVCache(SlottedKVCache):
+class HeadWindowKVCache(CeilingKVCache):
     """Lossy, exact up to ``max_cache_size`` positions. Memory fixed at construction, and never moved.
 
-    Once heads differ, layers see both stores side by side, in a tensor that is made for each of them in turn.
+    A row holds what all of its heads hold: the positions of the windowed ones. Once heads differ, layers see both
+    stores side by side, in a tensor that is made for each of them in turn.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class HeadWindowKVCache(SlottedKVCache):
         self.max_cache_size, self.window_size, self.full_heads = max_cache_size, window_size, full_heads
         super().__init__(num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device=device)
 
+    GONE = "not every head holds any more"
+
     @classmethod
     def options(cls, config: KVCacheConfig) -> dict[str, Any]:
         return {name: getattr(config, name) for name in ("max_cache_size", "window_size", "full_heads")}
@@ -68,18 +71,13 @@ class HeadWindowKVCache(SlottedKVCache):
     @property
     def num_slots(self) -> int:
         """Of the base, the last being where what no head keeps is written."""
-        return self.num_base + 1
-
-    @property
-    def num_base(self) -> int:
-        """Positions that every head can hold."""
-        return min(self.max_cache_size, self.capacity)
+        return self.ceiling + 1
 
     def _allocate(self) -> None:
         super()._allocate()
         rows, device, heads = self.num_rows, self.device, self.num_layers * self.num_heads
         self.num_full = round(self.full_heads * heads)
-        self._num_extra = self.capacity - self.num_base if self.num_full else 0
+        self._num_extra = self.capacity - self.ceiling if self.num_full else 0
         shape = (self.num_full if self._num_extra else 0, rows, self._num_extra + 1, self.head_dim)
         self._more_keys = torch.empty(shape, dtype=self.dtype, device=device)
         self._more_values = torch.empty(shape, dtype=self.dtype, device=device)
@@ -87,11 +85,11 @@ class HeadWindowKVCache(SlottedKVCache):
         self._is_full = torch.zeros(self.num_layers, rows, self.num_heads, dtype=torch.bool, device=device)
         self._place_of = torch.zeros(self._is_full.shape, dtype=torch.long, device=device)  # in the extension
         self._all = torch.arange(self.capacity, device=device)
-        self._windowed = torch.full((rows, self.capacity), NOWHERE, device=device)  # positions of windowed heads' slots
         self._head_index = torch.arange(self.num_heads, device=device)[:, None]
-        self._single = torch.zeros(2, rows, 1, dtype=torch.long, device=device)  # slots, positions of a step
-        self._num_held, self._is_split = [0] * rows, [False] * rows
-        self._pinned: list[tuple[range, ...]] = [()] * rows
+        self._is_split = [False] * rows
+
+    def _num_visible(self) -> int:
+        return self.capacity
 
     @property
     def nbytes(self) -> int:
@@ -101,23 +99,6 @@ class HeadWindowKVCache(SlottedKVCache):
     def step_shape(self) -> Hashable:
         """Slots that layers see, and whether their heads differ."""
         return self._extent, self._differ
-
-    def held(self, row: int) -> list[int]:
-        """The positions that all heads hold."""
-        return self._windowed[row, : self._num_held[row]].tolist()
-
-    def require_pinned(self, *pinned: range) -> None:
-        if (pinned_len := len(_positions(pinned))) >= self.max_cache_size:
-            raise ValueError(
-                f"{pinned_len} pinned positions and a step do not fit into max_cache_size {self.max_cache_size}; "
-                "raise it or split the text"
-            )
-
-    def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:
-        self.require_pinned(*pinned)
-        if missing := {p for p in _positions(pinned) if p < self._row_lens[row]} - set(self.held(row)):
-            raise ValueError(f"row {row} cannot pin position {min(missing)}, which not every head holds any more")
-        self._pinned[row] = pinned
 
     def assign_heads(self, row: int, scores: Tensor) -> None:
         """Say which heads of a row keep everything from now on: those of the highest ``scores`` (layers, heads).
@@ -134,36 +115,15 @@ class HeadWindowKVCache(SlottedKVCache):
         self._place_of[layers, row, heads] = torch.arange(self.num_full, device=best.device)
         self._is_split[row] = True
 
-    def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
-        places = range(self.num_rows)[rows]
-        self._require_room(max(self._row_lens[row] for row in places), new_len)
-        full = [row for row in places if self._num_held[row] + new_len > self.num_base]
-        for row in full:
-            self._require_slots(row, new_len)
-        for row in full:
-            self._trim(row, new_len)
-        starts, firsts = self._advance(new_len, rows), [self._num_held[row] for row in places]
-        single = self._single[:, : len(starts)]
-        single.copy_(torch.tensor([firsts, starts])[..., None])
-        self._slots, self._new = single if new_len == 1 else single + self._offsets[:new_len]
-        self._windowed[self._rows].scatter_(1, self._slots, self._new)
-        for row in places:
-            self._num_held[row] += new_len
-        self._differ = any(self._is_split[row] for row in places)
-        used = max(starts) + new_len
-        self._extent = self._see_extension(used) if self._differ else min(self.num_base, self._expose(used))
-        self._visible = self._windowed[self._rows, : self._extent]
-        return self._new
-
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, is_full = self._rows, self._is_full[layer, self._rows, :, None]  # (rows, heads, 1)
         slots = self._slots[:, None].expand(-1, self.num_heads, -1)  # (rows, heads, new)
         if self._differ:
             own = self._new[:, None]
-            slots = torch.where(is_full, own.clamp_max(self.num_base), slots)
+            slots = torch.where(is_full, own.clamp_max(self.ceiling), slots)
             if self._num_extra:
                 place = self._place_of[layer, rows, :, None]
-                more = torch.where(is_full & (own >= self.num_base), own - self.num_base, self._num_extra)
+                more = torch.where(is_full & (own >= self.ceiling), own - self.ceiling, self._num_extra)
                 index = (place, self._row_index[rows, :, None], more)
                 self._more_keys[index], self._more_values[index] = keys, values
         index = (self._row_index[: len(slots), :, None], self._head_index, slots)
@@ -177,13 +137,13 @@ class HeadWindowKVCache(SlottedKVCache):
     def load(self, row: int, *segments: Segment) -> None:
         length = require_chain(segments)
         self._require_room(0, length)
-        if length > self.num_base:
+        if length > self.ceiling:
             raise ValueError(f"{length} positions do not fit into max_cache_size {self.max_cache_size}; raise it")
         self._empty(row)
         self._expose(length)
         for part in segments:
             self._put(row, part.start, part)
-        self._windowed[row, :length] = self._all[:length]
+        self._positions[row, :length] = self._all[:length]
         self._row_lens[row] = self._num_held[row] = length
 
     def segment(self, row: int, start: int, end: int) -> Segment:
@@ -207,10 +167,6 @@ class HeadWindowKVCache(SlottedKVCache):
         self._copy_row(self, source, target)
         self._empty(source)
 
-    def reset(self) -> None:
-        for row in range(self.num_rows):
-            self._empty(row)
-
     def crop(self, length: int) -> None:
         self._require_held(length)
         helds = [self.held(row) for row in range(self.num_rows)]
@@ -220,8 +176,8 @@ class HeadWindowKVCache(SlottedKVCache):
                 raise ValueError(f"row {row} no longer holds position {length - 1}, it cannot be cut behind it")
         for row in cut:
             self._num_held[row], self._row_lens[row] = sum(position < length for position in helds[row]), length
-            self._windowed[row, self._num_held[row] :] = NOWHERE
-            self._pinned[row] = tuple(range(span.start, min(span.stop, length)) for span in self._pinned[row])
+            self._positions[row, self._num_held[row] :] = NOWHERE
+            self._pinned[row] = cut_spans(self._pinned[row], length)
 
     def clone_prefix(self, length: int, capacity: int | None = None) -> HeadWindowKVCache:
         self._require_held(length)
@@ -233,26 +189,26 @@ class HeadWindowKVCache(SlottedKVCache):
         return clone
 
     def check_integrity(self) -> None:
-        self._require_equal_appends()
+        require_equal_appends(self._num_appends)
         for row, length in enumerate(self._row_lens):
             held = self.held(row)
             if held != sorted(set(held)) or (held and not 0 <= held[0] <= held[-1] < length):
                 raise RuntimeError(f"the windowed heads of row {row}, of length {length}, hold the positions {held}")
-            if missing := {p for p in _positions(self._pinned[row]) if p < length} - set(held):
-                raise RuntimeError(f"row {row} lost the pinned positions {sorted(missing)}")
+            if missing := self._missing(row, self._pinned[row]):
+                raise RuntimeError(f"row {row} lost the pinned positions {missing}")
             if self._is_split[row] and int(self._is_full[:, row].sum()) != self.num_full:
                 raise RuntimeError(f"row {row} does not have {self.num_full} heads that keep everything")
             for layer in range(self.num_layers):
                 full = self._is_full[layer, row]
-                for heads, num in ((full, min(length, self.num_base)), (~full, len(held))):
+                for heads, num in ((full, min(length, self.ceiling)), (~full, len(held))):
                     require_finite(self._keys[layer, row, heads, :num], self._values[layer, row, heads, :num])
-                places, num = self._place_of[layer, row, full], max(0, length - self.num_base)
+                places, num = self._place_of[layer, row, full], max(0, length - self.ceiling)
                 if self._num_extra:
                     require_finite(self._more_keys[places, row, :num], self._more_values[places, row, :num])
 
     def _seen(self, layer: int, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (rows, heads, extent, head_dim): the base, and behind it the extension."""
-        base, num = min(extent, self.num_base), extent - self.num_base
+        base, num = min(extent, self.ceiling), extent - self.ceiling
         keys, values = self._keys[layer, rows, :, :base], self._values[layer, rows, :, :base]
         if num <= 0:
             return keys, values
@@ -261,32 +217,22 @@ class HeadWindowKVCache(SlottedKVCache):
 
     def _see_extension(self, num_used: int) -> int:
         """Make the base visible, and the extension up to position ``num_used``, rounded up; returns the extent."""
-        self._expose(self.num_base)
-        extent = min(self._num_extra, -(-max(0, num_used - self.num_base) // self.extent_step) * self.extent_step)
+        self._expose(self.ceiling)
+        extent = min(self._num_extra, -(-max(0, num_used - self.ceiling) // self.extent_step) * self.extent_step)
         if extent > self._num_more_clean:
             self._more_keys[:, :, self._num_more_clean : extent] = 0.0
             self._more_values[:, :, self._num_more_clean : extent] = 0.0
             self._num_more_clean = extent
-        return self.num_base + extent
+        return self.ceiling + extent
 
-    def _room(self, row: int, new_len: int) -> int:
-        """Slots of a windowed head beside the row's pinned positions and ``new_len`` more."""
-        num_pinned = sum(position < self._row_lens[row] for position in _positions(self._pinned[row]))
-        return self.num_base - num_pinned - new_len
-
-    def _require_slots(self, row: int, new_len: int) -> None:
-        if (room := self._room(row, new_len)) < 0:
-            num_pinned = self.num_base - room - new_len
-            raise ValueError(
-                f"row {row} has {num_pinned} pinned positions and gets {new_len} at once, more than max_cache_size "
-                f"{self.max_cache_size}; raise it or split the text"
-            )
+    def _reveal(self, places: Sequence[int], num_held: int, length: int) -> int:
+        self._differ = any(self._is_split[row] for row in places)
+        self._extent = self._see_extension(length) if self._differ else min(self.ceiling, self._expose(length))
+        return self._extent
 
     def _trim(self, row: int, new_len: int) -> None:
-        """Let the windowed heads of a row keep what is pinned and the newest."""
-        held, room = self.held(row), self._room(row, new_len)
-        window = self.window_size if self.window_size <= room else room // 2  # half, so that trimming stays rare
-        pinned = _positions(self._pinned[row])
+        """Let the windowed heads keep what is pinned and the newest."""
+        held, window, pinned = self.held(row), self._window(row, new_len), _positions(self._pinned[row])
         if not self._is_split[row]:
             self.assign_heads(row, self._scores(row, window))
         others = [slot for slot, position in enumerate(held) if position not in pinned]
@@ -299,8 +245,8 @@ class HeadWindowKVCache(SlottedKVCache):
                 store[layer, row, heads, self._all[: len(stay)]] = store[
                     layer, row, heads, torch.tensor(stay, device=heads.device)
                 ]
-        self._windowed[row] = NOWHERE
-        self._windowed[row, : len(stay)] = torch.tensor([held[slot] for slot in stay])
+        self._positions[row] = NOWHERE
+        self._positions[row, : len(stay)] = torch.tensor([held[slot] for slot in stay])
         self._num_held[row] = len(stay)
 
     def _scores(self, row: int, window: int) -> Tensor:
@@ -316,24 +262,24 @@ class HeadWindowKVCache(SlottedKVCache):
         """Take over a row of ``other``, which has as many heads that keep everything; what fits of it."""
         self._empty(target)
         length = other._row_lens[source]
-        base, more = min(length, self.num_base, other.num_base), min(length - other.num_base, self._num_extra)
+        base, more = min(length, self.ceiling, other.ceiling), min(length - other.ceiling, self._num_extra)
         self._expose(base)
         for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
             mine[:, target, :, :base] = theirs[:, source, :, :base]
         if more > 0 and other._num_extra:
-            self._see_extension(self.num_base + more)
+            self._see_extension(self.ceiling + more)
             self._more_keys[:, target, :more] = other._more_keys[:, source, :more]
             self._more_values[:, target, :more] = other._more_values[:, source, :more]
         for mine, theirs in ((self._is_full, other._is_full), (self._place_of, other._place_of)):
             mine[:, target] = theirs[:, source]
         width = min(self.capacity, other.capacity)
-        self._windowed[target, :width] = other._windowed[source, :width]
+        self._positions[target, :width] = other._positions[source, :width]
         for state in ("_row_lens", "_num_held", "_is_split", "_pinned"):
             getattr(self, state)[target] = getattr(other, state)[source]
 
     def _empty(self, row: int) -> None:
         self._row_lens[row], self._num_held[row], self._is_split[row], self._pinned[row] = 0, 0, False, ()
-        self._is_full[:, row], self._windowed[row] = False, NOWHERE
+        self._is_full[:, row], self._positions[row] = False, NOWHERE
 
 
 def _positions(spans: tuple[range, ...]) -> set[int]:

@@ -83,7 +83,3 @@ class SlottedKVCache(KVCache):
             self._values[:, :, :, self._num_clean : extent] = 0.0
             self._num_clean = extent
         return extent
-
-    def _require_equal_appends(self) -> None:
-        if len(set(self._num_appends)) != 1:
-            raise RuntimeError(f"layers of the cache were appended to unequally often: {self._num_appends}")

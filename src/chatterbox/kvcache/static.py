@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox.kvcache.base import ALL_ROWS, Segment, require_chain, require_finite
+from chatterbox.kvcache.base import ALL_ROWS, Segment, require_chain, require_equal_appends, require_finite
 from chatterbox.kvcache.slotted import SlottedKVCache
 
 
@@ -67,6 +67,6 @@ class StaticKVCache(SlottedKVCache):
         return clone
 
     def check_integrity(self) -> None:
-        self._require_equal_appends()
+        require_equal_appends(self._num_appends)
         for row, kept in enumerate(self._row_lens):
             require_finite(self._keys[:, row, :, :kept], self._values[:, row, :, :kept])

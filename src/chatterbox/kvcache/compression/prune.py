@@ -60,14 +60,14 @@ def compress_cache(cache: KVCache, compression_ratio: float = 0.5, *, pinned_len
 def _copy(cache: KVCache, small: HeadWindowKVCache, row: int, pinned_len: int) -> None:
     length = cache.row_lens[row]
     whole = cache.segment(row, 0, length)
-    small.load(row, whole[: small.num_base])
+    small.load(row, whole[: small.ceiling])
     small.begin(row, range(min(pinned_len, length)))
-    if length <= small.num_base:
+    if length <= small.ceiling:
         return
     scores = identify_important_heads(whole.keys, whole.values, prefix_len=pinned_len, window=small.window_size)
     small.assign_heads(row, scores)
-    piece = max(1, (small.num_base - pinned_len) // 4)
-    for start in range(small.num_base, length, piece):
+    piece = max(1, (small.ceiling - pinned_len) // 4)
+    for start in range(small.ceiling, length, piece):
         part = whole[start : start + piece]
         small.reserve(len(part), slice(row, row + 1))
         for layer in range(cache.num_layers):
