@@ -12,6 +12,7 @@ import dataclasses
 import os
 import sys
 import time
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,13 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         "say",
         help="speak a text into an audio file",
         description="Speak TEXT into an audio file.",
-        epilog="Settings as key=value: model.local_files_only, kvcache (static, sliding, evicting, dynamic, none), "
-        "kvcache.max_cache_size, kvcache.window_size, kvcache.uncond_window, kvcache.eviction (attention, prosody, "
-        "recency, silence, or a sum of them), kvcache.silent_tokens, "
-        "kvcache.prefix_mib, kvcache.host_mib, kvcache.host_codec, kvcache.disk_folder, kvcache.disk_mib, "
-        "kvcache.replacement, sampling (checkpoint, greedy), sampling.temperature, "
-        "sampling.cfg_weight, sampling.repetition_penalty, sampling.min_p, sampling.top_p, sampling.max_new_tokens, "
-        "exaggeration, language, use_cache, watermark, guard (light, alignment, none: what ends a text gone wrong). "
+        epilog=f"Settings as key=value: {', '.join(_settings(SayConfig))}. "
+        "Choices: kvcache (static, sliding, evicting, compressed, headwindow, dynamic, none), "
+        "sampling (checkpoint, greedy), "
+        "kvcache.eviction (attention, prosody, recency, silence, or a sum of them), "
+        "guard (light, alignment, none: what ends a text gone wrong). "
         "Example: chatterbox say Hello -o hello.wav sampling.temperature=0.5",
     )
     say.add_argument("text", metavar="TEXT", help="what to say")
@@ -78,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     say.add_argument("settings", nargs="*", metavar="key=value", help="settings, listed below")
     return parser
+
+
+def _settings(config: type, prefix: str = "") -> Iterator[str]:
+    """Names of all settings, those of tables within with a dot."""
+    for name, kind in typing.get_type_hints(config).items():
+        table = SamplingConfig if prefix + name == "sampling" else kind
+        if dataclasses.is_dataclass(table):
+            yield from _settings(table, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _say(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

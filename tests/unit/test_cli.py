@@ -15,7 +15,10 @@ import soundfile
 from chatterbox.cli import main
 from chatterbox.compose import ConfigError, compose_say
 from chatterbox.config import KVCacheConfig, ModelChoice, PressureConfig, SamplingConfig, SayConfig
+from chatterbox.generation.guards import GUARDS, NO_GUARD
 from chatterbox.generation.prefix import PrefixSource
+from chatterbox.kvcache.eviction import SCORERS
+from chatterbox.kvcache.factory import POLICIES
 from tests.folders import SMALL
 
 SAMPLES = SMALL.sampling.max_new_tokens * 960
@@ -266,6 +269,14 @@ def test_every_setting_of_the_dataclasses_is_in_yaml():
     kvcache = KVCacheConfig(**cache, pressure=PressureConfig(**pressure))
     expected = SayConfig(model=ModelChoice(**model), sampling=given, kvcache=kvcache, **say)
     assert compose_say(overrides) == expected
+
+
+def test_help_names_every_choice(capsys):
+    with pytest.raises(SystemExit):
+        main(["say", "--help"])
+    words = set(re.findall(r"[\w.]+", capsys.readouterr().out))
+    assert {*POLICIES, *SCORERS, *GUARDS, NO_GUARD} <= words
+    assert {"kvcache.full_heads", "kvcache.pressure.soft_mib", "sampling.top_k", "model.local_files_only"} <= words
 
 
 @pytest.mark.parametrize(
