@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from chatterbox.config import SamplingConfig, T3Config
-from chatterbox.generation.decode import DecodeEngine
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache import GlobalKVCacheManager

@@ -20,7 +20,7 @@ from typing import Self
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import DecodeEngine
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.prefix import RowPrefixes
 from chatterbox.generation.requests import DecodeRequest, allocate_cache
 from chatterbox.kvcache import GlobalKVCacheManager, Segment

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from chatterbox.config import GPT2Config, LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import DecodeEngine
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.requests import DecodeRequest
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import DecodeEngine, generate, generate_batch
+from chatterbox.generation.decode import generate, generate_batch
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
 from chatterbox.generation.sampling import guide
 from chatterbox.models.t3 import T3

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.generation.decode import DecodeEngine, decode, generate, generate_batch
+from chatterbox.generation.decode import decode, generate, generate_batch
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.graphs import StepGraphs
 from chatterbox.generation.requests import allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import EvictingKVCache, SlidingKVCache

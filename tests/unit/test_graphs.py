@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chatterbox.config import T3Config
-from chatterbox.generation.decode import DecodeEngine, generate
+from chatterbox.generation.decode import generate
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.graphs import StepGraphs
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3

@@ -11,7 +11,8 @@ import torch
 
 from chatterbox import pipeline
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import DecodeEngine, decode, generate, generate_batch, stream
+from chatterbox.generation.decode import decode, generate, generate_batch, stream
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.graphs import StepGraphs
 from chatterbox.generation.guards import AlignmentGuard, LightGuard, check_guard
 from chatterbox.generation.guards.batch import Verdict, join_guards, select_guards
@@ -265,7 +266,7 @@ def test_a_loop_and_a_long_utterance_are_ended_and_reported(caplog):
     text = torch.tensor([1, 5, 0])
     request = dataclasses.replace(make_request(0), text_tokens=text, guard="light", max_new_tokens=400)
     greedy = SamplingConfig(temperature=0.0, cfg_weight=0.0, repetition_penalty=1.0, min_p=0.0)
-    with caplog.at_level(logging.WARNING, logger="chatterbox.generation.decode"):
+    with caplog.at_level(logging.WARNING, logger="chatterbox.generation.engine"):
         long = generate(t3, dataclasses.replace(request, sampling=dataclasses.replace(greedy, temperature=1.0)))
         assert len(long) == SLACK + 20 * len(text) and long[-1] != 6562
         with torch.no_grad():

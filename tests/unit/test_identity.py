@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from chatterbox.generation.decode import DecodeEngine, decode, generate, stream
+from chatterbox.generation.decode import decode, generate, stream
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache.disk import DiskTier

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from chatterbox.config import SPEECH_CODES, KVCacheConfig, SamplingConfig
-from chatterbox.generation.decode import DecodeEngine, decode, generate, generate_batch, stream
+from chatterbox.generation.decode import decode, generate, generate_batch, stream
+from chatterbox.generation.engine import DecodeEngine
 from chatterbox.generation.graphs import StepGraphs
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
