@@ -358,6 +358,37 @@ class KVCacheConfig:
                 raise ValueError(f"{name} must be a whole number from 0, got {value!r}; 0 keeps nothing there")
 
 
+CONTINUITIES = ("isolated", "history", "append")
+
+
+@dataclass(frozen=True)
+class StreamingConfig:
+    """How speech is handed out while it is made. Speech tokens are 25 a second. docs/streaming.md explains each."""
+
+    chunk_size: int = 25  # speech tokens of a chunk of audio
+    first_chunk: int = 10  # of the first one; those between double until they reach chunk_size
+    context_window: int = 50  # speech tokens before a chunk that the flow sees again
+    fade_duration: float = 0.02  # seconds over which a chunk takes over from the one before
+    continuity: str = "isolated"  # what a sentence knows of those before: "isolated", "history", "append"
+    history_len: int = 250  # speech tokens of the sentence before, at most, that "history" gives to the next
+    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 draws and renders in turn, in one thread
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("chunk_size", 1),
+            ("first_chunk", 1),
+            ("context_window", 0),
+            ("history_len", 0),
+            ("decode_ahead", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number of speech tokens from {low}, got {value!r}")
+        check_range("fade_duration", self.fade_duration, 0.0, 0.1, "in seconds; 0.02 is usual, 0 turns it off")
+        if self.continuity not in CONTINUITIES:
+            raise ValueError(f"continuity must be one of {', '.join(CONTINUITIES)}, got {self.continuity!r}")
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which weights to load, and where they run."""
