@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +27,9 @@ from chatterbox.kvcache import GlobalKVCacheManager, Segment
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import report, synchronize
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 PEER = "chatterbox-tts 0.1.7"
 ROWS = (1, 2, 4, 8, 16)

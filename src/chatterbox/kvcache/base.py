@@ -13,12 +13,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 ALL_ROWS = slice(None)
 NOWHERE = 2**62  # position of a slot that a row has not written: no query reaches it
