@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.prefix import PrefixSource, RowPrefixes
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.generation.engine import DecodeEngine, run
+from chatterbox.generation.prefix import PrefixSource
+from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.generation.utterances import Utterances
 from chatterbox.kvcache import KVCache, MemoryMonitor
 from chatterbox.models.t3.t3 import T3
 
@@ -47,14 +48,8 @@ def stream(
     ``cache_policy``: of the rows being decoded, a name or settings. ``prefixes``: where what comes before the start
     tokens is looked up, and kept; None computes it for this request alone, as does decoding without a cache.
     """
-    capacity = required_capacity(t3, request)
-    cache = allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None
-    if prefixes is None or cache is None:
-        yield from _run(t3, request, cache)
-        return
-    cache.require_pinned(range(prefix_len(t3, request)))
-    with prefixes.acquire(request) as prefix:
-        yield from _run(t3, request, cache, prefix=prefix)
+    utterances = Utterances(t3, use_cache=use_cache, cache_policy=cache_policy, prefixes=prefixes)
+    return utterances.stream(request)
 
 
 def decode(
@@ -87,7 +82,7 @@ def decode(
         _check_past(t3, request, past, kept_len)
         capacity += kept_len - t3.cond_len_of(request.t3_cond)
         cache = past if capacity <= past.capacity else past.clone_prefix(kept_len, capacity)
-    tokens = list(_run(t3, request, cache, kept_len=kept_len))
+    tokens = list(run(t3, request, cache, kept_len=kept_len))
     return torch.tensor(tokens, dtype=torch.long, device=t3.device), cache
 
 
@@ -105,21 +100,6 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
             f"cache_offset must be from {cond_len} (the conditioning prefix) to {past.length} "
             f"(what past_key_values holds), got {kept_len}"
         )
-
-
-def _run(
-    t3: T3,
-    request: DecodeRequest,
-    cache: KVCache | None,
-    *,
-    kept_len: int = 0,
-    prefix: RowPrefixes | None = None,
-) -> Iterator[int]:
-    engine = DecodeEngine(t3, cache)
-    engine.join(request, kept_len=kept_len, prefix=prefix)
-    while engine.num_requests:
-        for _, token in engine.step():
-            yield token
 
 
 def generate_batch(

@@ -17,9 +17,15 @@ from torch import Tensor
 from chatterbox.generation.graphs import StepGraphs, StepState
 from chatterbox.generation.guards.batch import Guards, Verdict, join_guards, readers_of, select_guards, start_guards
 from chatterbox.generation.prefix import RowPrefixes
-from chatterbox.generation.requests import DecodeRequest, checked_limit, prefill_embeds, start_embeds
+from chatterbox.generation.requests import (
+    DecodeRequest,
+    checked_limit,
+    prefill_embeds,
+    spoken_embeds,
+    start_embeds,
+)
 from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide
-from chatterbox.kvcache import KVCache
+from chatterbox.kvcache import KVCache, Segment
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3
 
@@ -65,12 +71,14 @@ class DecodeEngine:
         self._state = StepState(
             tokens=none,
             num_drawn=none,
+            num_given=none,
             seen=torch.zeros(0, size, dtype=torch.bool, device=device),
             noise=torch.ones(0, size, device=device),
             owners=none[:, 0],
             conditional=none[:, 0],
             unconditional=none[:, 0],
             forced=none,
+            broken=none,
             knobs=Knobs.of([], device),
         )
         # Logits (rows, V) of the last requests, which have joined since the last step.
@@ -100,33 +108,40 @@ class DecodeEngine:
         rows = slice(self.num_rows, self.num_rows + request.num_rows)
         cond_len, heads = self.t3.cond_len_of(request.t3_cond), self.t3.hp.alignment_heads
         text_start = kept_len if kept_len and prefix is None else cond_len
-        text_len = torch.atleast_2d(request.text_tokens).shape[1]
-        guards = start_guards(request.guard, text_start, text_len, self.t3.device)
+        new_text = request.new_text
+        guards = start_guards(request.guard, text_start + new_text.start, len(new_text), self.t3.device)
         if prefix is not None:
             embeds, kept_len = start_embeds(self.t3, request.num_rows), prefix.length
         else:
             embeds = prefill_embeds(self.t3, request)[:, cond_len if kept_len else 0 :]
         if self.cache is not None:
-            self._require_room(rows, kept_len, embeds.shape[1] + limit)
+            _require_room(self.cache, rows, kept_len, embeds.shape[1] + request.spoken_len + limit)
             # What a continued sequence had before, its voice apart, may go where a policy forgets.
             pinned_len = self.t3.cond_len_of(request.t3_cond) if prefix is None else kept_len
             pinned = range(pinned_len), range(kept_len, kept_len + embeds.shape[1])
             self.cache.require_pinned(*pinned)
-            self._place(rows, kept_len, prefix, pinned)
+            _place(self.cache, rows, kept_len, prefix, pinned)
         state = self._state
         zero = state.num_drawn.new_zeros(1, 1)
         logits = self._run_prefix(embeds, rows, readers_of(guards, [request.guard], slice(0, 1), heads, zero[0]))
+        last, num_given = zero + self.t3.hp.start_speech_token, zero + request.spoken_len
+        seen = state.seen.new_zeros(1, state.seen.shape[1])
+        seen[:, self.t3.hp.start_speech_token] = not (self.t3.hp.is_gpt and request.spoken_len)
+        if request.spoken_len:
+            logits = self._run_spoken(request, rows)
+            given = request.spoken.tokens.to(last)[None]
+            last = given[:, -1:]
+            seen.scatter_(1, given, True)
         generator = None
         if request.seed is not None:
             generator = torch.Generator(device=self.t3.device).manual_seed(request.seed)
         self._num_joined += 1
         self._slots.append(_Slot(self._num_joined, request, limit, generator))
         self._fresh = torch.cat([self._fresh, logits])
-        seen = state.seen.new_zeros(1, state.seen.shape[1])
-        seen[:, self.t3.hp.start_speech_token] = True
         self._rearrange(
-            torch.cat([state.tokens, zero + self.t3.hp.start_speech_token]),
-            torch.cat([state.num_drawn, zero]),
+            torch.cat([state.tokens, last]),
+            torch.cat([state.num_drawn, num_given]),
+            torch.cat([state.num_given, num_given]),
             torch.cat([state.seen, seen]),
             torch.cat([state.noise, state.noise.new_ones(1, state.noise.shape[1])]),
             join_guards(state.guards, len(self._slots) - 1, guards),
@@ -146,6 +161,9 @@ class DecodeEngine:
 
         Returns:
             (handle, token) in the order they were drawn. A request's last one is the stop token, or its limit's.
+
+        Raises:
+            RuntimeError: the model computed logits that are not finite. All requests have left then.
         """
         if not self._slots:
             return []
@@ -153,9 +171,15 @@ class DecodeEngine:
         columns = [self._advance() for _ in range(stride)]
         drawn, ended = [], set()
         for column in torch.stack(columns).tolist():
-            for place, (slot, (token, forced)) in enumerate(zip(self._slots, column, strict=True)):
+            for place, (slot, (token, forced, broken)) in enumerate(zip(self._slots, column, strict=True)):
                 if place in ended:
                     continue
+                if broken:
+                    self._remove(set(range(len(self._slots))))
+                    raise RuntimeError(
+                        f"T3 computed NaN or infinite logits at speech token {slot.num_drawn + 1}; "
+                        "check the weights and their dtype"
+                    )
                 slot.num_drawn += 1
                 drawn.append((slot.handle, token))
                 stopped = slot.request.stop_on_eos and token == self.t3.hp.stop_speech_token
@@ -172,30 +196,6 @@ class DecodeEngine:
             why = "it went on without saying more" if forced else "longer than its text can be"
             logger.warning("guard %r ended an utterance at %d tokens: %s", slot.request.guard, slot.num_drawn, why)
 
-    def _require_room(self, rows: slice, kept_len: int, new_len: int) -> None:
-        available = self.cache.num_rows
-        if rows.stop > available:
-            raise ValueError(
-                f"the cache has {available} rows, {rows.start} in use, and the request needs {rows.stop - rows.start}; "
-                "allocate more rows or wait for a request to end"
-            )
-        if kept_len + new_len > self.cache.capacity:
-            raise ValueError(
-                f"the request may take {kept_len} + {new_len} positions, the cache has {self.cache.capacity}; "
-                "allocate a larger capacity or lower max_new_tokens"
-            )
-
-    def _place(self, rows: slice, kept_len: int, prefix: RowPrefixes | None, pinned: tuple[range, ...]) -> None:
-        """Bring the rows to the content that the request begins with."""
-        segments = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
-        if kept_len and prefix is None:
-            self.cache.crop(kept_len)
-        else:
-            for row, parts in enumerate(segments, rows.start):
-                self.cache.load(row, *parts)
-        for row in range(rows.start, rows.stop):
-            self.cache.begin(row, *pinned, is_conditional=row == rows.start)
-
     def _run_prefix(self, embeds: Tensor, rows: slice, readers: Sequence[HeadReader]) -> Tensor:
         """Logits (request rows, V) after the prefix."""
         if self.cache is None:
@@ -203,6 +203,18 @@ class DecodeEngine:
             return self._logits(self.t3.tfmr(embeds, readers=readers))
         positions = self.cache.reserve(embeds.shape[1], rows)
         return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions, readers=readers))
+
+    def _run_spoken(self, request: DecodeRequest, rows: slice) -> Tensor:
+        """Logits (request rows, V) after the speech tokens that are given."""
+        embeds = spoken_embeds(self.t3, request)
+        if self.cache is None:
+            self._histories[-1] = torch.cat([self._histories[-1], embeds], dim=1)
+            return self._logits(self.t3.tfmr(self._histories[-1]))
+        positions = self.cache.reserve(embeds.shape[1], rows)
+        if self.cache.wants_tokens:
+            given = request.spoken.tokens.to(self.t3.device).long()
+            self.cache.note_tokens(given.expand(request.num_rows, -1))
+        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions))
 
     def _readers(self, part: slice, rows: Tensor) -> list[HeadReader]:
         """Of the requests ``part`` in a pass; ``rows``: of all requests, their conditional rows in it."""
@@ -213,7 +225,7 @@ class DecodeEngine:
         return self.t3.predict_speech(hidden[:, -1]).float()
 
     def _advance(self) -> Tensor:
-        """Draw the next token of every request; returns (N, 2): it, and 1 where a guard chose it."""
+        """Draw the next token of every request; returns (N, 3): it, 1 where a guard chose it, 1 where it is noise."""
         state, num_fresh = self._state, len(self._fresh)
         exponential_noise(state.noise, [slot.generator for slot in self._slots], self._greedy)
         num_rows = len(state.owners) - num_fresh
@@ -225,26 +237,27 @@ class DecodeEngine:
             positions = self.cache.reserve(1, slice(0, num_rows))
             cache_shape = self.cache.step_shape
             if self._graphs is None or num_fresh or cache_shape is None:
-                self._draw(torch.cat([self._decoded(positions), self._fresh]))
+                self._draw(torch.cat([self._decoded(self.cache, positions), self._fresh]))
             else:
-                self._graphs.run(state, cache_shape, lambda: self._draw(self._decoded(positions)))
+                cache = self.cache
+                self._graphs.run(state, cache_shape, lambda: self._draw(self._decoded(cache, positions)))
         self._fresh = self._fresh[:0]
-        return torch.cat([state.tokens, state.forced], dim=1)
+        return torch.cat([state.tokens, state.forced, state.broken], dim=1)
 
     def _embedded(self) -> Tensor:
         """The last drawn tokens as inputs of all rows, (rows, 1, hidden)."""
         state = self._state
         return self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners]
 
-    def _decoded(self, positions: Tensor) -> Tensor:
+    def _decoded(self, cache: KVCache, positions: Tensor) -> Tensor:
         """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
-        if self.cache.wants_tokens:
-            self.cache.note_tokens(self._state.tokens[self._state.owners][: len(positions)])
+        if cache.wants_tokens:
+            cache.note_tokens(self._state.tokens[self._state.owners][: len(positions)])
         ends = accumulate(slot.request.num_rows for slot in self._slots)
         part = slice(0, sum(end <= len(positions) for end in ends))
         readers = self._readers(part, self._state.conditional)
         embeds = self._embedded()[: len(positions)]
-        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions, readers=readers))
+        return self._logits(self.t3.tfmr(embeds, cache, positions=positions, readers=readers))
 
     def _recomputed(self, num_rows: int) -> Iterator[Tensor]:
         embeds, first = self._embedded(), 0
@@ -263,8 +276,10 @@ class DecodeEngine:
         guided = logits[state.conditional]
         if state.knobs.cfg_weight is not None:
             guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
+        state.broken |= ~guided.isfinite().all(1, keepdim=True)
         stop_token, is_gpt = self.t3.hp.stop_speech_token, self.t3.hp.is_gpt
-        verdict = Verdict.of(state.guards.values(), state.tokens, state.num_drawn) if state.guards else None
+        num_new = state.num_drawn - state.num_given
+        verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
         if verdict:
             verdict.mask(guided, stop_token)
         tokens = draw(guided, state.seen, state.knobs, state.noise, penalty_last=is_gpt)
@@ -277,7 +292,9 @@ class DecodeEngine:
         state.seen.scatter_(1, state.tokens, True)
         state.num_drawn += 1
 
-    def _rearrange(self, tokens: Tensor, num_drawn: Tensor, seen: Tensor, noise: Tensor, guards: Guards) -> None:
+    def _rearrange(
+        self, tokens: Tensor, num_drawn: Tensor, num_given: Tensor, seen: Tensor, noise: Tensor, guards: Guards
+    ) -> None:
         """Go on with the requests in `_slots`, whose state this is; the rest follows from their order."""
         counts = [slot.request.num_rows for slot in self._slots]
         settings = [slot.request.sampling for slot in self._slots]
@@ -286,6 +303,7 @@ class DecodeEngine:
         state = StepState(
             tokens=tokens,
             num_drawn=num_drawn,
+            num_given=num_given,
             seen=seen,
             noise=noise,
             owners=torch.tensor([i for i, rows in enumerate(counts) for _ in range(rows)], device=device).long(),
@@ -293,6 +311,7 @@ class DecodeEngine:
             # Without guidance a request's own row stands in: it is guided by a difference of 0.
             unconditional=firsts + torch.tensor(counts, device=device).long() - 1,
             forced=torch.zeros_like(tokens),
+            broken=torch.zeros_like(tokens),
             knobs=Knobs.of(settings, device),
             guards=guards,
         )
@@ -316,4 +335,42 @@ class DecodeEngine:
                     self.cache.move_row(source, target)
         guards = select_guards(state.guards, [slot.request.guard for slot in self._slots], keep)
         self._slots = [self._slots[i] for i in keep]
-        self._rearrange(*(x[keep] for x in (state.tokens, state.num_drawn, state.seen, state.noise)), guards)
+        kept = state.tokens, state.num_drawn, state.num_given, state.seen, state.noise
+        self._rearrange(*(part[keep] for part in kept), guards)
+
+
+def _require_room(cache: KVCache, rows: slice, kept_len: int, new_len: int) -> None:
+    available = cache.num_rows
+    if rows.stop > available:
+        raise ValueError(
+            f"the cache has {available} rows, {rows.start} in use, and the request needs {rows.stop - rows.start}; "
+            "allocate more rows or wait for a request to end"
+        )
+    if kept_len + new_len > cache.capacity:
+        raise ValueError(
+            f"the request may take {kept_len} + {new_len} positions, the cache has {cache.capacity}; "
+            "allocate a larger capacity or lower max_new_tokens"
+        )
+
+
+def _place(cache: KVCache, rows: slice, kept_len: int, prefix: RowPrefixes | None, pinned: tuple[range, ...]) -> None:
+    """Bring the rows to the content that the request begins with."""
+    segments: Sequence[Sequence[Segment]] = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
+    if kept_len and prefix is None:
+        cache.crop(kept_len)
+    else:
+        for row, parts in enumerate(segments, rows.start):
+            cache.load(row, *parts)
+    for row in range(rows.start, rows.stop):
+        cache.begin(row, *pinned, is_conditional=row == rows.start)
+
+
+def run(
+    t3: T3, request: DecodeRequest, cache: KVCache | None, *, kept_len: int = 0, prefix: RowPrefixes | None = None
+) -> Iterator[int]:
+    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`."""
+    engine = DecodeEngine(t3, cache)
+    engine.join(request, kept_len=kept_len, prefix=prefix)
+    while engine.num_requests:
+        for _, token in engine.step():
+            yield token

@@ -32,13 +32,15 @@ class StepState:
     """What a step of N requests on R rows reads and writes on the device."""
 
     tokens: Tensor  # (N, 1), the last drawn
-    num_drawn: Tensor  # (N, 1), the speech position of `tokens`
+    num_drawn: Tensor  # (N, 1), the speech position of `tokens`: how many were drawn, or given before
+    num_given: Tensor  # (N, 1), how many of them were given
     seen: Tensor  # (N, V) bool
     noise: Tensor  # (N, V), fresh Exp(1) before every step
     owners: Tensor  # (R,), the request of each row
     conditional: Tensor  # (N,), its first row
     unconditional: Tensor  # (N,), its last: the same one without guidance
     forced: Tensor  # (N, 1), 1 where a guard made the last drawn the stop token
+    broken: Tensor  # (N, 1), 1 once the logits were not finite
     knobs: Knobs
     guards: dict[str, Guard] = field(default_factory=dict)  # by name, of those requests that asked for it
 
@@ -93,10 +95,11 @@ class StepGraphs:
             self._graphs[key] = None
             step()
             return
-        if self._graphs[key] is None:
+        graph = self._graphs[key]
+        if graph is None:
             started = time.perf_counter()
             try:
-                self._graphs[key] = self._capture(step)
+                graph = self._graphs[key] = self._capture(step)
             except RuntimeError as error:
                 self._works = False
                 reason = str(error).partition("\n")[0]
@@ -109,4 +112,4 @@ class StepGraphs:
                 cache_shape,
                 1000 * (time.perf_counter() - started),
             )
-        self._graphs[key]()
+        graph()

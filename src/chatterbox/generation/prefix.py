@@ -40,6 +40,7 @@ class RowPrefixes:
     """Leased segments of each row of a request, all up to its start tokens. Use it in a ``with`` block."""
 
     leases: tuple[Lease, ...]
+    num_computed: int = 0  # positions that were not known; what both rows share counts once
 
     @property
     def rows(self) -> tuple[Segments, ...]:
@@ -91,15 +92,18 @@ class PrefixSource:
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
+        num_computed = 0
         try:
             with self.manager.acquire(voice, emotion, partial(self._conditioning, cond), device=self.t3.device) as base:
+                num_computed += len_of(base.segments) - base.num_served
                 for labels, spoken in rows[: request.num_rows]:
                     fill = partial(self._text, text, spoken, base.segments)
                     leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
+                    num_computed += len_of(leases[-1].segments) - leases[-1].num_served
         except BaseException:
             RowPrefixes(tuple(leases)).release()
             raise
-        return RowPrefixes(tuple(leases))
+        return RowPrefixes(tuple(leases), num_computed)
 
     def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False) -> None:
         """Compute the beginnings of requests ahead of time. ``pin``: keep their voices' own parts on the device."""
@@ -129,6 +133,7 @@ class PrefixSource:
         """Positions from ``start`` on of ``embeds`` (1, T, hidden), whose first is ``first``; ``before`` is known."""
         done, end = len_of(before), first + embeds.shape[1]
         cache = allocate_cache(self.t3, 1, end)
+        assert cache is not None  # the default policy is one
         cache.load(0, *before)
         self.t3.tfmr(embeds[:, done - first :], cache)
         return cache.segment(0, start, end)

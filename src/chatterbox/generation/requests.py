@@ -19,12 +19,25 @@ from chatterbox.models.t3.t3 import T3
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """The beginning of a text that has been spoken before.
+
+    tokens: (k,) speech tokens, which follow the start tokens and are not drawn again. text_len: ids of the request's
+    text, its start token among them, that they say.
+    """
+
+    tokens: Tensor
+    text_len: int
+
+
+@dataclass(frozen=True)
 class DecodeRequest:
     """One text to speak.
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
     is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
-    `chatterbox.generation.guards.GUARDS`; None, or "none", is the published models' plain loop.
+    `chatterbox.generation.guards.GUARDS`; None, or "none", is the published models' plain loop. spoken: how the text
+    begins was said before, and this request goes on behind it.
     """
 
     t3_cond: T3Cond
@@ -34,6 +47,17 @@ class DecodeRequest:
     stop_on_eos: bool = True
     seed: int | None = None
     guard: str | None = None
+    spoken: Spoken | None = None
+
+    @property
+    def spoken_len(self) -> int:
+        """Speech tokens that are given."""
+        return 0 if self.spoken is None else len(self.spoken.tokens)
+
+    @property
+    def new_text(self) -> range:
+        """Places in the text of what is to be said."""
+        return range(0 if self.spoken is None else self.spoken.text_len, torch.atleast_2d(self.text_tokens).shape[1])
 
     @property
     def num_rows(self) -> int:
@@ -52,26 +76,29 @@ def checked_limit(t3: T3, request: DecodeRequest) -> int:
         raise ValueError("text_tokens are empty; pass at least one token of text")
     if (worst := int(text.max())) >= hp.text_tokens_dict_size or int(text.min()) < 0:
         raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
-    limit = hp.max_speech_tokens if request.max_new_tokens is None else request.max_new_tokens
-    if not 1 <= limit <= hp.max_speech_tokens:
-        raise ValueError(f"max_new_tokens must be from 1 to the model's {hp.max_speech_tokens}, got {limit}")
+    most = hp.max_speech_tokens - request.spoken_len
+    limit = most if request.max_new_tokens is None else request.max_new_tokens
+    if not 1 <= limit <= most:
+        behind = f" behind {request.spoken_len} that are given" if request.spoken_len else ""
+        raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit}")
     if guard := guard_of(request.guard):
         guard.check(hp)
-        bound = guard.max_tokens(hp, len(text))
+        bound = guard.max_tokens(hp, len(request.new_text))
         limit = limit if bound is None else min(limit, bound)
-    t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), hp.num_start_tokens + limit)
+    num_speech = hp.num_start_tokens + request.spoken_len + limit
+    t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), num_speech)
     return limit
 
 
 def prefix_len(t3: T3, request: DecodeRequest) -> int:
-    """Positions of each row before the first drawn token."""
+    """Positions of each row before the first speech token, given or drawn."""
     text_len = torch.atleast_2d(request.text_tokens).shape[1]
     return t3.cond_len_of(request.t3_cond) + text_len + t3.hp.num_start_tokens
 
 
 def required_capacity(t3: T3, request: DecodeRequest) -> int:
     """Positions that a request may come to have; raises ValueError as `checked_limit`."""
-    return prefix_len(t3, request) + checked_limit(t3, request)
+    return prefix_len(t3, request) + request.spoken_len + checked_limit(t3, request)
 
 
 def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
@@ -89,6 +116,13 @@ def start_embeds(t3: T3, rows: int) -> Tensor:
     """(rows, start tokens, hidden): what follows a request's text. All of them are at speech position 0."""
     start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)
     return t3.embed_speech(start).repeat(1, t3.hp.num_start_tokens, 1)
+
+
+def spoken_embeds(t3: T3, request: DecodeRequest) -> Tensor:
+    """(rows, k, hidden): the speech tokens that a request goes on behind."""
+    tokens = request.spoken.tokens.to(t3.device).long()[None]  # (1, k)
+    positions = torch.arange(1, tokens.shape[1] + 1, device=t3.device)[None]
+    return t3.embed_speech(tokens, positions).expand(request.num_rows, -1, -1)
 
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCacheConfig = "static") -> KVCache | None:

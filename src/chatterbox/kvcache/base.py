@@ -74,6 +74,7 @@ class KVCache(abc.ABC):
     `wants_tokens` and `wants_queries` say so.
     """
 
+    has_ceiling: bool = False  # whether memory stays as it is however large `capacity`
     wants_tokens: bool = False  # whether `note_tokens` is to be called
     wants_queries: bool = False  # whether `observe` is to be called
 

@@ -26,6 +26,8 @@ RECENT_SHARE = 0.5
 class EvictingKVCache(CeilingKVCache):
     """Lossy cache with at most ``max_cache_size`` positions a row; exact until a row has had more."""
 
+    has_ceiling = True
+
     def __init__(
         self,
         num_layers: int,
@@ -86,7 +88,7 @@ class EvictingKVCache(CeilingKVCache):
     def observe(self, layer: int, queries: Tensor) -> None:
         """The newest query of each row counts, every other one of a prefix does not."""
         if layer in self._watched:
-            extent = self.step_shape
+            extent = self.extent
             keys, reached = self._keys[layer, self._rows, :, :extent], self._visible <= self._new[:, -1:]
             self._mass[self._rows, :extent].add_(received(queries[:, :, -1], keys, reached))
 
@@ -131,7 +133,8 @@ class EvictingKVCache(CeilingKVCache):
             store[:, target, :, kept] = store[:, source, :, kept]
         for store in self._per_slot:
             store[target, kept] = store[source, kept]
-        for state in (self._row_lens, self._num_held, self._pinned, self._windows):
+        states: tuple[list[Any], ...] = (self._row_lens, self._num_held, self._pinned, self._windows)
+        for state in states:
             state[target] = state[source]
         self._empty(source)
 

@@ -25,7 +25,7 @@ MASKED = -32768.0  # the published guard's logit of a stop token that must not b
 def start_guards(name: str | None, text_start: int, text_len: int, device: torch.device) -> Guards:
     """Of one request, as `Guard.start`; none where it asks for none."""
     guard = guard_of(name)
-    return {} if guard is None else {name: guard.start(text_start, text_len, device)}
+    return {} if name is None or guard is None else {name: guard.start(text_start, text_len, device)}
 
 
 def join_guards(guards: Guards, num_requests: int, others: Guards) -> Guards:

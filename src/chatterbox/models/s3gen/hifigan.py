@@ -70,6 +70,7 @@ class SineGen(nn.Module):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sines for F0 (B, 1, N) in Hz at the sample rate, computed in float32.
 
@@ -77,6 +78,7 @@ class SineGen(nn.Module):
             phase: (B, H, 1) in [-pi, pi], H = harmonics + 1; the fundamental's entry is not used. Default: drawn.
             noise: (B, H, N) standard normal. Default: drawn.
             generator: source of the draws; None is torch's global one, in upstream's order and shapes.
+            turns: of the fundamental before the first sample, where the sines go on from earlier ones.
 
         Returns:
             Sines with noise (B, H, N), voiced flags (B, 1, N), noise alone (B, H, N).
@@ -88,11 +90,11 @@ class SineGen(nn.Module):
         phase = self.draw_phase(batch, generator) if phase is None else phase
         noise = _randn(shape, f0, generator) if noise is None else noise
         order = torch.arange(1, c.num_harmonics + 2, device=f0.device, dtype=f0.dtype)[:, None]  # (H, 1)
-        turns = torch.cumsum(f0 * order / c.sample_rate, dim=-1) % 1  # (B, H, N)
+        cycles = (order * turns % 1 + torch.cumsum(f0 * order / c.sample_rate, dim=-1)) % 1  # (B, H, N)
         phase = torch.where(order > 1, phase.to(f0), 0.0)
         voiced = (f0 > c.voiced_threshold).to(f0)
         noise = (voiced * c.noise_std + (1 - voiced) * c.sine_amplitude / 3) * noise.to(f0)
-        sines = c.sine_amplitude * torch.sin(2 * math.pi * turns + phase) * voiced + noise
+        sines = c.sine_amplitude * torch.sin(2 * math.pi * cycles + phase) * voiced + noise
         return sines, voiced, noise
 
     def draw_phase(self, batch: int, generator: torch.Generator | None) -> Tensor:
@@ -117,9 +119,10 @@ class HarmonicSource(nn.Module):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> Tensor:
-        """Excitation (B, 1, N) for F0 (B, 1, N); see :class:`SineGen` for the random parts."""
-        sines, _, _ = self.l_sin_gen(f0, phase, noise, generator)
+        """Excitation (B, 1, N) for F0 (B, 1, N); see :class:`SineGen` for the other arguments."""
+        sines, _, _ = self.l_sin_gen(f0, phase, noise, generator, turns)
         if noise is None and generator is None:
             _randn((f0.shape[0], f0.shape[2], 1), f0, None)  # upstream's unused noise branch advances the generator
         sines = sines.transpose(1, 2).to(self.l_linear.weight.dtype)  # (B, N, H)
@@ -160,9 +163,10 @@ class HiFTGenerator(nn.Module):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> Tensor:
-        """Excitation (B, 1, T * hop) for F0 (B, T) in Hz per mel frame; see :class:`SineGen` for the random parts."""
-        return self.m_source(f0[:, None].repeat_interleave(self.config.hop_len, dim=-1), phase, noise, generator)
+        """Excitation (B, 1, T * hop) for F0 (B, T) in Hz per mel frame; see :class:`SineGen` for what else."""
+        return self.m_source(f0[:, None].repeat_interleave(self.config.hop_len, dim=-1), phase, noise, generator, turns)
 
     def decode(self, x: Tensor, s: Tensor) -> Tensor:
         """Waveform (B, T * hop) of mel ``x`` (B, num_mels, T) and excitation ``s`` (B, 1, T * hop), clipped."""

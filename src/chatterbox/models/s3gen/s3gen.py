@@ -178,7 +178,7 @@ class S3Token2Wav(S3Token2Mel):
             return mel
         lengths = _frame_lens(mel, speech_tokens, speech_token_lens if isolate_padding else None)
         wav, _ = self.mel2wav(mel, lengths=lengths, generator=generator)
-        return wav if self.training else self._fade_in(wav)
+        return wav if self.training else self.fade_in(wav)
 
     @torch.inference_mode()
     def flow_inference(
@@ -265,11 +265,11 @@ class S3Token2Wav(S3Token2Mel):
         )  # fmt: skip
         lengths = _frame_lens(mel, speech_tokens, speech_token_lens if isolate_padding else None)
         wav, source = self.hift_inference(mel, lengths=lengths, phase=phase, noise=noise, generator=generator)
-        return self._fade_in(wav), source
+        return self.fade_in(wav), source
 
-    def _fade_in(self, wav: Tensor) -> Tensor:
-        """Mutes what of the reference spills into the first samples."""
-        fade = self.trim_fade[: wav.shape[1]]
+    def fade_in(self, wav: Tensor, start: int = 0) -> Tensor:
+        """Mutes what of the reference spills into the first samples; ``wav`` (B, N) are those from ``start`` on."""
+        fade = self.trim_fade[start : start + wav.shape[1]]
         return torch.cat([wav[:, : len(fade)] * fade, wav[:, len(fade) :]], dim=1)
 
 

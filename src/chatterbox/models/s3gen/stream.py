@@ -1,0 +1,223 @@
+"""One utterance's waveform, piece by piece while its speech tokens arrive.
+
+Owns: what S3Gen must remember between pieces of one token stream: the last tokens, the noise of every mel frame, the
+mel, excitation and phase where the vocoder goes on. Does not know: text, T3, how tokens are chosen, watermarks.
+
+    tokens      [... context ...][ new tokens ][3 ahead]      the flow sees prompt, context, new and ahead
+    mel         ..........[ blend ][ new frames        ]      frames of two calls blend where they overlap
+    vocoder     ....[ past ][ held ][ new      ][ held ]      held frames wait until 6 more are known
+
+The flow attends to all that it is given, so a frame changes a little with how much that is; its noise is fixed by the
+frame's place in the stream, which keeps the change small, and the overlap of two calls is blended. The vocoder sees
+some 6 frames either way: it gets `PAST_FRAMES` of what it said before and holds back `HELD_FRAMES`, so that each sample
+is what one pass over the same mel gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
+from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
+
+# Of the trained vocoder: one frame less and samples change by 1e-3 of their level, this many and by 1e-4 at most.
+HELD_FRAMES = 6
+PAST_FRAMES = 8
+_SOURCE_SEED = 0x5EED  # makes the vocoder's generator another one than the flow's
+
+
+class FrameNoise:
+    """All random numbers of one stream, by place: the same ones however the stream is cut. Drawn on the CPU."""
+
+    def __init__(self, s3gen: S3Gen, seed: int) -> None:
+        vocoder = s3gen.config.vocoder
+        self._num_mels, self._hop_len = s3gen.config.flow.num_mels, vocoder.hop_len
+        self._mel = torch.Generator().manual_seed(seed)
+        self._source = torch.Generator().manual_seed(seed ^ _SOURCE_SEED)
+        self._device = s3gen.device
+        self._num_harmonics = vocoder.num_harmonics + 1
+        self.phase = s3gen.mel2wav.m_source.l_sin_gen.draw_phase(1, self._source)
+
+    def mel(self, num_frames: int) -> Tensor:
+        """The next frames' (1, num_mels, num_frames)."""
+        return torch.randn(num_frames, self._num_mels, generator=self._mel).T[None].to(self._device)
+
+    def source(self, num_frames: int) -> Tensor:
+        """The next frames' (1, harmonics, num_frames * hop)."""
+        noise = torch.randn(num_frames * self._hop_len, self._num_harmonics, generator=self._source)
+        return noise.T[None].to(self._device)
+
+
+class S3GenStream:
+    """Waveform of speech tokens that arrive in pieces: `push` them, then `finish`.
+
+    All pieces together are as long, to the sample, as the waveform of all tokens at once: 960 samples a token, less the
+    480 that a reference with a surplus mel frame takes from the beginning.
+    """
+
+    def __init__(
+        self,
+        s3gen: S3Gen,
+        reference: Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        context_len: int = 50,
+        fade: float = 0.02,
+    ) -> None:
+        """Args:
+        reference: the voice, of `S3Gen.embed_ref`.
+        seed: of the stream's own noise. None draws it from torch's global generator in upstream's order and shapes,
+            which only a stream of one piece, `finish` alone, can.
+        context_len: tokens before a piece that the flow sees again.
+        fade: seconds over which a piece takes over from the one before; at most 0.1.
+        """
+        self._s3gen, self._reference = s3gen, reference
+        self._noise = None if seed is None else FrameNoise(s3gen, seed)
+        self._lookahead = s3gen.config.flow.encoder.lookahead_len
+        self._hop_len = s3gen.config.vocoder.hop_len
+        prompt_len = self._prompt_len()
+        self._surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * prompt_len
+        self._fade_len = round(fade * s3gen.config.vocoder.sample_rate)
+        self._held = max(HELD_FRAMES, -(-self._fade_len // self._hop_len))
+        # The flow must see again at least what blends.
+        self._context_len = max(context_len, (self._held + self._surplus + 1) // FRAMES_PER_TOKEN)
+        self._tokens = torch.zeros(0, dtype=torch.long)  # from token `_first` on
+        self._first = 0
+        self._num_rendered = 0  # tokens whose mel is known
+        self._num_spoken = 0  # frames whose waveform was handed out
+        self._turns = 0.0  # of the fundamental at that frame
+        self._tail: Tensor | None = None  # (1, fade) samples beyond it, as the last piece would have gone on
+        self._mel: Tensor | None = None  # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
+        self._mel_start = 0
+        self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
+        if self._noise is not None:
+            self._prompt_noise = self._noise.mel(FRAMES_PER_TOKEN * prompt_len)
+            self._token_noise = self._noise.mel(0)  # from token `_first` on
+            self._source_noise = self._noise.source(0)  # from frame `_num_spoken` on
+
+    @property
+    def num_waiting(self) -> int:
+        """Tokens that were pushed and are not rendered yet, those ahead included."""
+        return self._first + len(self._tokens) - self._num_rendered
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens at the end that `push` does not render yet: what follows shapes them."""
+        return self._lookahead
+
+    @torch.inference_mode()
+    def push(self, tokens: Tensor) -> Tensor:
+        """Waveform (1, N) of what can be said now that ``tokens`` (n,) follow; N may be 0.
+
+        Raises:
+            RuntimeError: the stream has no seed, or S3Gen computed NaN.
+        """
+        if self._noise is None:
+            raise RuntimeError("a stream in pieces needs a seed of its own; finish(tokens) renders all at once")
+        self._take(tokens)
+        if self.num_waiting <= self._lookahead:
+            return self._nothing()
+        return self._render(is_last=False)
+
+    @torch.inference_mode()
+    def finish(self, tokens: Tensor | None = None) -> Tensor:
+        """Waveform (1, N) of all that is left, with ``tokens`` (n,) as the last; the stream is over."""
+        if tokens is not None:
+            self._take(tokens)
+        if self._noise is None:
+            wav, _ = self._s3gen.inference(self._tokens.to(self._s3gen.device), ref_dict=self._reference)
+            return self._checked(wav, "S3Gen")
+        if not self.num_waiting:
+            return self._nothing()
+        return self._render(is_last=True)
+
+    def _prompt_len(self) -> int:
+        tokens, given = torch.atleast_2d(self._reference["prompt_token"]), self._reference.get("prompt_token_len")
+        return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
+
+    def _take(self, tokens: Tensor) -> None:
+        tokens = tokens.reshape(-1).long().cpu()
+        self._tokens = torch.cat([self._tokens, tokens])
+        if self._noise is not None:
+            noise = self._noise.mel(FRAMES_PER_TOKEN * len(tokens))
+            self._token_noise = torch.cat([self._token_noise, noise], dim=2)
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(1, 0, device=self._s3gen.device)
+
+    def _render(self, *, is_last: bool) -> Tensor:
+        mel, end = self._flow(is_last)
+        self._blend(mel, end)
+        return self._vocode(end if is_last else max(self._num_spoken, end - self._held), end)
+
+    def _flow(self, is_last: bool) -> tuple[Tensor, int]:
+        """Mel (1, num_mels, frames) of context and new tokens, and the frame that it ends before."""
+        start = max(self._first, self._num_rendered - self._context_len)
+        self._tokens = self._tokens[start - self._first :]
+        self._token_noise = self._token_noise[..., FRAMES_PER_TOKEN * (start - self._first) :]
+        self._first = start
+        noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)
+        mel = self._s3gen.flow_inference(
+            self._tokens.to(self._s3gen.device), ref_dict=self._reference, finalize=is_last, z=noise
+        )
+        self._num_rendered = start + len(self._tokens) - (0 if is_last else self._lookahead)
+        return self._checked(mel, "S3Gen's flow"), FRAMES_PER_TOKEN * self._num_rendered - self._surplus
+
+    def _blend(self, mel: Tensor, end: int) -> None:
+        """Take ``mel``, whose frames end before ``end``: what the last call knew of them turns into it by and by."""
+        if self._mel is None:
+            self._mel, self._mel_start = mel, end - mel.shape[2]
+            return
+        known_end = self._mel_start + self._mel.shape[2]
+        overlap = min(known_end - self._num_spoken, known_end - (end - mel.shape[2]))
+        new = mel[..., mel.shape[2] - (end - known_end) :]
+        if overlap:
+            first = mel.shape[2] - (end - known_end) - overlap
+            rise = torch.linspace(0, 1, overlap + 2, device=mel.device)[1:-1]
+            old, again = self._mel[..., -overlap:], mel[..., first : first + overlap]
+            new = torch.cat([old + rise * (again - old), new], dim=2)
+        self._mel = torch.cat([self._mel[..., : self._mel.shape[2] - overlap], new], dim=2)
+
+    def _vocode(self, spoken_end: int, end: int) -> Tensor:
+        """Samples (1, N) of the frames from `_num_spoken` up to ``spoken_end``; the mel is known up to ``end``."""
+        vocoder, spoken, hop_len = self._s3gen.mel2wav, self._num_spoken, self._hop_len
+        start = max(self._mel_start, spoken - PAST_FRAMES)
+        mel = self._mel[..., start - self._mel_start :]
+        f0 = vocoder.f0_predictor(mel)[:, spoken - start :]  # (1, frames)
+        lacking = end - spoken - self._source_noise.shape[2] // hop_len
+        self._source_noise = torch.cat([self._source_noise, self._noise.source(lacking)], dim=2)
+        source = vocoder.source(f0, self._noise.phase, self._source_noise, turns=self._turns)
+        if self._source is not None:
+            source = torch.cat([self._source[..., (start - self._mel_start) * hop_len :], source], dim=2)
+        wav = self._checked(vocoder.decode(mel, source), "S3Gen's vocoder").float()
+        first, last = (spoken - start) * hop_len, (spoken_end - start) * hop_len
+        said = self._faded(wav[:, first:last])
+        num_new = spoken_end - spoken
+        if num_new:
+            self._tail = wav[:, last : last + self._fade_len]
+            turns = float(f0[:, :num_new].double().sum()) * hop_len / self._s3gen.config.vocoder.sample_rate
+            self._turns = (self._turns + turns) % 1
+            self._source_noise = self._source_noise[..., num_new * hop_len :]
+        self._mel, self._mel_start = mel, start
+        self._source = source[..., : (spoken_end - start) * hop_len]
+        self._num_spoken = spoken_end
+        return said
+
+    def _faded(self, wav: Tensor) -> Tensor:
+        """``wav`` (1, N), the next samples, taking over from how the last piece would have gone on."""
+        if self._tail is not None:
+            length = min(wav.shape[1], self._tail.shape[1])
+            rise = torch.linspace(0, 1, length + 2, device=wav.device)[1:-1]
+            head = self._tail[:, :length] + rise * (wav[:, :length] - self._tail[:, :length])
+            wav = torch.cat([head, wav[:, length:]], dim=1)
+        return self._s3gen.fade_in(wav, self._num_spoken * self._hop_len)
+
+    @staticmethod
+    def _checked(values: Tensor, stage: str) -> Tensor:
+        if not bool(torch.isfinite(values).all()):
+            raise RuntimeError(f"{stage} computed NaN or infinite values; check the weights and their dtype")
+        return values
