@@ -1,12 +1,11 @@
-"""Text before the tokenizer: what is spoken for an empty text, punctuation, sentences.
+"""Text before the tokenizer: what is spoken for an empty text, and punctuation.
 
 Owns: the punctuation tables of the published models (data, one `PunctuationRules` each).
-Does not know: tokens, languages.
+Does not know: tokens, languages, sentences.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 EMPTY_TEXT = "You need to add some text for me to talk."
@@ -65,20 +64,3 @@ def speakable(text: str, rules: PunctuationRules = ENGLISH) -> str:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}; pass the words to speak")
     return punc_norm(text if text.strip() else "", rules)
-
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])")
-
-
-def split_sentences(text: str) -> list[str]:
-    """Sentences of ``text`` in order, with their punctuation, stripped; whitespace alone has none.
-
-    Splits behind ``. ! ?`` (closing quotes and brackets included) that whitespace follows, and behind their CJK forms.
-    Abbreviations are not recognised: "Dr. Who" is two.
-    """
-    sentences, start = [], 0
-    for match in _SENTENCE_END.finditer(text):
-        sentences.append(text[start : match.end()].strip())
-        start = match.end()
-    sentences.append(text[start:].strip())
-    return [sentence for sentence in sentences if sentence]

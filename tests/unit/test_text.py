@@ -1,4 +1,4 @@
-"""Text normalisation against chatterbox-tts 0.1.7, sentence splitting, and the English tokenizer."""
+"""Text normalisation against chatterbox-tts 0.1.7, and the English tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chatterbox.models.tokenizers import EnTokenizer
-from chatterbox.text import EMPTY_TEXT, ENGLISH, MULTILINGUAL, TURBO, punc_norm, speakable, split_sentences
+from chatterbox.text import EMPTY_TEXT, ENGLISH, MULTILINGUAL, TURBO, punc_norm, speakable
 from tests.folders import SMALL, write_tokenizer
 from tests.parity.support import load_json
 
@@ -28,24 +28,6 @@ def test_text_without_words_asks_for_some(text):
 def test_text_must_be_a_string(text):
     with pytest.raises(TypeError, match=f"must be a string, got {type(text).__name__}"):
         speakable(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("", []),
-        ("  \n", []),
-        ("One.", ["One."]),
-        ("no end", ["no end"]),
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ('He said "go!" Then he left.', ['He said "go!"', "Then he left."]),
-        ("It costs 3.50 today. Fine...", ["It costs 3.50 today.", "Fine..."]),
-        ("第一。第二！", ["第一。", "第二！"]),
-        ("Line one.\nLine two.", ["Line one.", "Line two."]),
-    ],
-)
-def test_sentences(text, sentences):
-    assert split_sentences(text) == sentences
 
 
 @pytest.fixture
