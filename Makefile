@@ -3,6 +3,7 @@ VENV ?= .venv
 PEER_VENV ?= .venv-peer
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+DOCS_READY = $(VENV)/.docs-ready
 PEER_READY = $(PEER_VENV)/.ready
 
 # Caches under the oldest transformers that is supported, whose contract differs from the newest's.
@@ -18,7 +19,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env style format clean train-tiny voice-eval memory soak bench-kvcache
+.PHONY: say test test-slow test-transformers test-peer peer-env style types docs format clean train-tiny voice-eval memory soak bench-kvcache
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -61,6 +62,12 @@ style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(DOCS_READY)
+	$(BIN)/mkdocs build
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -70,6 +77,10 @@ peer-env: $(PEER_READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(DOCS_READY): $(READY) docs/constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -c docs/constraints.txt -e ".[docs]"
 	@touch $@
 
 $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
@@ -86,4 +97,4 @@ $(TRANSFORMERS_READY): tests/requirements-transformers.txt
 	@touch $@
 
 clean:
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
