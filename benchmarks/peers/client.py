@@ -1,0 +1,55 @@
+"""The asking end of `system.py`: a package's process, kept between questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+OURS, UPSTREAM, FORKED = "chatterbox-kvcache", "chatterbox-tts 0.1.7", "chatterbox-streaming 0.1.2"
+SCRIPTS = {OURS: "ours.py", UPSTREAM: "upstream.py", FORKED: "forked.py"}
+
+
+class Peer:
+    """``name`` of `SCRIPTS`, loaded from ``folder`` by the interpreter ``python``."""
+
+    def __init__(self, name: str, python: str, folder: Path) -> None:
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        self._process = subprocess.Popen(
+            [python, str(HERE / SCRIPTS[name]), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to a question. Raises RuntimeError with what the process last said if it has none."""
+        try:
+            print(json.dumps({"ask": name, **arguments}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": f"it ended with code {self._process.wait()}\n{self._said()}"}
+        if "error" in answer:
+            raise RuntimeError(f"{self.name} has no answer to {name!r}: {answer['error']}")
+        return answer
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:]
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._log.close()

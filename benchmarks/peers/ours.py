@@ -1,0 +1,48 @@
+"""This package as a `System`; run by `client.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from typing import Any
+
+import torch.nn.functional as F
+from system import System, serve
+
+from chatterbox.config import SamplingConfig
+from chatterbox.generation.decode import stream
+from chatterbox.generation.prefix import PrefixSource
+from chatterbox.generation.requests import DecodeRequest
+from chatterbox.kvcache import GlobalKVCacheManager
+from chatterbox.text import punc_norm
+from chatterbox.tts import ChatterboxTTS
+
+
+class Ours(System):
+    def __init__(self, folder: str) -> None:
+        super().__init__(ChatterboxTTS.from_local(folder, "cpu"), streams=hasattr(ChatterboxTTS, "generate_stream"))
+        self._prefixes = PrefixSource(self.tts.t3, GlobalKVCacheManager(budget_bytes=2**30))
+
+    def forget(self) -> dict[str, Any]:
+        self.tts.clear_cache()
+        self._prefixes = PrefixSource(self.tts.t3, GlobalKVCacheManager(budget_bytes=2**30))
+        return {}
+
+    def bound(self, max_new_tokens: int) -> None:
+        self.tts.sampling = dataclasses.replace(self.tts.sampling, max_new_tokens=max_new_tokens)
+
+    def t3(self, text: str, tokens: int) -> dict[str, Any]:
+        hp = self.tts.t3.hp
+        ids = F.pad(self.tts.tokenizer.text_to_tokens(punc_norm(text))[0], (1, 0), value=hp.start_text_token)
+        ids = F.pad(ids, (0, 1), value=hp.stop_text_token)
+        sampling = SamplingConfig(cfg_weight=0.5)
+        started = time.perf_counter()
+        request = DecodeRequest(self.tts.conds.t3, ids, sampling, max_new_tokens=tokens, stop_on_eos=False)
+        drawn = [time.perf_counter() for _ in stream(self.tts.t3, request, prefixes=self._prefixes)]
+        steps = [1000 * (after - before) for before, after in itertools.pairwise(drawn)]
+        return {"first_ms": 1000 * (drawn[0] - started), "steps_ms": steps}
+
+
+if __name__ == "__main__":
+    serve(Ours)

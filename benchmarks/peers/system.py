@@ -1,0 +1,109 @@
+"""One package in a process of its own that answers questions about itself: the half of it that all packages share.
+
+Owns: JSON lines in and out, what a question costs in time and memory, and the questions that every chatterbox package
+answers by the same calls. Does not know: how a package's T3 is bounded and timed; `ours`, `upstream` and `forked` do.
+
+Started by `client.py` as ``PYTHON SCRIPT FOLDER``. A question is ``{"ask": NAME, "seed": S, ...}``, the rest being the
+arguments of the method NAME; the answer is what the method returns with ``ms``, the time it took, and resident memory
+before it, at its peak and after it. Imports nothing but torch and the standard library. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STOP_SPEECH_TOKEN, NUM_CODES = 6562, 6561
+
+
+class System:
+    """A loaded ``ChatterboxTTS`` with the synthetic voice of its folder. Answers are plain dictionaries."""
+
+    def __init__(self, tts: Any, streams: bool) -> None:
+        self.tts, self.streams = tts, streams
+        self.loading: dict[str, float] = {}
+
+    def about(self) -> dict[str, Any]:
+        about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
+        return {**about, **self.loading}
+
+    def forget(self) -> dict[str, Any]:
+        """Drop what was kept between calls, if the package keeps anything."""
+        return {}
+
+    def bound(self, max_new_tokens: int) -> None:
+        """Let `generate` and `generate_stream` draw no more tokens than this: random weights never stop."""
+        raise NotImplementedError
+
+    def conditioning(self, reference: str) -> dict[str, Any]:
+        self.tts.prepare_conditionals(reference)
+        return {}
+
+    def t3(self, text: str, tokens: int) -> dict[str, Any]:
+        """``first_ms``, from the text to the first token drawn, and ``steps_ms`` between tokens after it."""
+        raise NotImplementedError
+
+    def s3gen(self, codes: int) -> dict[str, Any]:
+        drawn = torch.randint(0, NUM_CODES, (codes,), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            wav, _ = self.tts.s3gen.inference(speech_tokens=drawn, ref_dict=self.tts.conds.gen)
+        return {"samples": wav.shape[-1]}
+
+    def generate(self, texts: list[str], tokens: int, reference: str | None = None) -> dict[str, Any]:
+        """Whole texts one after the other; with ``reference``, every call names the recording."""
+        self.bound(tokens)
+        audio = [self.tts.generate(text, audio_prompt_path=reference) for text in texts]
+        return {"samples": [wav.shape[-1] for wav in audio]}
+
+    def stream(self, text: str, tokens: int, chunk_size: int) -> dict[str, Any]:
+        """``arrived_ms`` of every chunk since the call, and its ``samples``."""
+        self.bound(tokens)
+        arrived, samples, started = [], [], time.perf_counter()
+        for chunk, _ in self.tts.generate_stream(text, chunk_size=chunk_size, print_metrics=False):
+            arrived.append(1000 * (time.perf_counter() - started))
+            samples.append(chunk.shape[-1])
+        return {"arrived_ms": arrived, "samples": samples}
+
+
+def serve(load: Any) -> None:
+    """Answer until the questions end. ``load`` makes a `System` of a checkpoint folder."""
+    answers = os.fdopen(os.dup(1), "w")  # packages print to stdout
+    os.dup2(2, 1)
+    started = time.perf_counter()
+    system = load(sys.argv[1])
+    system.loading = {
+        "loading_ms": 1000 * (time.perf_counter() - started),
+        "loaded_mib": _memory_mib("VmRSS"),
+        "loading_peak_mib": _memory_mib("VmHWM"),
+    }
+    for line in sys.stdin:
+        print(json.dumps(_answer(system, json.loads(line))), file=answers, flush=True)
+
+
+def _answer(system: System, question: dict[str, Any]) -> dict[str, Any]:
+    ask, seed = question.pop("ask"), question.pop("seed", 0)
+    try:
+        torch.manual_seed(seed)
+        before = _memory_mib("VmRSS")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        started = time.perf_counter()
+        answer = getattr(system, ask)(**question)
+        elapsed = 1000 * (time.perf_counter() - started)
+    except Exception:
+        return {"error": traceback.format_exc(limit=-4)}
+    memory = {"before_mib": before, "peak_mib": _memory_mib("VmHWM"), "after_mib": _memory_mib("VmRSS")}
+    return {"ms": elapsed, **memory, **answer}
+
+
+def _memory_mib(field: str) -> float:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) / 1024

@@ -1,0 +1,67 @@
+"""What benchmarks say about themselves: machine, turns, ratios; and that results of two machines are not compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    return harness
+
+
+def test_a_result_names_its_machine_versions_and_command(harness, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/peer.py", "--quick", "--peer", "/home/me/bin/python"])
+    harness.report("speed", [{"case": "one", "ms": 1.5}], tmp_path / "speed.json", texts=3)
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert result["command"] == "python benchmarks/peer.py --quick --peer python"
+    assert result["texts"] == 3 and result["rows"] == [{"case": "one", "ms": 1.5}]
+    assert {*harness.MACHINE, "python", "torch", "transformers", "chatterbox", "commit"} <= result["environment"].keys()
+    assert result["environment"]["cores"] >= 1 and result["environment"]["cpu"]
+
+
+def test_results_of_one_machine_are_comparable(harness):
+    here = {"environment": harness.environment()}
+    harness.comparable(here, {"environment": {**here["environment"], "commit": "another", "torch": "another"}})
+
+
+@pytest.mark.parametrize("field", ["device", "cpu", "cores", "threads", "vector_instructions"])
+def test_results_of_two_machines_are_not(harness, field):
+    here = {"environment": harness.environment()}
+    with pytest.raises(ValueError, match=f"different machines, {field} .*'elsewhere'"):
+        harness.comparable(here, {"environment": {**here["environment"], field: "elsewhere"}})
+
+
+@pytest.mark.parametrize("silent", [{}, {"environment": {"device": "x86_64"}}])
+def test_a_result_that_does_not_say_its_machine_is_compared_with_nothing(harness, silent):
+    with pytest.raises(ValueError, match="does not say its"):
+        harness.comparable({"environment": harness.environment()}, silent)
+
+
+@pytest.mark.parametrize("warm_up", [0, 1, 2])
+def test_cases_take_turns_and_the_first_turns_do_not_count(harness, warm_up):
+    order = []
+    times = harness.in_turns({name: lambda n=name: order.append(n) for name in "ab"}, 3, warm_up)
+    assert order == list("ab" * (3 + warm_up))
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_taken_turn_by_turn(harness):
+    slow = 4.0  # all of the second turn was
+    assert harness.ratio([20.0, 20.0 * slow, 18.0], [10.0, 10.0 * slow, 10.0]) == {"ratio": 2.0, "range": [1.8, 2.0]}
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0])])
+def test_a_ratio_needs_both_in_every_turn(harness, a, b):
+    with pytest.raises(ValueError, match="in every turn"):
+        harness.ratio(a, b)
