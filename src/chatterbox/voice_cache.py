@@ -67,23 +67,23 @@ class VoiceCache:
                 self.hits += 1
                 self._voices.move_to_end(key)
                 return voice.clone()
-            result = self._under_way.get(key)
-            makes = result is None
-            if makes:
+            awaited = self._under_way.get(key)
+            if awaited is None:
                 self.misses += 1
-                result = self._under_way[key] = Future()
+                made = self._under_way[key] = Future()
             else:
                 self.hits += 1
-        if makes:
-            try:
-                voice = make(reference)
-            except BaseException as error:
-                self._finish(key)
-                result.set_exception(error)
-                raise
-            self._finish(key, voice)
-            result.set_result(voice)
-        return result.result().clone()
+        if awaited is not None:
+            return awaited.result().clone()
+        try:
+            voice = make(reference)
+        except BaseException as error:
+            self._finish(key)
+            made.set_exception(error)
+            raise
+        self._finish(key, voice)
+        made.set_result(voice)
+        return voice.clone()
 
     def clear(self) -> None:
         with self._lock:

@@ -103,7 +103,8 @@ class CompressedKVCache(KVCache):
         return {"codec": self.codec, "group_size": self.group_size, "residual_size": self.residual_size}
 
     def _allocate(self) -> None:
-        group, on = self.group_size, {"device": self.device}
+        group = self.group_size
+        on: dict[str, Any] = {"device": self.device}
         step = 256 if torch.device(self.device).type == "cuda" else 64
         self._extent_step = -(-step // group) * group
         num_packed, self._num_residual = self.capacity // group * group, min(self.residual_size + group, self.capacity)

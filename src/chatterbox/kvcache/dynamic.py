@@ -17,6 +17,8 @@ from chatterbox.kvcache.base import ALL_ROWS, NOWHERE, KVCache, Segment, require
 class DynamicKVCache(KVCache):
     """Exact cache whose memory follows its content. ``capacity`` bounds the length, it allocates nothing."""
 
+    _positions: Tensor  # of the slots, (rows, slots)
+
     def _allocate(self) -> None:
         self._empty = torch.empty(self.num_rows, self.num_heads, 0, self.head_dim, dtype=self.dtype, device=self.device)
         self.reset()

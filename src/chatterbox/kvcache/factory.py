@@ -45,10 +45,14 @@ def settings_of(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
     return KVCacheConfig(policy=cache_policy) if isinstance(cache_policy, str) else cache_policy
 
 
-def make_cache(config: KVCacheConfig, *sizes: int, **options: Any) -> KVCache | None:
+def make_cache(
+    config: KVCacheConfig, num_layers: int, rows: int, num_heads: int, head_dim: int, capacity: int, **options: Any
+) -> KVCache | None:
     """An empty cache as ``config`` says, None for "none"; sizes and options as the constructor of `KVCache`."""
     make = policy(config.policy)
-    return make and make(*sizes, **options, **make.options(config))
+    if make is None:
+        return None
+    return make(num_layers, rows, num_heads, head_dim, capacity, **options, **make.options(config))
 
 
 def check_names(config: KVCacheConfig) -> None:

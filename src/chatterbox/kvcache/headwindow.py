@@ -154,7 +154,9 @@ class HeadWindowKVCache(CeilingKVCache):
             raise ValueError(f"not every head of row {row} still holds all positions from {start} to {end}")
         if not self._is_split[row]:
             return self._taken(row, slice(start, end), start)
-        keys, values, only = [], [], slice(row, row + 1)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        only = slice(row, row + 1)
         for layer in range(self.num_layers):
             slots = torch.where(
                 self._is_full[layer, row, :, None], self._all[start:end], self._all[first:][: end - start]

@@ -135,13 +135,12 @@ class GlobalKVCacheManager:
                     self._stats.hits += 1
                     return self._served(known.segments, known.node, known.fill_ms)
                 flight = self._flights.get((voice, labels))
-                leads = flight is None
-                if leads:
-                    flight = self._flights[voice, labels] = Future()
+                if flight is None:
+                    own = self._flights[voice, labels] = Future()
                     if known.node is not None:
                         self._tree.hold(known.node)  # what is to be continued must not go meanwhile
-            if leads:
-                return self._fill(flight, voice, labels, known, fill, device)
+            if flight is None:
+                return self._fill(own, voice, labels, known, fill, device)
             segments = flight.result()
             with self._lock:
                 self._stats.waits += 1

@@ -207,17 +207,19 @@ class PrefixTree:
 
     def _split(self, node: Node, used: int) -> Node:
         """Cut a node in two; returns the first. The second keeps its identity, and with it its holders and children."""
+        assert node.parent is not None  # a root has no labels to cut
         segment, share = self._segment(node), used / node.num_positions
-        first = Node(node.labels[:used], segment[:used].clone(), node.parent, node.fill_ms * share)
+        head: Segment | Packed = segment[:used].clone()
+        rest: Segment | Packed = segment[used:].clone()
+        if not node.is_resident:
+            head, rest = self.codec.pack(segment[:used]), self.codec.pack(segment[used:])
+        first = Node(node.labels[:used], head, node.parent, node.fill_ms * share)
         first.num_holders, first.num_uses = node.num_holders, node.num_uses
         first.last_use, first.floor = node.last_use, node.floor
-        rest = segment[used:].clone()
-        if not node.is_resident:
-            first.stored, rest = self.codec.pack(first.stored), self.codec.pack(rest)
         self._store(node, rest)
+        node.parent.children[first.labels[0]] = self._counted(first)
         node.labels, node.parent, node.fill_ms = node.labels[used:], first, node.fill_ms * (1.0 - share)
         first.children[node.labels[0]] = node
-        first.parent.children[first.labels[0]] = self._counted(first)
         return first
 
     def _store(self, node: Node, stored: Segment | Packed) -> None:

@@ -8,6 +8,8 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -49,9 +51,13 @@ class SlottedKVCache(KVCache):
         return self._keys.nbytes + self._values.nbytes
 
     @property
-    def step_shape(self) -> int:
+    def extent(self) -> int:
         """Slots that layers see."""
         return self._visible.shape[-1]
+
+    @property
+    def step_shape(self) -> Hashable:
+        return self.extent
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, slots = self._row_index[: len(self._slots)], self._slots
@@ -59,7 +65,7 @@ class SlottedKVCache(KVCache):
         kept_keys[rows, :, slots] = keys.transpose(1, 2)
         kept_values[rows, :, slots] = values.transpose(1, 2)
         self._num_appends[layer] += 1
-        extent = self.step_shape
+        extent = self.extent
         return kept_keys[:, :, :extent], kept_values[:, :, :extent], self._visible
 
     def _put(self, row: int, slot: int, segment: Segment) -> None:

@@ -84,7 +84,7 @@ class Tiers:
             if node.is_resident:
                 continue
             self._tree.hold(nodes[-1])  # room is not to be made by what is asked for
-            fits = self._make_room(node.stored.unpacked_nbytes, leaves_host=node.nbytes)
+            fits = self._make_room(node.unpacked_nbytes, leaves_host=node.nbytes)
             self._tree.let_go(nodes[-1])
             if not fits:
                 return
@@ -97,7 +97,7 @@ class Tiers:
 
         There is none either under hard pressure, nor while what they continue is packed: it did not fit either.
         """
-        if self.level == Level.HARD:
+        if self.level == Level.HARD and self.monitor is not None:
             self._stats.pressure_unshared += 1
             self.monitor.say("what is computed is not kept")
             return None
@@ -158,7 +158,7 @@ class Tiers:
 
     def _leave(self, node: Node, *, packed: bool = True) -> None:
         """Off its tier: from the device to host memory if it may be ``packed`` and fits there, else forgotten."""
-        if packed and node.is_resident and self.host_bytes:
+        if packed and isinstance(node.stored, Segment) and self.host_bytes:
             with self._stats.timing("store_ms"):
                 smaller = self._tree.codec.pack(node.stored)
             if self._make_host_room(smaller.nbytes, leaves_device=node.nbytes):

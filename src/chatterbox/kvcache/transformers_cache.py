@@ -99,6 +99,7 @@ class TransformersCache(Cache):
                 f"the cache has {self.kvcache.num_rows} rows, the batch {len(keys)}; allocate as many rows as sequences"
             )
         current = self._reserved(keys.shape[2]) if layer == 0 else self._pass
+        assert current is not None  # the first layer has begun it
         seen_keys, seen_values, positions = self.kvcache.append(layer, keys, values)
         current.has_appended = True
         if current.positions is not positions:
@@ -204,7 +205,7 @@ class _Layer(CacheLayerMixin):
         self.max_cache_len = owner.kvcache.capacity
 
     @property
-    def is_croppable(self) -> bool:
+    def is_croppable(self) -> bool:  # type: ignore[override]  # an attribute there
         """Whether nothing was forgotten."""
         cache = self._owner.kvcache
         return all(len(cache.held(row)) == length for row, length in enumerate(cache.row_lens))

@@ -25,6 +25,8 @@ def shared_length(length: int) -> int:
 class Conv1d(nn.Conv1d):
     """`nn.Conv1d` with zero padding, whose length is shared; the state dict is the same."""
 
+    padding: tuple[int, ...]
+
     def forward(self, x: Tensor) -> Tensor:
         return conv1d(x, self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0], self.groups)
 
@@ -39,7 +41,9 @@ class CausalConv1d(nn.Conv1d):
 class ConvTranspose1d(nn.ConvTranspose1d):
     """`nn.ConvTranspose1d` without output padding, whose length is shared; the state dict is the same."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    padding: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # there with a size to come out
         size = (x.shape[-1] - 1) * self.stride[0] - 2 * self.padding[0] + self.kernel_size[0]
         out = F.conv_transpose1d(_shared(x), self.weight, self.bias, self.stride, self.padding)
         return out[..., :size]

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def make_data(work: Path) -> None:
     build(work / "words", rotate(word_lists(NUM_WORD_LISTS, seed=13), 2))
 
 
-def make_stage(name: str, work: Path) -> Stage:
+def make_stage(name: str, work: Path) -> Stage[Any]:
     """The stage with its data in memory. Raises FileNotFoundError when an earlier stage has not been trained."""
     torch.manual_seed(20250718)
     recordings, held_out, scale = load_recordings(work)
@@ -87,7 +88,7 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
             TINY.voice_encoder, TINY.s3gen.speaker_encoder, recordings, recordings, SCHEDULES["speakers"]
         )
         stage.module.load_state_dict(averaged_weights(work, "speakers"))
-        torch.save(embed_voices(stage.module, recordings), path)
+        torch.save(embed_voices(stage.voice_encoder, stage.campplus, recordings), path)
     voices, xvectors = torch.load(path, weights_only=True)
     return SpeakerBank(voices), SpeakerBank(xvectors)
 

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -38,12 +39,12 @@ def spectral_profile(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 def evaluate(
     tts: ChatterboxTTS, *, seed: int = 1, limit: int | None = None, report: Callable[[str], None] = print
-) -> dict:
+) -> dict[str, Any]:
     """Figures of both sets; see the module's description."""
     references = {voice: speak(REFERENCE_TEXT, voice)[0] for voice in VOICES}
     profiles = {voice: spectral_profile(wav, TEACHER_RATE) for voice, wav in references.items()}
     at_24k = {v: librosa.resample(w, orig_sr=TEACHER_RATE, target_sr=tts.sr) for v, w in references.items()}
-    result: dict = {}
+    result: dict[str, Any] = {}
     for name in SETS:
         rows = []
         for index, sentence in enumerate(evaluation_set(name)[:limit]):
@@ -77,7 +78,7 @@ def spoken_seconds(wav: np.ndarray) -> float:
     return len(trimmed) / TEACHER_RATE + LEAD_SECONDS + TAIL_SECONDS
 
 
-def summarize(rows: list[dict], limit_seconds: float) -> dict:
+def summarize(rows: list[dict[str, Any]], limit_seconds: float) -> dict[str, Any]:
     words = sum(r["words"] for r in rows)
     ratios = [r["seconds"] / r["teacher_seconds"] for r in rows]
     by_voice = {v: [r for r in rows if r["voice"] == v] for v in VOICES}

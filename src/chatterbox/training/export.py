@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ TABLE, TABLE_PARTS = (
 
 
 @torch.no_grad()
-def warm_start(stage: Stage, folder: Path) -> None:
+def warm_start(stage: Stage[Any], folder: Path) -> None:
     """Fill a stage's module with an exported folder's weights, so that training goes on without its checkpoint.
 
     A dense code table becomes the residual of its symbol table. What the export leaves out (prototypes, derived

@@ -41,6 +41,7 @@ class FlowBatch(NamedTuple):
 
 class FlowStage(Stage[FlowBatch]):
     name = "flow"
+    module: CausalMaskedDiffWithXvec
 
     def __init__(
         self,

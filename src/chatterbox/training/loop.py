@@ -46,7 +46,7 @@ class Schedule:
 
 
 # A NamedTuple of tensors and plain numbers.
-Batch = TypeVar("Batch", bound=tuple)
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 
 class Stage(ABC, Generic[Batch]):
@@ -70,7 +70,7 @@ class Stage(ABC, Generic[Batch]):
 
 
 def train(
-    stage: Stage,
+    stage: Stage[Any],
     work: Path,
     *,
     minutes: float = math.inf,
@@ -109,17 +109,17 @@ def train(
     _replace(checkpoint, run.state())
 
 
-class _Draws(Dataset):
+class _Draws(Dataset[Any]):
     """The batch of each step."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage[Any]) -> None:
         self.stage = stage
 
-    def __getitem__(self, step: int) -> tuple:
+    def __getitem__(self, step: int) -> Any:
         return self.stage.draw(np.random.default_rng((step, 20250718)), step)
 
 
-def _unchanged(batch: tuple) -> tuple:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -140,7 +140,7 @@ def averaged_weights(work: Path, name: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def held_out_figures(stage: Stage, device: torch.device | str = "cpu") -> dict[str, float]:
+def held_out_figures(stage: Stage[Any], device: torch.device | str = "cpu") -> dict[str, float]:
     """Means of a stage's figures over its held-out batches, named ``held_out_*``."""
     collected: dict[str, list[float]] = {}
     for label, batch in stage.held_out():
@@ -150,7 +150,7 @@ def held_out_figures(stage: Stage, device: torch.device | str = "cpu") -> dict[s
 
 
 class _Run:
-    def __init__(self, stage: Stage, device: torch.device) -> None:
+    def __init__(self, stage: Stage[Any], device: torch.device) -> None:
         self.stage, self.device, self.step, self.seconds = stage, device, 0, 0.0
         schedule = stage.schedule
         stage.module.to(device)
@@ -160,7 +160,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = {k: v.detach().clone() for k, v in stage.module.state_dict().items()}
 
-    def advance(self, batches: Iterator[tuple]) -> dict[str, float]:
+    def advance(self, batches: Iterator[Any]) -> dict[str, float]:
         began = time.monotonic()
         schedule, module = self.stage.schedule, self.stage.module
         module.train()

@@ -174,7 +174,7 @@ class Recordings:
         """(N,) float32 of the trimmed recording at SPEEDS[speed]: shorter, higher and brighter above 1."""
         item = self._items[index]
         _, _, _, begin, end = item.trimmed()
-        wav = item.audio[int(begin * SAMPLE_RATE) : int(end * SAMPLE_RATE)].astype(np.float32) / 32768.0
+        wav = self._samples(index)[int(begin * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
         origin = round(SAMPLE_RATE * SPEEDS[speed])
         return librosa.resample(wav, orig_sr=origin, target_sr=sample_rate, res_type="soxr_mq")
 
@@ -188,11 +188,17 @@ class Recordings:
     def f0(self, index: int, speed: int, num_frames: int) -> np.ndarray:
         """(num_frames,) float32 F0 in Hz at the middle of each 20 ms frame of that audio, 0 where unvoiced."""
         if index not in self._tracks:
-            self._tracks[index] = np.nan_to_num(track_pitch(self._items[index].audio.astype(np.float32) / 32768.0))
+            self._tracks[index] = np.nan_to_num(track_pitch(self._samples(index)))
         track, (_, _, _, begin, _) = self._tracks[index], self._items[index].trimmed()
         seconds = begin + (np.arange(num_frames) + 0.5) * SECONDS_PER_FRAME * SPEEDS[speed]
         nearest = np.minimum(np.rint(seconds * TRACK_RATE).astype(int), len(track) - 1)
         return (track[nearest] * SPEEDS[speed]).astype(np.float32)
+
+    def _samples(self, index: int) -> np.ndarray:
+        """(N,) float32 of the whole recording."""
+        audio = self._items[index].audio
+        assert audio is not None  # text alone is for `Utterances`
+        return audio.astype(np.float32) / 32768.0
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """A random recording and a speed, mostly the natural one."""

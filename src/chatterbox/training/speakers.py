@@ -45,10 +45,11 @@ class SpeakerStage(Stage[SpeakerBatch]):
     ) -> None:
         self.recordings, self.held_out_recordings, self.schedule, self.batch = recordings, held_out, schedule, batch
         classes = len(VOICES) * len(SPEEDS)
+        self.voice_encoder, self.campplus = VoiceEncoder(voice_encoder), CAMPPlus(campplus)
         self.module = nn.ModuleDict(
             {
-                "voice_encoder": VoiceEncoder(voice_encoder),
-                "campplus": CAMPPlus(campplus),
+                "voice_encoder": self.voice_encoder,
+                "campplus": self.campplus,
                 "voice_prototypes": nn.Linear(voice_encoder.embed_size, classes, bias=False),
                 "xvector_prototypes": nn.Linear(campplus.embed_size, classes, bias=False),
             }
@@ -65,22 +66,23 @@ class SpeakerStage(Stage[SpeakerBatch]):
 
     def loss(self, batch: SpeakerBatch) -> tuple[Tensor, dict[str, float]]:
         wavs, labels = batch
-        config = self.module["voice_encoder"].config
+        config = self.voice_encoder.config
         mels = torch.stack([melspectrogram(w, config).T[: config.window_frames] for w in wavs])
-        features = torch.stack([self.module["campplus"].features(w) for w in wavs])
+        features = torch.stack([self.campplus.features(w) for w in wavs])
         figures, total = {}, wavs.new_zeros(())
         for name, embedding in (
-            ("voice", self.module["voice_encoder"](mels)),
-            ("xvector", self.module["campplus"](features)),
+            ("voice", self.voice_encoder(mels)),
+            ("xvector", self.campplus(features)),
         ):
-            prototypes = F.normalize(self.module[f"{name}_prototypes"].weight, dim=1)
+            prototypes = F.normalize(self.module.get_parameter(f"{name}_prototypes.weight"), dim=1)
             logits = SHARPNESS * F.normalize(embedding, dim=1) @ prototypes.T
             total = total + F.cross_entropy(logits, labels)
             figures[f"{name}_accuracy"] = float((logits.argmax(1) == labels).float().mean())
         return total, figures
 
     def _draw(self, source: Recordings, rng: np.random.Generator) -> SpeakerBatch:
-        wavs, labels = [], []
+        wavs: list[Tensor] = []
+        labels: list[int] = []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
             audio = source.audio(index, speed, S3_SR)
@@ -93,14 +95,17 @@ class SpeakerStage(Stage[SpeakerBatch]):
 
 
 @torch.no_grad()
-def embed_voices(module: nn.ModuleDict, recordings: Recordings, per_class: int = 24) -> tuple[Tensor, Tensor]:
+def embed_voices(
+    voice_encoder: VoiceEncoder, campplus: CAMPPlus, recordings: Recordings, per_class: int = 24
+) -> tuple[Tensor, Tensor]:
     """Voice-encoder and x-vector embeddings of whole recordings, each (voices, speeds, per_class, D)."""
-    module.eval()
+    voice_encoder.eval()
+    campplus.eval()
     voice_rows, xvector_rows = [], []
     for voice in range(len(VOICES)):
         for speed in range(len(SPEEDS)):
             wavs = [recordings.audio(i, speed, S3_SR) for i in recordings.by_voice[voice][:per_class]]
-            voice_rows.append(torch.from_numpy(module["voice_encoder"].embeds_from_wavs(wavs, S3_SR)))
-            xvector_rows.append(torch.cat([module["campplus"].inference([torch.from_numpy(w)]) for w in wavs]))
+            voice_rows.append(torch.from_numpy(voice_encoder.embeds_from_wavs(wavs, S3_SR)))
+            xvector_rows.append(torch.cat([campplus.inference([torch.from_numpy(w)]) for w in wavs]))
     shape = (len(VOICES), len(SPEEDS), per_class, -1)
     return torch.stack(voice_rows).view(shape).clone(), torch.stack(xvector_rows).view(shape).clone()

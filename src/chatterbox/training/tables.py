@@ -34,7 +34,7 @@ class SymbolTable(nn.Module):
         return residual + nn.functional.pad(table, (0, 0, 0, self.extra_rows))
 
 
-def factorize(module: nn.Module, std: float) -> None:
+def factorize(module: nn.Embedding | nn.Linear, std: float) -> None:
     """Give ``module.weight`` (codes, D) the symbol structure; its residual starts at zero but for the special rows."""
     rows, width = module.weight.shape
     with torch.no_grad():
@@ -47,8 +47,11 @@ def dense_state(module: nn.Module) -> dict[str, Tensor]:
     """State dict of ``module`` with every symbol table summed into the plain weight it stands for."""
     state = dict(module.state_dict())
     for name, part in module.named_modules():
-        if parametrize.is_parametrized(part, "weight") and isinstance(part.parametrizations.weight[0], SymbolTable):
+        if parametrize.is_parametrized(part, "weight") and isinstance(
+            part.get_submodule("parametrizations.weight.0"), SymbolTable
+        ):
             prefix = f"{name}." if name else ""
             state = {k: v for k, v in state.items() if not k.startswith(f"{prefix}parametrizations.")}
+            assert isinstance(part.weight, Tensor)
             state[f"{prefix}weight"] = part.weight.detach()
     return state

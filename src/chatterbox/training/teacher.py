@@ -30,6 +30,7 @@ from functools import partial
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,7 @@ def _build_shard(path: Path, utterances: Sequence[tuple[str, str]], *, with_audi
         ends.append(end)
         pitches.append(phone_pitch(samples.astype(np.float32) / 32768, end))
         audio.append(samples)
-    arrays = {
+    arrays: dict[str, Any] = {
         "text": np.array([text for text, _ in utterances]),
         "voice": np.array([VOICES.index(voice) for _, voice in utterances], dtype=np.uint8),
         "num_samples": np.array([len(samples) for samples in audio], dtype=np.int32),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chatterbox.config import T3Config
 from chatterbox.models.t3 import T3
-from chatterbox.models.t3.backbone import RotaryPass, rotate
+from chatterbox.models.t3.backbone import Layer, LlamaBackbone, RotaryPass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.training.codes import SILENCE, SYMBOL_NAMES, to_symbols
 from chatterbox.training.loop import Schedule, Stage
@@ -112,6 +112,7 @@ class TextToSpeechBatch(NamedTuple):
 
 class TextToSpeechStage(Stage[TextToSpeechBatch]):
     name = "t3"
+    module: T3
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         dropped = torch.from_numpy(rng.random(len(sequences)) < (0.0 if plain else recipe.unconditional_share))
         longest = max(len(s) for s in sequences)
 
-        def padded(rows: list[list], fill: float) -> Tensor:
+        def padded(rows: list[list[Any]], fill: float) -> Tensor:
             return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
         guide = padded([s.guide for s in sequences], np.nan).float()
@@ -212,6 +213,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
     def _embed(self, batch: TextToSpeechBatch) -> tuple[Tensor, int]:
         """Inputs (B, prefix + T, dim) of the backbone and the length of the conditioning prefix."""
         t3, is_text = self.module, batch.is_text[..., None]
+        assert t3.text_pos_emb is not None and t3.speech_pos_emb is not None
         text = t3.text_emb(batch.ids.where(batch.is_text, 0)) * (~batch.dropped)[:, None, None] + t3.text_pos_emb.emb(
             batch.positions.clamp(max=t3.text_pos_emb.emb.num_embeddings - 1)
         )
@@ -228,15 +230,17 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
     def _run(self, x: Tensor, offset: int, batch: TextToSpeechBatch) -> tuple[Tensor, Tensor]:
         """The backbone's forward with the attention guide on one head of two layers."""
         backbone = self.module.tfmr
+        assert isinstance(backbone, LlamaBackbone)
         run = backbone.start(torch.arange(x.shape[1], device=x.device))
         guide_loss = x.new_zeros(())
         for index, layer in enumerate(backbone.layers):
+            assert isinstance(layer, Layer)
             if batch.guide_weight > 0.0 and index in GUIDED_LAYERS:
                 guide_loss = guide_loss + self._guide_loss(layer, x, run, batch.guide, offset)
             x = layer(x, run, index)
         return backbone.norm(x), guide_loss
 
-    def _guide_loss(self, layer: torch.nn.Module, x: Tensor, run: RotaryPass, guide: Tensor, offset: int) -> Tensor:
+    def _guide_loss(self, layer: Layer, x: Tensor, run: RotaryPass, guide: Tensor, offset: int) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         size = attention.head_dim
         query = rotate((normed @ attention.q_proj.weight[:size].T)[:, None], run.cos, run.sin)[:, 0]

@@ -31,6 +31,7 @@ class TokenizerBatch(NamedTuple):
 
 class TokenizerStage(Stage[TokenizerBatch]):
     name = "tokenizer"
+    module: S3Tokenizer
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class VocoderBatch(NamedTuple):
 
 class VocoderStage(Stage[VocoderBatch]):
     name = "vocoder"
+    module: HiFTGenerator
 
     def __init__(
         self,
@@ -76,7 +77,9 @@ class VocoderStage(Stage[VocoderBatch]):
 
     def _draw(self, source: Recordings, rng: np.random.Generator) -> VocoderBatch:
         hop, frames = self.module.config.hop_len, self.crop_frames
-        wavs, mels, f0s = [], [], []
+        wavs: list[Tensor] = []
+        mels: list[Tensor] = []
+        f0s: list[Tensor] = []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, self.module.config.sample_rate))

@@ -47,8 +47,7 @@ class Codec(abc.ABC):
     def unpack(self, packed: Packed) -> Segment:
         """The segment, on the device it came from."""
         keys, values = self._unpack(packed.tensors)
-        to = {"dtype": packed.dtype, "device": packed.device}
-        return Segment(keys.to(**to), values.to(**to), packed.start)
+        return Segment(keys.to(packed.device, packed.dtype), values.to(packed.device, packed.dtype), packed.start)
 
     @abc.abstractmethod
     def _pack(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:

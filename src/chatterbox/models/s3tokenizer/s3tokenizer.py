@@ -39,6 +39,8 @@ class S3Tokenizer(nn.Module):
     ``digits``, which are differentiable.
     """
 
+    _mel_filters: torch.Tensor
+    window: torch.Tensor
     ignore_state_dict_missing = ("_mel_filters", "window")
 
     def __init__(

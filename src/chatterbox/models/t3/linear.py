@@ -6,6 +6,8 @@ the layers are for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class SharedInput(nn.Module):
     JOINED: tuple[str, ...]
     _joined: Tensor | None = None
 
-    def _apply(self, *args, **kwargs) -> SharedInput:  # what .to(), .half() and .cuda() go through
+    def _apply(self, *args: Any, **kwargs: Any) -> SharedInput:  # what .to(), .half() and .cuda() go through
         module = super()._apply(*args, **kwargs)
         self._joined = None
         return module

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.gpt2 import GPT2Backbone
@@ -41,7 +41,8 @@ class T3(nn.Module):
         super().__init__()
         self.hp = hp = T3Config() if hp is None else hp
         self.dim = hp.n_channels
-        self.tfmr = (GPT2Backbone if hp.is_gpt else LlamaBackbone)(hp.backbone)
+        backbone = hp.backbone
+        self.tfmr = GPT2Backbone(backbone) if isinstance(backbone, GPT2Config) else LlamaBackbone(backbone)
         self.cond_enc = T3CondEnc(hp)
         self.text_emb = nn.Embedding(hp.text_tokens_dict_size, self.dim)
         self.speech_emb = nn.Embedding(hp.speech_tokens_dict_size, self.dim)
@@ -72,8 +73,8 @@ class T3(nn.Module):
             raise ValueError(
                 f"text of {num_text} tokens is longer than the model's {limit} positions; split it into sentences"
             )
-        total = num_before + num_text + num_speech
-        if self.hp.is_gpt and total > (limit := self.hp.backbone.max_positions):
+        total, backbone = num_before + num_text + num_speech, self.hp.backbone
+        if isinstance(backbone, GPT2Config) and total > (limit := backbone.max_positions):
             raise ValueError(
                 f"{num_before} positions of voice, {num_text} of text and {num_speech} of speech are more than the "
                 f"model's {limit}; split the text into sentences"
@@ -99,6 +100,7 @@ class T3(nn.Module):
 
         They stay although the text is gone: the published weights are driven this way.
         """
+        assert self.text_pos_emb is not None  # models that are guided have learned positions
         return self.text_pos_emb(text_tokens)[None]
 
     def embed_speech(self, speech_tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -262,7 +264,10 @@ class T3(nn.Module):
             guard=guard,
         )
         tokens, cache = decode(self, request, use_cache=use_cache, past=past_key_values, kept_len=cache_offset)
-        return (tokens[None], cache) if return_cache else tokens[None]
+        if not return_cache:
+            return tokens[None]
+        assert cache is not None  # as use_cache is True
+        return tokens[None], cache
 
     @torch.inference_mode()
     def inference_turbo(
@@ -310,9 +315,10 @@ class T3(nn.Module):
 def _prompt(t3_cond: T3Cond) -> Tensor:
     """The speech prompt: embedded, (B, T, hidden), where that is given, else its codes (B, T)."""
     tokens, embeds = t3_cond.cond_prompt_speech_tokens, t3_cond.cond_prompt_speech_emb
-    if tokens is None and embeds is None:
+    prompt = tokens if embeds is None else embeds
+    if prompt is None:
         raise ValueError("T3Cond needs cond_prompt_speech_tokens or cond_prompt_speech_emb; both are None")
-    return tokens if embeds is None else embeds
+    return prompt
 
 
 def _keep(latents: Tensor, lens: Tensor) -> Tensor:

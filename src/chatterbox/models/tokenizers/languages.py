@@ -76,7 +76,8 @@ def preparer(language_id: str | None, folder: Path) -> Callable[[str], str]:
     """The step of a language; ``folder`` is the checkpoint's, where Chinese has its table."""
     if language_id == "zh":
         return cangjie(folder / CANGJIE_FILE)
-    return {"ja": japanese, "ko": korean, "he": hebrew, "ru": russian}.get(language_id, str)
+    steps: dict[str | None, Callable[[str], str]] = {"ja": japanese, "ko": korean, "he": hebrew, "ru": russian}
+    return steps.get(language_id, str)
 
 
 class Cangjie:

@@ -54,4 +54,6 @@ class TurboTokenizer:
 
     def decode(self, seq: Tensor | Sequence[int]) -> str:
         """Text of (S,) ids."""
-        return self.tokenizer.decode(seq, skip_special_tokens=True)
+        text = self.tokenizer.decode(torch.as_tensor(seq).tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)  # a list only of a batch
+        return text

@@ -86,9 +86,9 @@ class VoiceEncoder(nn.Module):
         if mel_lens is None:
             mel_lens = [mels.shape[1]] * len(mels)
         with torch.inference_mode():
-            rows = self.inference(mels.to(self.proj.weight), mel_lens, batch_size=batch_size, **kwargs)
-        embeds = rows.float().numpy()
-        return self.utt_to_spk_embed(embeds) if as_spk else embeds
+            embeds = self.inference(mels.to(self.proj.weight), mel_lens, batch_size=batch_size, **kwargs)
+        found = embeds.float().numpy()
+        return self.utt_to_spk_embed(found) if as_spk else found
 
     def embeds_from_wavs(
         self,

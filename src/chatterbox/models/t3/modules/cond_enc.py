@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class T3Cond:
                 return value
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
-        return T3Cond(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+        moved: dict[str, Any] = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return T3Cond(**moved)
 
     def save(self, fpath: str | Path) -> None:
         torch.save({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, fpath)
