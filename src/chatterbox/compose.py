@@ -1,51 +1,185 @@
 """Command-line overrides to configuration dataclasses. The only module that imports Hydra.
 
-Owns: the search path (`chatterbox.configs`), and one-line errors. Does not know: what a configuration is for.
+Owns: the search path (the package's folder of YAML, then the user's), sweeps, one-line errors; Hydra's process-wide
+state is afterwards what it was before. Does not know: what a configuration is for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from chatterbox.config import SamplingConfig, SayConfig, from_dict
+from chatterbox.config import SamplingConfig, SayConfig, from_dict, to_dict
+from chatterbox.settings import PRIMARY, configs_folder, groups_of, settings_of
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+_LOCK = threading.Lock()
 
 
 class ConfigError(ValueError):
     """An override names no setting, or gives it a value of the wrong kind."""
 
 
-def compose_say(overrides: Sequence[str] = ()) -> SayConfig:
-    """Configuration of ``chatterbox say`` from Hydra overrides (``sampling.temperature=0.5``, ``model=chatterbox``).
+def compose_config(name: str, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None) -> SayConfig:
+    """A primary configuration from Hydra overrides (``sampling.temperature=0.5``, ``model=chatterbox``).
 
     ``sampling`` of the result holds the overridden fields alone: the rest is the checkpoint's.
+
+    Args:
+        name: "say", "stream" or "benchmark"; the result is a `SayConfig`, `StreamConfig` or `BenchmarkConfig`.
+        config_dir: a folder of the user's own YAML, ``kvcache/mine.yaml`` in it is the choice ``kvcache=mine``.
 
     Raises:
         ConfigError: an unknown setting or choice, or a value that does not fit; one line.
     """
-    values = _compose("say", overrides)
+    folders = _user_folders(config_dir)
+    with _hydra():
+        _check(name, _parsed(overrides), folders)
+        values = _composed(name, [*overrides, *_searchpath(folders)])
     try:
-        config = from_dict(SayConfig, values, "say")
+        config = from_dict(PRIMARY[name], values, name)
         from_dict(SamplingConfig, config.sampling, "sampling")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return config
 
 
-def _compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def compose_say(overrides: Sequence[str] = ()) -> SayConfig:
+    """Configuration of ``chatterbox say``; see `compose_config`."""
+    return compose_config("say", overrides)
+
+
+def split_sweep(name: str, overrides: Sequence[str], *, config_dir: str | Path | None = None) -> list[list[str]]:
+    """Overrides of each job of a sweep, in Hydra's order: ``a=1,2 b=range(0,2)`` are four jobs.
+
+    Grammar and product are Hydra's own (its parser and its basic sweeper's split).
+
+    Raises:
+        ConfigError: no such setting or group, or a sweep that is no list (``interval``); one line.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.errors import HydraException
+
+    folders = _user_folders(config_dir)
+    groups = groups_of(PRIMARY[name], folders)
+    choices = SimpleNamespace(
+        get_group_options=lambda group, results_filter: [one.name for one in groups.get(group, ())]
+    )
+    with _hydra():
+        parsed = _parsed(overrides)
+        _check(name, parsed, folders, sweep=True)
+        for override in parsed:
+            override.config_loader = choices  # glob(*) asks it for what there is
+        try:
+            return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        except (HydraException, ValueError) as error:
+            raise ConfigError(_first_line(error)) from None
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML, every key with its value."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Room for a Hydra of our own: what the program around us has initialised is put away, and put back."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import JobRuntime
+    from hydra.version import VersionBase
+
+    ours = (GlobalHydra, VersionBase, JobRuntime)
+    with _LOCK:
+        theirs = {kind: Singleton._instances.pop(kind) for kind in ours if kind in Singleton._instances}
+        try:
+            yield
+        finally:
+            for kind in ours:
+                Singleton._instances.pop(kind, None)
+            Singleton._instances.update(theirs)
+
+
+def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The composed YAML as plain dictionaries, nulls (defaults of the dataclasses) left out."""
-    from hydra import compose, initialize_config_module
+    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_module("chatterbox.configs", version_base="1.3"):
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             config = compose(name, overrides=list(overrides))
             return _without_nulls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).partition("\n")[0].strip()
-        raise ConfigError(f"{reason}; chatterbox {name} --help lists the settings") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group that is no name is a ValueError
+        raise ConfigError(_first_line(error)) from None
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException as error:
+            raise ConfigError(f"cannot read {override!r}: {_first_line(error)}") from None
+    return parsed
+
+
+def _check(name: str, overrides: Sequence[Override], folders: Sequence[Path], *, sweep: bool = False) -> None:
+    """Raise ConfigError for keys and choices that do not exist, with those that do.
+
+    In a ``sweep`` keys alone: a choice that does not exist is one job's error.
+    """
+    keys, groups = [one.key for one in settings_of(PRIMARY[name])], groups_of(PRIMARY[name], folders)
+    for override in overrides:
+        key = override.key_or_group
+        if key not in groups and key not in keys and not any(one.startswith(key + ".") for one in keys):
+            raise ConfigError(_unknown(name, key, keys, list(groups)))
+        if sweep:
+            continue
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line} is several values; chatterbox bench -m runs one after the other")
+        if key in groups:
+            choice, names = override.value(), [one.name for one in groups[key]]
+            if choice not in names and not override.is_delete():
+                raise ConfigError(f"{key} has no choice {choice!r}; it has {', '.join(names)}")
+
+
+def _unknown(name: str, key: str, keys: Sequence[str], groups: Sequence[str]) -> str:
+    table, _, last = key.rpartition(".")
+    beside = [one.removeprefix(table + ".") for one in keys if table and one.startswith(table + ".")]
+    there = beside or [*groups, *(one for one in keys if "." not in one)]
+    return f"{table if beside else name} has no setting {(last if beside else key)!r}; it has {', '.join(there)}"
+
+
+def _user_folders(config_dir: str | Path | None) -> list[Path]:
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"config folder {str(config_dir)!r} does not exist")
+    return [folder]
+
+
+def _searchpath(folders: Sequence[Path]) -> list[str]:
+    escaped = [str(folder).replace("\\", "\\\\").replace('"', '\\"') for folder in folders]
+    return [f'hydra.searchpath=["file://{folder}"]' for folder in escaped]
+
+
+def _first_line(error: Exception) -> str:
+    reason, key = str(error).partition("\n")[0].strip(), getattr(error, "full_key", None)
+    return f"{key}: {reason}" if key else reason
 
 
 def _without_nulls(values: Any) -> Any:

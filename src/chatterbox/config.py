@@ -61,6 +61,7 @@ class T3Config:
     start_text_token: int = 255
     stop_text_token: int = 0
     max_text_tokens: int = 2048
+    utterance_text_len: int = 200  # text tokens that one utterance says well; a longer text is split
     speech_tokens_dict_size: int = 8194
     start_speech_token: int = START_SPEECH_TOKEN
     stop_speech_token: int = STOP_SPEECH_TOKEN
@@ -89,6 +90,7 @@ class T3Config:
     def turbo(cls) -> T3Config:
         return cls(
             text_tokens_dict_size=50276,
+            utterance_text_len=80,  # these are words, and beyond 30 s Turbo falters
             speech_tokens_dict_size=6563,
             speech_cond_prompt_len=375,
             use_perceiver_resampler=False,
@@ -254,13 +256,13 @@ def check_range(name: str, value: float, low: float, high: float, remedy: str) -
 class SamplingConfig:
     """How the next speech token is drawn, and how many at most. ``temperature`` 0 is greedy."""
 
-    temperature: float = 0.8
-    cfg_weight: float = 0.5
-    repetition_penalty: float = 1.2
-    min_p: float = 0.05
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 1000  # 25 a second
+    temperature: float = 0.8  # how much is left to chance; 0 takes the likeliest token
+    cfg_weight: float = 0.5  # guidance by the text; 0 turns it off and halves the work
+    repetition_penalty: float = 1.2  # divides the logits of tokens that were drawn before; 1 turns it off
+    min_p: float = 0.05  # tokens below this share of the likeliest one's probability are out; 0 turns it off
+    top_p: float = 1.0  # the likeliest tokens that make up this probability stay; 1 turns it off
+    top_k: int = 0  # so many of the likeliest tokens stay; 0 turns it off
+    max_new_tokens: int = 1000  # speech tokens at most, 25 a second
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
@@ -327,7 +329,7 @@ class KVCacheConfig:
     max_cache_size: int = 1024  # positions a row holds at most, where the policy has a ceiling
     window_size: int = 512  # positions beside prefix that a row keeps when it is trimmed
     uncond_window: int | None = None  # the same for the row that guidance adds; None is window_size
-    eviction: str = "silence"  # who leaves first: scorers, as "attention" or "silence*2+prosody"
+    eviction: str = "silence"  # who leaves first: "attention", "prosody", "recency", "silence"; "+" adds, "*2" weighs
     silent_tokens: tuple[int, ...] | None = None  # speech tokens that are silence; None is as the checkpoint says
     decode_codec: str = "int8"  # of the rows being decoded, where the policy packs them
     group_size: int = 32  # positions whose keys share a scale, packed at once
@@ -335,11 +337,11 @@ class KVCacheConfig:
     full_heads: float = 0.5  # share of all layers' heads that keep every position, where the policy tells them apart
     prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
     host_mib: int = 0  # beginnings that left the device, in host memory
-    host_codec: str = "none"
+    host_codec: str = "none"  # how they are packed there: "none", "int8", "int4"
     disk_folder: str | None = None  # beginnings that outlive the process; None is nowhere
-    disk_mib: int = 1024
+    disk_mib: int = 1024  # beginnings on disk
     total_mib: int | None = None  # beginnings on the device and in host memory together; None is the sum of the two
-    replacement: str = "cost"
+    replacement: str = "cost"  # which beginning leaves first: "cost", "lfu", "lru"
     pressure: PressureConfig = field(default_factory=PressureConfig)
 
     def __post_init__(self) -> None:
@@ -394,8 +396,8 @@ class ModelChoice:
     """Which weights to load, and where they run."""
 
     source: str = "tiny"  # "tiny", "chatterbox", "multilingual", "turbo", "nano" or a folder
-    device: str = "auto"
-    local_files_only: bool = False
+    device: str = "auto"  # "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is one
+    local_files_only: bool = False  # never reach for the network
 
 
 @dataclass(frozen=True)
@@ -404,14 +406,50 @@ class SayConfig:
 
     model: ModelChoice = field(default_factory=ModelChoice)
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
-    sampling: dict = field(default_factory=dict)  # SamplingConfig fields that replace the checkpoint's own
+    # Fields that replace the checkpoint's own.
+    sampling: dict = field(default_factory=dict, metadata={"of": SamplingConfig})
     language: str | None = None  # of the text, for a multilingual model alone
-    voice: str | None = None  # reference recording; None is the checkpoint's built-in voice
-    exaggeration: float = 0.5
-    seed: int | None = None
-    use_cache: bool = True
-    watermark: bool = True
+    voice: str | None = None  # recording, or a name of `chatterbox voices`; None is the checkpoint's built-in voice
+    exaggeration: float = 0.5  # emotion; 0.5 is neutral
+    seed: int | None = None  # the same seed says it the same way; None is another way each time
+    use_cache: bool = True  # False computes the whole sequence anew at every step: slow, for checking
+    watermark: bool = True  # inaudible, says that the speech is synthetic
     guard: str = "light"  # against loops and runaways: "light", "alignment" (multilingual models), "none"
+
+
+@dataclass(frozen=True)
+class StreamConfig(SayConfig):
+    """One run of ``chatterbox stream``."""
+
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
+
+
+@dataclass(frozen=True)
+class MeasurementConfig:
+    """What a job of ``chatterbox bench`` says, and how often."""
+
+    texts: tuple[str, ...] = (  # what is said, one after the other
+        "Every machine in this room can talk.",
+        "The little one here speaks without a network.",
+    )
+    warmup: int = 1  # turns that are not counted
+    repeats: int = 3  # turns whose median counts; a turn is all texts once
+
+    def __post_init__(self) -> None:
+        for name, low in (("warmup", 0), ("repeats", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number of turns from {low}, got {value!r}")
+        if not self.texts or not all(isinstance(text, str) for text in self.texts):
+            raise ValueError(f"texts must be a list of at least one text, got {list(self.texts)!r}")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(StreamConfig):
+    """One job of ``chatterbox bench``."""
+
+    benchmark: MeasurementConfig = field(default_factory=MeasurementConfig)
+    seed: int | None = 0  # the same for all jobs, so that their tokens can be compared
 
 
 def to_dict(config: Any) -> dict[str, Any]:

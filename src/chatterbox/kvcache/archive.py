@@ -41,3 +41,8 @@ def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
     """
     spoken = next((i for i in range(len(labels), 0, -1) if labels[i - 1] != NO_TEXT), 0)
     return f"{voice} {labels[:spoken]!r}" + f" {NO_TEXT}" * (spoken < len(labels))
+
+
+def voice_of(key: str) -> str:
+    """The voice that a name on disk is of."""
+    return key.partition(" ")[0]

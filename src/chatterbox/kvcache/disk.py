@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,17 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "chatterbox-prefix-1"
 SUFFIX = ".prefix.safetensors"
+
+
+@dataclass(frozen=True)
+class DiskEntry:
+    """One file of a tier, as its header describes it. ``last_use``: seconds since the epoch."""
+
+    path: Path
+    key: str
+    num_positions: int
+    nbytes: int
+    last_use: float
 
 
 class DiskTier:
@@ -34,7 +46,7 @@ class DiskTier:
     @property
     def nbytes(self) -> int:
         """Bytes of this tier's files now."""
-        return sum(size for _, size, _ in self._files())
+        return sum(size for _, size, _ in self.files())
 
     def load(self, key: str, device: torch.device | str = "cpu") -> Segment | None:
         """The segment stored under ``key``; None if there is none that is whole."""
@@ -90,15 +102,8 @@ class DiskTier:
         self._could_write = True
         return True
 
-    def clear(self) -> None:
-        for path, _, _ in self._files():
-            path.unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / (content_hash(key) + SUFFIX)
-
-    def _files(self) -> list[tuple[Path, int, float]]:
-        """This tier's files with size and time of last use."""
+    def files(self) -> list[tuple[Path, int, float]]:
+        """This tier's files with size and time of last use, whole or broken."""
         files = []
         for path in self.folder.glob("*" + SUFFIX):
             try:
@@ -108,8 +113,30 @@ class DiskTier:
             files.append((path, about.st_size, about.st_mtime))
         return files
 
+    def entries(self) -> list[DiskEntry]:
+        """What is here, the latest used first; headers alone are read, and files whose header is broken left out."""
+        from safetensors import SafetensorError, safe_open
+
+        entries = []
+        for path, size, last_use in sorted(self.files(), key=lambda file: -file[2]):
+            try:
+                with safe_open(str(path), "pt") as file:
+                    about, shape = file.metadata() or {}, file.get_slice("keys").get_shape()
+            except (SafetensorError, OSError):
+                continue
+            if about.get("format") == FORMAT and "key" in about:
+                entries.append(DiskEntry(path, about["key"], shape[2], size, last_use))
+        return entries
+
+    def clear(self) -> None:
+        for path, _, _ in self.files():
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / (content_hash(key) + SUFFIX)
+
     def _make_room(self, nbytes: int) -> None:
-        files = sorted(self._files(), key=lambda file: file[2])
+        files = sorted(self.files(), key=lambda file: file[2])
         held = sum(size for _, size, _ in files)
         for path, size, _ in files:
             if held + nbytes <= self.budget_bytes:

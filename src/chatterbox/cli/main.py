@@ -1,0 +1,57 @@
+"""Arguments to one of the commands.
+
+Owns: the parser, one-line errors, exit codes (0 done, 1 failed, 2 wrong usage). Does not know: what a command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from chatterbox.cli import bench, cache, configs, say, voices
+from chatterbox.cli.errors import USAGE, UsageError
+from chatterbox.cli.options import Parser
+from chatterbox.cli.output import warnings_shown
+
+COMMANDS = (say, bench, configs, voices, cache)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)  # settings may stand before, between and behind the options
+    overrides = [*getattr(arguments, "settings", ()), *rest]
+    takes_settings = hasattr(arguments, "settings")
+    if stray := [item for item in overrides if not takes_settings or item.startswith("-") or "=" not in item]:
+        remedy = "; quote the text, and write settings as key=value" * takes_settings
+        arguments.parser.error(f"unrecognised argument {stray[0]!r}{remedy}")
+    try:
+        with warnings_shown():
+            return arguments.run(arguments, overrides)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except UsageError as error:
+        return _fail(str(error), USAGE)
+    except Exception as error:
+        if arguments.debug:
+            raise
+        explains_itself = str(error) and isinstance(error, (ValueError, TypeError, OSError, RuntimeError))
+        return _fail(str(error) if explains_itself else repr(error), 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="chatterbox",
+        description="Text to speech with voice cloning.",
+        epilog="chatterbox COMMAND -h explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        command.add_to(commands)
+    return parser
+
+
+def _fail(reason: str, code: int) -> int:
+    print("chatterbox: error: " + reason.strip().partition("\n")[0], file=sys.stderr)
+    return code

@@ -1,0 +1,152 @@
+"""A configuration to a model that speaks: weights, voice and caches, for every command that says something.
+
+Owns: the checks before anything is loaded, which voice is meant, the one place where requests are made. Does not know:
+the terminal, what is done with the speech.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chatterbox.cli.errors import UsageError, as_usage
+from chatterbox.cli.output import Progress
+from chatterbox.cli.voices import BUILT_IN, find_voice, load_prepared
+from chatterbox.config import SamplingConfig, SayConfig, check_range, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from chatterbox.checkpoints import LoadedModels
+    from chatterbox.conditioning import Conditionals
+    from chatterbox.generation.prefix import PrefixSource
+    from chatterbox.generation.requests import DecodeRequest
+    from chatterbox.pipeline import SpeechResult
+    from chatterbox.speech_request import SpeechRequest
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model with one voice, its caches and the settings it speaks with."""
+
+    config: SayConfig
+    models: LoadedModels
+    voice: Conditionals
+    prefixes: PrefixSource
+
+    def request(self, text: str) -> SpeechRequest:
+        """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
+        from chatterbox.generation.guards import check_guard
+        from chatterbox.speech_request import SpeechRequest
+
+        config = self.config
+        with as_usage():
+            check_guard(config.guard, self.models.t3.hp)
+            return SpeechRequest(
+                text=text,
+                conditionals=self.voice,
+                sampling=sampling_of(config, self.models.config.sampling),
+                exaggeration=config.exaggeration,
+                seed=config.seed,
+                use_cache=config.use_cache,
+                watermark=config.watermark,
+                cache_policy=config.kvcache,
+                language_id=config.language,
+                guard=config.guard,
+            )
+
+    def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
+        """Speech of ``text``; ``on_token`` is told how many speech tokens were drawn so far."""
+        from chatterbox.pipeline import speak
+
+        parts = self.models.t3, self.models.s3gen, self.models.tokenizer
+        return speak(*parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
+
+    def decode_request(self, text: str) -> DecodeRequest:
+        """What T3 is asked for when ``text`` is spoken."""
+        from chatterbox.speech_request import decode_request
+
+        request = self.request(text)
+        voice = self.voice.with_exaggeration(request.exaggeration)
+        return decode_request(self.models.t3, self.models.tokenizer, voice, request)
+
+
+def load_speaker(config: SayConfig, report: Progress) -> Speaker:
+    """Load what ``config`` names.
+
+    Raises:
+        UsageError: a setting that does not exist or does not fit the model.
+        ValueError, OSError: weights or a recording that cannot be found or read; one line.
+    """
+    config = checked(config)
+    if config.voice not in (None, BUILT_IN):
+        find_voice(config.voice)  # before the weights are read
+    return make_speaker(load_models(config, report), config, report)
+
+
+def load_models(config: SayConfig, report: Progress, *, any_language: bool = False) -> LoadedModels:
+    """The weights that ``config`` (of `checked`) names. ``any_language``: nothing will be spoken.
+
+    Raises:
+        CheckpointError: they cannot be found or read.
+        UsageError: the language does not fit them.
+    """
+    from chatterbox import checkpoints
+
+    report.stage("loading the model")
+    folder, layout = checkpoints.find_model(config.model.source, local_files_only=config.model.local_files_only)
+    if not any_language and (config.language is not None) != layout.config.t3.is_multilingual:
+        silent = config.language is None
+        remedy = "name one with --language" if silent else f"leave out --language {config.language}"
+        kind = "speaks 23 languages" if silent else "speaks English alone"
+        raise UsageError(f"model {config.model.source} {kind}; {remedy}")
+    return checkpoints.load_models(folder, config.model.device, layout)
+
+
+def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> Speaker:
+    """A speaker on loaded weights, with caches of its own. ``config`` is of `checked`."""
+    from chatterbox.generation.prefix import PrefixSource
+
+    return Speaker(config, models, load_voice(models, config, report), PrefixSource(models.t3, config.kvcache))
+
+
+def checked(config: SayConfig) -> SayConfig:
+    """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
+    from chatterbox.checkpoints import resolve_device
+    from chatterbox.generation.guards import check_guard
+    from chatterbox.kvcache import check_names
+    from chatterbox.models.tokenizers.languages import check_language
+    from chatterbox.speech_request import check_seed
+
+    with as_usage():
+        resolve_device(config.model.device)
+        check_names(config.kvcache)
+        check_guard(config.guard)
+        check_seed(config.seed)
+        check_range("exaggeration", config.exaggeration, 0.0, 10.0, "0.5 is neutral")
+        return dataclasses.replace(config, language=check_language(config.language))
+
+
+def load_voice(models: LoadedModels, config: SayConfig, report: Progress) -> Conditionals:
+    """The voice that ``config`` means: the checkpoint's own, one that was prepared, or a recording's.
+
+    Raises:
+        UsageError: the checkpoint has none of its own, or the voice is of another model.
+        FileNotFoundError, ValueError: the voice or recording cannot be used; one line.
+    """
+    from chatterbox.conditioning import prepare_conditionals
+
+    if config.voice in (None, BUILT_IN):
+        if models.conds is None:
+            raise UsageError(f"model {config.model.source} has no built-in voice; give a recording with --voice")
+        return models.conds
+    path = find_voice(config.voice)
+    if path.suffix in (".safetensors", ".pt"):
+        return load_prepared(path, models)
+    report.stage("listening to the voice")
+    return prepare_conditionals(models.s3gen, models.voice_encoder, path, hp=models.config.t3)
+
+
+def sampling_of(config: SayConfig, checkpoint: SamplingConfig) -> SamplingConfig:
+    """The checkpoint's sampling with what ``config`` replaces of it."""
+    return from_dict(SamplingConfig, {**to_dict(checkpoint), **config.sampling}, "sampling")
