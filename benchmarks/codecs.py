@@ -28,7 +28,7 @@ from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefil
 from chatterbox.kvcache import KVCache, Segment, identify_important_heads
 from chatterbox.kvcache.compression import codec
 from chatterbox.models.t3 import T3
-from chatterbox.pipeline import SpeechRequest, decode_request
+from chatterbox.speech_request import SpeechRequest, decode_request
 from chatterbox.tts import ChatterboxTTS
 from harness import in_turns, report, summary
 

@@ -41,7 +41,9 @@ from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import POLICIES
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.models.t3.linear import ONEDNN_ROWS
-from chatterbox.pipeline import SpeechRequest, decode_request, render, valid_codes
+from chatterbox.pipeline import render_codes
+from chatterbox.speech_codes import valid_codes
+from chatterbox.speech_request import SpeechRequest, decode_request
 from chatterbox.training.corpus import sentences
 from harness import environment
 
@@ -80,7 +82,7 @@ class Soak:
         for recording in (None, *self.recordings):
             voice = self.built_in if recording is None else self._of(recording, 0.5)
             for length in range(5, MAX_TOKENS + 1, 5):
-                render(tts.s3gen, torch.arange(length), voice.gen, seed=0, watermarker=None)
+                render_codes(tts.s3gen, torch.arange(length), voice.gen, seed=0, watermarker=None)
 
     def generate(self, index: int, *, rendered: bool) -> None:
         """Generation number ``index``; it is ``rendered`` to audio unless it is cancelled."""
@@ -108,7 +110,7 @@ class Soak:
         self.counts["tokens"] += len(tokens)
         codes = valid_codes(torch.tensor(tokens), tts.t3.hp)
         if rendered and stop_at is None and len(codes):
-            render(tts.s3gen, codes, voice.gen, seed=index, watermarker=None)
+            render_codes(tts.s3gen, codes, voice.gen, seed=index, watermarker=None)
             self.counts["rendered"] += 1
 
     def _text(self, rng: random.Random) -> str:

@@ -7,14 +7,17 @@ signatures, which are the subclasses'.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from chatterbox.asynchronous import astream
 from chatterbox.checkpoints import Layout, load_models
 from chatterbox.conditioning import (
     DEC_COND_SECONDS,
@@ -23,7 +26,7 @@ from chatterbox.conditioning import (
     Reference,
     prepare_conditionals,
 )
-from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, StreamingConfig
 from chatterbox.generation.guards import check_guard
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
@@ -32,7 +35,9 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.pipeline import SpeechRequest, decode_request, speak
+from chatterbox.pipeline import speak, speak_batch, speak_stream
+from chatterbox.speech_request import SpeechRequest, decode_request, utterance_seed
+from chatterbox.streaming import StreamingMetrics
 from chatterbox.voice_cache import VoiceCache
 from chatterbox.watermark import PerthWatermarker
 
@@ -141,24 +146,70 @@ class SpeechModel:
         self._prefixes.manager.clear()
         self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
 
-    def _speak(
+    async def agenerate_stream(self, *arguments: Any, **options: Any) -> AsyncIterator[tuple[Tensor, StreamingMetrics]]:
+        """`generate_stream` for an event loop, which goes on while speech is made. Close it, as with ``aclosing``.
+
+        The text may also be an asynchronous iterator of pieces. Other arguments, and what is raised, as there.
+        """
+        async for item in astream(self.generate_stream, *arguments, **options):
+            yield item
+
+    def _speak(self, request: SpeechRequest) -> Tensor:
+        """(1, N) float32."""
+        return speak(*self._parts, request, prefixes=self._prefixes, watermarker=self.watermarker).audio
+
+    def _stream(
+        self, request: SpeechRequest, streaming: StreamingConfig, print_metrics: bool
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Audio (1, N) float32 and what it cost, chunk by chunk. ``print_metrics``: one line to stderr at the end."""
+        chunks = speak_stream(*self._parts, request, streaming, prefixes=self._prefixes, watermarker=self.watermarker)
+        metrics = StreamingMetrics()
+        with closing(chunks):
+            for chunk in chunks:
+                metrics = chunk.metrics
+                yield chunk.audio, metrics
+        if print_metrics:
+            print(metrics.summary(), file=sys.stderr)
+
+    def _batch(
+        self, texts: Sequence[str], voices: Sequence[Reference | Conditionals | None] | None, **options: Any
+    ) -> list[Tensor]:
+        """(1, N_i) float32 of each text; ``options`` are `_request`'s."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of strings, got the string {texts[:40]!r}; generate takes one")
+        if voices is not None and len(voices) != len(texts):
+            raise ValueError(f"{len(texts)} texts need as many voices, got {len(voices)}; None stands for conds")
+        chosen = [None] * len(texts) if voices is None else voices
+        seed = options.pop("seed", None)
+        requests = [
+            self._request(text, voice, seed=utterance_seed(seed, index), **options)
+            for index, (text, voice) in enumerate(zip(texts, chosen, strict=True))
+        ]
+        results = speak_batch(*self._parts, requests, prefixes=self._prefixes, watermarker=self.watermarker)
+        return [result.audio for result in results]
+
+    @property
+    def _parts(self) -> tuple[T3, S3Gen, TextTokenizer]:
+        return self.t3, self.s3gen, self.tokenizer
+
+    def _request(
         self,
-        text: str,
-        reference: Reference | None,
-        exaggeration: float,
+        text: str | Iterable[str],
+        reference: Reference | Conditionals | None,
+        exaggeration: float = 0.5,
         *,
-        seed: int | None,
-        use_cache: bool,
-        watermark: bool,
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
         language_id: str | None = None,
         norm_loudness: bool = True,
         guard: str = "light",
         **knobs: float,
-    ) -> Tensor:
-        """(1, N) float32; ``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
+    ) -> SpeechRequest:
+        """``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
         check_guard(guard, self.t3.hp)
         given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
-        request = SpeechRequest(
+        return SpeechRequest(
             text,
             self._conditionals(reference, exaggeration, norm_loudness),
             dataclasses.replace(self.sampling, **given),
@@ -170,12 +221,12 @@ class SpeechModel:
             language_id,
             guard,
         )
-        parts = self.t3, self.s3gen, self.tokenizer
-        return speak(*parts, request, prefixes=self._prefixes, watermarker=self.watermarker).audio
 
     def _conditionals(
-        self, reference: Reference | None, exaggeration: float, norm_loudness: bool = True
+        self, reference: Reference | Conditionals | None, exaggeration: float, norm_loudness: bool = True
     ) -> Conditionals:
+        if isinstance(reference, Conditionals):
+            return reference
         conds = self.conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
         if conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")

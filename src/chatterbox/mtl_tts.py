@@ -5,6 +5,7 @@ Owns: upstream's names, signatures and defaults, nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import KVCacheConfig
+from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
+from chatterbox.streaming import StreamingMetrics
 from chatterbox.text import MULTILINGUAL as RULES
 from chatterbox.text import punc_norm as _punc_norm
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling
+STREAMING = StreamingConfig()
 
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
 
@@ -117,7 +120,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             ValueError: no such language, no voice, a knob out of range, no such guard, text too long, or a recording
                 that cannot be used.
         """
-        return self._speak(
+        request = self._request(
             text,
             audio_prompt_path,
             exaggeration,
@@ -128,6 +131,89 @@ class ChatterboxMultilingualTTS(SpeechModel):
             temperature=temperature,
             seed=seed,
             use_cache=use_cache,
+            watermark=watermark,
+            guard=guard,
+            language_id=check_language(language_id or None),
+        )
+        return self._speak(request)
+
+    def generate_stream(
+        self,
+        text: str | Iterable[str],
+        language_id: str | None,
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        chunk_size: int = STREAMING.chunk_size,
+        context_window: int = STREAMING.context_window,
+        fade_duration: float = STREAMING.fade_duration,
+        print_metrics: bool = True,
+        *,
+        first_chunk: int = STREAMING.first_chunk,
+        continuity: str = STREAMING.continuity,
+        decode_ahead: int = STREAMING.decode_ahead,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        min_p: float = ModelDefault(PUBLISHED.min_p),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Speak ``text`` while it is made, as `ChatterboxTTS.generate_stream`; the rest as `generate`."""
+        request = self._request(
+            text,
+            audio_prompt_path,
+            exaggeration,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            seed=seed,
+            use_cache=use_cache,
+            watermark=watermark,
+            guard=guard,
+            language_id=check_language(language_id or None),
+        )
+        streaming = StreamingConfig(
+            chunk_size=chunk_size,
+            first_chunk=first_chunk,
+            context_window=context_window,
+            fade_duration=fade_duration,
+            continuity=continuity,
+            decode_ahead=decode_ahead,
+        )
+        return self._stream(request, streaming, print_metrics)
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        language_id: str | None,
+        voices: Sequence[Reference | Conditionals | None] | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        *,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        min_p: float = ModelDefault(PUBLISHED.min_p),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        seed: int | None = None,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> list[Tensor]:
+        """Speak several texts of one language at once, as `ChatterboxTTS.generate_batch`."""
+        return self._batch(
+            texts,
+            voices,
+            exaggeration=exaggeration,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            seed=seed,
             watermark=watermark,
             guard=guard,
             language_id=check_language(language_id or None),

@@ -1,4 +1,4 @@
-"""THE MAIN PATH: a request comes in, a waveform goes out. Read this first.
+"""THE MAIN PATH: a request comes in, audio goes out, piece by piece or whole. Read this first.
 
 Owns: the order of the steps and the state of a request, which is passed along and never kept. Does not know: where
 weights, recordings or overrides come from.
@@ -6,63 +6,44 @@ weights, recordings or overrides come from.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox.ahead import Ahead
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, KVCacheConfig, SamplingConfig, T3Config, check_range
-from chatterbox.generation.decode import stream
-from chatterbox.generation.guards import check_guard, guard_of
+from chatterbox.config import StreamingConfig
+from chatterbox.generation.decode import generate_batch, stream
 from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest
+from chatterbox.generation.utterances import Utterances
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
-from chatterbox.models.s3gen.const import S3GEN_SIL
-from chatterbox.models.s3tokenizer import S3_SR, drop_invalid_tokens
+from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
-from chatterbox.text import speakable
+from chatterbox.speech_codes import SpeechCodes
+from chatterbox.speech_request import (
+    SpeechRequest,
+    check_seed,
+    decode_request,
+    utterance_seed,
+    utterance_texts,
+    with_seed,
+)
+from chatterbox.streaming import SpeechRenderer, Stopwatch, StreamingMetrics
 from chatterbox.watermark import PerthWatermarker
 
 logger = logging.getLogger(__name__)
 
+DEFAULTS = StreamingConfig()
 PERTH = PerthWatermarker()
-TURBO_SILENCE = 3  # silence tokens behind what Turbo and Nano say, as upstream
-
-
-@dataclass(frozen=True)
-class SpeechRequest:
-    """One text to speak in one voice: plain data, nothing of it is changed.
-
-    seed: None draws from torch's global generator, in upstream's order; a number draws from generators of this
-    request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at every step.
-    cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
-    language_id: for a multilingual model alone.
-    guard: what ends an utterance that goes wrong, of `chatterbox.generation.guards.GUARDS`, or "none".
-    """
-
-    text: str
-    conditionals: Conditionals
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    exaggeration: float = 0.5
-    seed: int | None = None
-    use_cache: bool = True
-    watermark: bool = True
-    cache_policy: str | KVCacheConfig = "static"
-    language_id: str | None = None
-    guard: str = "light"
-
-    def __post_init__(self) -> None:
-        check_guard(self.guard)
-        check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -80,6 +61,15 @@ class SpeechResult:
         return self.audio.shape[-1] / self.sample_rate
 
 
+@dataclass(frozen=True)
+class SpeechChunk:
+    """A part of the speech: audio (1, N) float32 on the CPU at 24 kHz, the codes drawn for it so far, what it cost."""
+
+    audio: Tensor
+    speech_codes: tuple[int, ...]
+    metrics: StreamingMetrics
+
+
 def speak(
     t3: T3,
     s3gen: S3Gen,
@@ -90,36 +80,217 @@ def speak(
     prefixes: PrefixSource | None = None,
     watermarker: PerthWatermarker = PERTH,
 ) -> SpeechResult:
-    """Speak ``request.text``. Safe from several threads.
+    """Speak ``request.text``, of any length: `speak_stream` in whole utterances. Safe from several threads.
 
     ``on_token`` is told how many speech tokens were drawn so far. ``prefixes``, of ``t3``, keeps what a later request
     of the same voice or text need not compute again.
 
     Raises:
-        TypeError: the text is not a string.
-        ValueError: the text is longer than the model's positions, or the model lacks what the guard looks at; the
-            message says so.
-        RuntimeError: the model ended before it said anything, or the watermark cannot be made.
+        TypeError: the text is neither a string nor pieces of one.
+        ValueError: the model lacks what the guard looks at; the message says so.
+        RuntimeError: the model ended before it said anything or computed NaN, or the watermark cannot be made.
     """
-    started = time.perf_counter()
-    voice = request.conditionals.with_exaggeration(request.exaggeration)
-    tokens = draw_speech_tokens(t3, tokenizer, voice, request, on_token, prefixes)
-    if guard := guard_of(request.guard):
-        tokens = guard.trim(tokens)  # what the utterance repeated until the guard ended it
-    codes = valid_codes(tokens, t3.hp)
-    if not len(codes):
-        raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
-    if t3.hp.is_gpt:
-        codes = F.pad(codes, (0, TURBO_SILENCE), value=S3GEN_SIL)
-    tokens_done = time.perf_counter()
-    audio = render(s3gen, codes, voice.gen, seed=request.seed, watermarker=watermarker if request.watermark else None)
-    return SpeechResult(
-        audio=audio,
-        sample_rate=S3GEN_SR,
-        speech_codes=codes,
-        tokens_time=tokens_done - started,
-        audio_time=time.perf_counter() - tokens_done,
+    return collect(
+        speak_stream(t3, s3gen, tokenizer, request, None, on_token=on_token, prefixes=prefixes, watermarker=watermarker)
     )
+
+
+def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
+    """All chunks of a speech in one. Raises RuntimeError if there is nothing."""
+    parts, codes, tokens_time, waited = [torch.zeros(1, 0)], [], 0.0, 0.0
+    for chunk in chunks:
+        parts.append(chunk.audio)
+        codes += chunk.speech_codes
+        tokens_time += chunk.metrics.tokens_time
+        waited += chunk.metrics.gap
+    if not codes:
+        raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
+    audio = torch.cat(parts[1:], dim=1)
+    return SpeechResult(audio, S3GEN_SR, torch.tensor(codes), tokens_time, max(0.0, waited - tokens_time))
+
+
+def speak_batch(
+    t3: T3,
+    s3gen: S3Gen,
+    tokenizer: TextTokenizer,
+    requests: Sequence[SpeechRequest],
+    *,
+    prefixes: PrefixSource | None = None,
+    watermarker: PerthWatermarker = PERTH,
+) -> list[SpeechResult]:
+    """Speak several texts, each as `speak` does alone with the same seed. Their tokens are drawn together.
+
+    A batch is on a cache of its first request's policy. The time for tokens is shared out alike.
+
+    Raises:
+        ValueError: a request without a cache; nothing can be decoded together then.
+        RuntimeError: as `speak`.
+    """
+    if any(not request.use_cache for request in requests):
+        raise ValueError("a batch needs use_cache=True; without a cache texts are spoken one by one")
+    # Requests of a batch draw in no order that upstream would know: each has a seed.
+    requests = [with_seed(request) for request in requests]
+    texts = [list(utterance_texts(t3, tokenizer, request)) for request in requests]
+    voices = [request.conditionals.with_exaggeration(request.exaggeration) for request in requests]
+    decodes = [
+        decode_request(t3, tokenizer, voice, request, text, index=index)
+        for request, voice, parts in zip(requests, voices, texts, strict=True)
+        for index, text in enumerate(parts)
+    ]
+    if not decodes:
+        return []
+    started = time.perf_counter()
+    options = {} if prefixes is None else {"prefixes": prefixes, "monitor": prefixes.manager.monitor}
+    tokens = iter(generate_batch(t3, decodes, cache_policy=requests[0].cache_policy, **options))
+    seconds = (time.perf_counter() - started) / len(requests)
+    results = []
+    for request, voice, parts in zip(requests, voices, texts, strict=True):
+        watch = Stopwatch()
+        drawn = [at_once(t3, request, next(tokens), index) for index in range(len(parts))]
+        renderer = SpeechRenderer(s3gen, voice.gen, None, watermarker if request.watermark else None)
+        result = collect(render(iter(drawn), renderer, DEFAULTS, request.seed, watch))
+        results.append(dataclasses.replace(result, tokens_time=seconds))
+    return results
+
+
+def at_once(t3: T3, request: SpeechRequest, tokens: Tensor, index: int) -> Drawn:
+    """An utterance whose tokens (N,) are all drawn."""
+    codes = SpeechCodes(t3.hp, request.guard, at_once=True)
+    for token in tokens.tolist():
+        codes.push(token)
+    return Drawn(codes.finish(), index, True, len(tokens), 0, 0)
+
+
+def speak_stream(
+    t3: T3,
+    s3gen: S3Gen,
+    tokenizer: TextTokenizer,
+    request: SpeechRequest,
+    streaming: StreamingConfig | None = DEFAULTS,
+    *,
+    on_token: Callable[[int], None] | None = None,
+    prefixes: PrefixSource | None = None,
+    watermarker: PerthWatermarker = PERTH,
+) -> Iterator[SpeechChunk]:
+    """Speak ``request.text`` and hand out its audio while it is made. Closing the iterator frees what it holds.
+
+    ``streaming``: None hands out whole utterances. The other arguments, and what is raised, are those of `speak`; what
+    goes wrong on the way is raised behind the audio that came before it.
+    """
+    watch = Stopwatch()
+    voice = request.conditionals.with_exaggeration(request.exaggeration)
+    plan = streaming or StreamingConfig()
+    texts = utterance_texts(t3, tokenizer, request, by_sentence=plan.continuity != "isolated")
+    is_single = isinstance(texts, list) and len(texts) == 1
+    if not (streaming is None and is_single):
+        request = with_seed(request)
+    drawn: Iterator[Drawn] = draw(t3, tokenizer, voice, request, texts, streaming, prefixes)
+    if plan.decode_ahead and not (streaming is None and is_single):
+        drawn = Ahead(drawn, plan.decode_ahead)
+    renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
+    is_written = not isinstance(request.text, str)
+    with closing(drawn):
+        yield from render(drawn, renderer, plan, request.seed, watch, on_token, may_stall=is_written)
+    if prefixes is not None and request.use_cache:
+        logger.info(prefixes.manager.summary())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What T3 hands over: codes that are certain, and of which utterance they are."""
+
+    codes: list[int]
+    utterance: int
+    ends: bool  # the utterance is over
+    num_tokens: int  # drawn so far
+    positions_served: int
+    positions_computed: int
+
+
+def draw(
+    t3: T3,
+    tokenizer: TextTokenizer,
+    voice: Conditionals,
+    request: SpeechRequest,
+    texts: Iterable[str],
+    streaming: StreamingConfig | None = None,
+    prefixes: PrefixSource | None = None,
+) -> Iterator[Drawn]:
+    """Speech codes of one utterance after another, as they are drawn; with ``streaming`` None an utterance at once."""
+    plan = streaming or StreamingConfig()
+    speaker = Utterances(
+        t3,
+        use_cache=request.use_cache,
+        cache_policy=request.cache_policy,
+        prefixes=prefixes,
+        continued=plan.continuity == "append",
+    )
+    said: tuple[str, list[int]] | None = None  # the utterance before, where the next one knows of it
+    num_tokens = 0
+    for index, text in enumerate(texts):
+        codes = SpeechCodes(t3.hp, request.guard, at_once=streaming is None)
+        decode = decode_request(t3, tokenizer, voice, request, text, said=said, index=index)
+        for token in speaker.stream(decode):
+            num_tokens += 1
+            certain = codes.push(token)
+            yield Drawn(certain, index, False, num_tokens, speaker.num_served, speaker.num_computed)
+        if len(codes.drawn) == decode.max_new_tokens and codes.drawn[-1] != t3.hp.stop_speech_token:
+            logger.warning(
+                "an utterance was cut off at max_new_tokens %d: %r; raise it", decode.max_new_tokens, text[:80]
+            )
+        rest = codes.finish()
+        if plan.continuity == "history":
+            said = (text, codes.kept) if 0 < len(codes.kept) <= plan.history_len else None
+        yield Drawn(rest, index, True, num_tokens, speaker.num_served, speaker.num_computed)
+
+
+def render(
+    drawn: Iterator[Drawn],
+    renderer: SpeechRenderer,
+    plan: StreamingConfig,
+    seed: int | None,
+    watch: Stopwatch,
+    on_token: Callable[[int], None] | None = None,
+    *,
+    may_stall: bool = False,
+) -> Iterator[SpeechChunk]:
+    """Audio of what is drawn. ``may_stall``: an utterance may be long in coming, so nothing is held back for it."""
+    is_isolated = plan.continuity == "isolated"
+    codes: list[int] = []
+
+    def chunk(audio: Tensor, last: Drawn) -> Iterator[SpeechChunk]:
+        if not audio.shape[1]:
+            return
+        known = last.positions_served + last.positions_computed
+        metrics = watch.chunk(
+            audio.shape[1],
+            num_tokens=last.num_tokens,
+            utterance=last.utterance,
+            cache_hit_rate=last.positions_served / known if known else 0.0,
+            positions_served=last.positions_served,
+            positions_computed=last.positions_computed,
+        )
+        done = tuple(codes)
+        codes.clear()
+        yield SpeechChunk(audio, done, metrics)
+        watch.resume()
+
+    last = None
+    for last in watch.waiting_for_tokens(drawn):
+        if on_token is not None and not last.ends:
+            on_token(last.num_tokens)
+        if last.codes and not renderer.is_open:
+            renderer.begin(utterance_seed(seed, last.utterance))
+        codes += last.codes
+        audio = renderer.take(last.codes)
+        if audio is not None:
+            yield from chunk(audio, last)
+        if last.ends and renderer.is_open and (is_isolated or may_stall):
+            yield from chunk(renderer.end() if is_isolated else renderer.pause(), last)
+    if last is None:
+        logger.warning("the text ended before it said anything; nothing is spoken")
+    elif renderer.is_open:
+        yield from chunk(renderer.end(), last)
 
 
 def draw_speech_tokens(
@@ -127,72 +298,33 @@ def draw_speech_tokens(
     tokenizer: TextTokenizer,
     voice: Conditionals,
     request: SpeechRequest,
-    on_token: Callable[[int], None] | None = None,
     prefixes: PrefixSource | None = None,
 ) -> Tensor:
-    """Speech tokens of the request's text, (N,) on the CPU, as drawn: the stop token and strays included."""
+    """Speech tokens of the request's text in one utterance, (N,), as drawn: stop token and strays included."""
     decode = decode_request(t3, tokenizer, voice, request)
-    drawn: list[int] = []
-    for token in stream(t3, decode, use_cache=request.use_cache, cache_policy=request.cache_policy, prefixes=prefixes):
-        drawn.append(token)
-        if on_token is not None:
-            on_token(len(drawn))
-    if prefixes is not None and request.use_cache:
-        logger.info(prefixes.manager.summary())
-    return torch.tensor(drawn, dtype=torch.long)
+    tokens = stream(t3, decode, use_cache=request.use_cache, cache_policy=request.cache_policy, prefixes=prefixes)
+    return torch.tensor(list(tokens), dtype=torch.long)
 
 
-def decode_request(t3: T3, tokenizer: TextTokenizer, voice: Conditionals, request: SpeechRequest) -> DecodeRequest:
-    """What T3 is asked for. Raises TypeError if the text is not a string."""
-    language = {} if request.language_id is None else {"language_id": request.language_id}
-    text_tokens = tokenizer.text_to_tokens(speakable(request.text, tokenizer.rules), **language)[0]  # (S,)
-    if not t3.hp.is_gpt:
-        text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
-        text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
-    return DecodeRequest(
-        t3_cond=voice.t3,
-        text_tokens=text_tokens,
-        sampling=request.sampling,
-        max_new_tokens=min(request.sampling.max_new_tokens, t3.hp.max_speech_tokens),
-        seed=request.seed,
-        guard=request.guard,
-    )
-
-
-def valid_codes(tokens: Tensor, hp: T3Config) -> Tensor:
-    """What S3Gen can render of the drawn tokens (N,): the ids below 6561 between start and stop.
-
-    One stray start token of a Llama model discards what was drawn before it, as upstream. On a second one upstream
-    fails; here all codes stay.
-    """
-    if not hp.is_gpt and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
-        tokens = drop_invalid_tokens(tokens)
-    codes = tokens[tokens < SPEECH_CODES]
-    return codes[: max(1, len(codes) - hp.num_trailing_noise)]
-
-
-def render(
-    s3gen: S3Gen, codes: Tensor, gen: dict[str, Any], *, seed: int | None, watermarker: PerthWatermarker | None
+def render_codes(
+    s3gen: S3Gen, codes: Tensor, gen: Mapping[str, Any], *, seed: int | None, watermarker: PerthWatermarker | None
 ) -> Tensor:
     """Waveform (1, N), float32 on the CPU at 24 kHz, of speech codes (T,) or (1, T) in the voice of ``gen``."""
-    generator = None if seed is None else torch.Generator(device=s3gen.device).manual_seed(seed)
-    with torch.inference_mode():
-        wav, _ = s3gen.inference(speech_tokens=codes.to(s3gen.device), ref_dict=gen, generator=generator)
-        samples = wav.squeeze(0).float().cpu().numpy()
-    if watermarker is not None:
-        samples = watermarker.apply_watermark(samples, sample_rate=S3GEN_SR)
-    return torch.from_numpy(samples).unsqueeze(0)
+    renderer = SpeechRenderer(s3gen, gen, None, watermarker)
+    renderer.begin(seed)
+    renderer.take(codes.reshape(-1).tolist())
+    return renderer.end()
 
 
 def convert(
     s3gen: S3Gen,
     recording: Reference,
-    gen: dict[str, Any],
+    gen: Mapping[str, Any],
     *,
     seed: int | None = None,
     watermarker: PerthWatermarker | None = PERTH,
 ) -> Tensor:
-    """Waveform (1, N), as `render`, that says what ``recording`` says in the voice of ``gen``.
+    """Waveform (1, N), as `render_codes`, that says what ``recording`` says in the voice of ``gen``.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or a bad seed.
@@ -201,9 +333,4 @@ def convert(
     wav = load_reference(recording, S3_SR)
     with torch.inference_mode():
         codes, _ = s3gen.tokenizer([wav])  # (1, T)
-    return render(s3gen, codes, gen, seed=seed, watermarker=watermarker)
-
-
-def check_seed(seed: int | None) -> None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
+    return render_codes(s3gen, codes, gen, seed=seed, watermarker=watermarker)

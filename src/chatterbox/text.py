@@ -56,11 +56,11 @@ def punc_norm(text: str, rules: PunctuationRules = ENGLISH) -> str:
 
 
 def speakable(text: str, rules: PunctuationRules = ENGLISH) -> str:
-    """Validated, normalised text; empty and whitespace-only text is upstream's sentence that asks for some.
+    """Validated, normalised text; one without a letter or digit is upstream's sentence that asks for some text.
 
     Raises:
         TypeError: ``text`` is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}; pass the words to speak")
-    return punc_norm(text if text.strip() else "", rules)
+    return punc_norm(text if any(map(str.isalnum, text)) else "", rules)

@@ -5,6 +5,7 @@ Owns: upstream's names, signatures and defaults, nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import KVCacheConfig
+from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
+from chatterbox.streaming import StreamingMetrics
 from chatterbox.text import punc_norm
 
 PUBLISHED = ENGLISH.config.sampling
+STREAMING = StreamingConfig()
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
 
@@ -92,7 +95,7 @@ class ChatterboxTTS(SpeechModel):
             TypeError: ``text`` is not a string.
             ValueError: no voice, a knob out of range, no such guard, text too long, or a recording that cannot be used.
         """
-        return self._speak(
+        request = self._request(
             text,
             audio_prompt_path,
             exaggeration,
@@ -103,6 +106,109 @@ class ChatterboxTTS(SpeechModel):
             temperature=temperature,
             seed=seed,
             use_cache=use_cache,
+            watermark=watermark,
+            guard=guard,
+        )
+        return self._speak(request)
+
+    def generate_stream(
+        self,
+        text: str | Iterable[str],
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        chunk_size: int = STREAMING.chunk_size,
+        context_window: int = STREAMING.context_window,
+        fade_duration: float = STREAMING.fade_duration,
+        print_metrics: bool = True,
+        *,
+        first_chunk: int = STREAMING.first_chunk,
+        continuity: str = STREAMING.continuity,
+        decode_ahead: int = STREAMING.decode_ahead,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        min_p: float = ModelDefault(PUBLISHED.min_p),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Speak ``text`` while it is made: audio (1, N) float32 at ``sr`` Hz and what it has cost, chunk by chunk.
+
+        The positional arguments are those of chatterbox-streaming 0.1.2. Closing the iterator, at any point, ends the
+        work and frees what it held; docs/streaming.md shows a chunk's life.
+
+        Args:
+            text: a string of any length, or its pieces of any size as they are written.
+            chunk_size: speech tokens of a chunk, 25 a second. The first has ``first_chunk``, those between double.
+            context_window: speech tokens before a chunk that its waveform is made with.
+            fade_duration: seconds over which a chunk takes over from the one before; 0 to 0.1.
+            print_metrics: print one line to stderr at the end.
+            continuity: what a sentence knows of those before: "isolated", "history" or "append".
+            decode_ahead: speech tokens that may be drawn while a waveform is made; 0 does one after the other.
+            seed: None draws one from torch's global generator.
+
+        The other arguments, and what is raised, are those of `generate`. What goes wrong on the way is raised behind
+        the audio that came before it.
+        """
+        request = self._request(
+            text,
+            audio_prompt_path,
+            exaggeration,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            seed=seed,
+            use_cache=use_cache,
+            watermark=watermark,
+            guard=guard,
+        )
+        streaming = StreamingConfig(
+            chunk_size=chunk_size,
+            first_chunk=first_chunk,
+            context_window=context_window,
+            fade_duration=fade_duration,
+            continuity=continuity,
+            decode_ahead=decode_ahead,
+        )
+        return self._stream(request, streaming, print_metrics)
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        voices: Sequence[Reference | Conditionals | None] | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        *,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        min_p: float = ModelDefault(PUBLISHED.min_p),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        seed: int | None = None,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> list[Tensor]:
+        """Speak several texts at once: (1, N_i) float32 of each, as `generate` gives it. Tokens are drawn together.
+
+        Args:
+            voices: of each text, a recording, conditionals, or None for ``conds``; None is ``conds`` for all.
+            seed: of the first text; the others' follow from it. None draws them from torch's global generator.
+
+        The other arguments, and what is raised, are those of `generate`.
+        """
+        return self._batch(
+            texts,
+            voices,
+            exaggeration=exaggeration,
+            repetition_penalty=repetition_penalty,
+            min_p=min_p,
+            top_p=top_p,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            seed=seed,
             watermark=watermark,
             guard=guard,
         )

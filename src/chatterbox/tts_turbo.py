@@ -6,6 +6,7 @@ Owns: upstream's names, signatures and defaults, nothing else.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from chatterbox.checkpoints import NANO, TURBO, fetch, find_checkpoint, resolve_device
 from chatterbox.conditioning import TURBO_ENC_COND_SECONDS, Conditionals, Reference
-from chatterbox.config import KVCacheConfig
+from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.streaming import StreamingMetrics
 from chatterbox.text import TURBO as RULES
 from chatterbox.text import punc_norm as _punc_norm
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = TURBO.repo
 PUBLISHED = TURBO.config.sampling
+STREAMING = StreamingConfig()
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
 
@@ -128,14 +131,8 @@ class ChatterboxTurboTTS(SpeechModel):
             TypeError: ``text`` is not a string.
             ValueError: no voice, a knob out of range, text too long, or a recording that cannot be used.
         """
-        _warn_ignored(
-            tuple(
-                name
-                for name, value in (("min_p", min_p), ("exaggeration", exaggeration), ("cfg_weight", cfg_weight))
-                if value > 0.0
-            )
-        )
-        return self._speak(
+        _warn_ignored(min_p=min_p, exaggeration=exaggeration, cfg_weight=cfg_weight)
+        request = self._request(
             text,
             audio_prompt_path,
             exaggeration,
@@ -149,10 +146,93 @@ class ChatterboxTurboTTS(SpeechModel):
             guard=guard,
             norm_loudness=norm_loudness,
         )
+        return self._speak(request)
+
+    def generate_stream(
+        self,
+        text: str | Iterable[str],
+        audio_prompt_path: Reference | None = None,
+        exaggeration: float = 0.0,
+        cfg_weight: float = 0.0,
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        chunk_size: int = STREAMING.chunk_size,
+        context_window: int = STREAMING.context_window,
+        fade_duration: float = STREAMING.fade_duration,
+        print_metrics: bool = True,
+        *,
+        first_chunk: int = STREAMING.first_chunk,
+        continuity: str = STREAMING.continuity,
+        decode_ahead: int = STREAMING.decode_ahead,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        top_k: int = ModelDefault(PUBLISHED.top_k),
+        norm_loudness: bool = True,
+        seed: int | None = None,
+        use_cache: bool = True,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Speak ``text`` while it is made, as `ChatterboxTTS.generate_stream`; the rest as `generate`."""
+        _warn_ignored(exaggeration=exaggeration, cfg_weight=cfg_weight)
+        request = self._request(
+            text,
+            audio_prompt_path,
+            exaggeration,
+            repetition_penalty=repetition_penalty,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+            seed=seed,
+            use_cache=use_cache,
+            watermark=watermark,
+            guard=guard,
+            norm_loudness=norm_loudness,
+        )
+        streaming = StreamingConfig(
+            chunk_size=chunk_size,
+            first_chunk=first_chunk,
+            context_window=context_window,
+            fade_duration=fade_duration,
+            continuity=continuity,
+            decode_ahead=decode_ahead,
+        )
+        return self._stream(request, streaming, print_metrics)
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        voices: Sequence[Reference | Conditionals | None] | None = None,
+        temperature: float = ModelDefault(PUBLISHED.temperature),
+        *,
+        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
+        top_p: float = ModelDefault(PUBLISHED.top_p),
+        top_k: int = ModelDefault(PUBLISHED.top_k),
+        norm_loudness: bool = True,
+        seed: int | None = None,
+        watermark: bool = True,
+        guard: str = "light",
+    ) -> list[Tensor]:
+        """Speak several texts at once, as `ChatterboxTTS.generate_batch`."""
+        return self._batch(
+            texts,
+            voices,
+            repetition_penalty=repetition_penalty,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+            seed=seed,
+            watermark=watermark,
+            guard=guard,
+            norm_loudness=norm_loudness,
+        )
+
+
+def _warn_ignored(**values: float) -> None:
+    """Name what is above 0 and has no effect, once a process for the same names."""
+    _warn_once(tuple(name for name, value in values.items() if value > 0.0))
 
 
 @cache
-def _warn_ignored(names: tuple[str, ...]) -> None:
-    """Once a process for the same names."""
+def _warn_once(names: tuple[str, ...]) -> None:
     if names:
         logger.warning("Turbo and Nano ignore %s: they have neither emotion nor guidance", ", ".join(names))

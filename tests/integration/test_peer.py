@@ -17,7 +17,8 @@ import torch
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.pipeline import SpeechRequest, draw_speech_tokens
+from chatterbox.pipeline import draw_speech_tokens
+from chatterbox.speech_request import SpeechRequest
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC

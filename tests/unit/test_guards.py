@@ -333,7 +333,7 @@ def test_the_published_analysers_run_is_reproduced():
 @pytest.mark.parametrize(("guard", "num_heard"), [("light", 3), ("none", 2 + WINDOW)])
 def test_what_an_utterance_repeats_is_not_rendered(small_tts, monkeypatch, guard, num_heard):
     loop = torch.tensor([5, 9, *[7] * WINDOW, 6562])
-    monkeypatch.setattr(pipeline, "draw_speech_tokens", lambda *_: loop)
+    monkeypatch.setattr(pipeline.Utterances, "stream", lambda *_: iter(loop.tolist()))
     request = pipeline.SpeechRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
     result = pipeline.speak(small_tts.t3, small_tts.s3gen, small_tts.tokenizer, request)
     assert torch.equal(result.speech_codes, loop[:num_heard])

@@ -20,7 +20,9 @@ from chatterbox.config import SamplingConfig, T3Config
 from chatterbox.loudness import integrated_loudness
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
-from chatterbox.pipeline import SpeechRequest, speak, valid_codes
+from chatterbox.pipeline import draw_speech_tokens, speak
+from chatterbox.speech_codes import valid_codes
+from chatterbox.speech_request import SpeechRequest
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from tests.folders import SMALL_TURBO, recording
@@ -90,13 +92,12 @@ def test_start_tokens_are_dropped_one_by_one():
 
 @pytest.mark.parametrize("name", ["min_p", "exaggeration", "cfg_weight"])
 def test_ignored_knobs_warn_once(turbo, caplog, name):
-    tts_turbo._warn_ignored.cache_clear()
+    tts_turbo._warn_once.cache_clear()
     plain = say(turbo)
     with caplog.at_level(logging.WARNING, logger="chatterbox.tts_turbo"):
         assert torch.equal(say(turbo, **{name: 0.3}), plain) and torch.equal(say(turbo, **{name: 0.4}), plain)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"Turbo and Nano ignore {name}: they have neither emotion nor guidance"
-    ]
+    said = [record.getMessage() for record in caplog.records if record.name == "chatterbox.tts_turbo"]
+    assert said == [f"Turbo and Nano ignore {name}: they have neither emotion nor guidance"]
 
 
 def test_loudness_of_the_reference(turbo, long_wav):
@@ -128,8 +129,11 @@ def test_a_short_reference_is_refused(turbo, reference_wav):
 
 
 def test_text_longer_than_the_positions(turbo):
+    sampling = dataclasses.replace(turbo.sampling, max_new_tokens=60)
+    request = SpeechRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
     with pytest.raises(ValueError, match=r"180 of text and \d+ of speech are more than the model's 200; split"):
-        turbo.generate("a" * 179 + ".", seed=1)
+        draw_speech_tokens(turbo.t3, turbo.tokenizer, turbo.conds, request)
+    assert speak(turbo.t3, turbo.s3gen, turbo.tokenizer, request).duration > 0  # in several utterances
 
 
 def test_guidance_is_refused_before_any_work(turbo):

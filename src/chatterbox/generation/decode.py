@@ -22,6 +22,8 @@ from chatterbox.generation.utterances import Utterances
 from chatterbox.kvcache import KVCache, MemoryMonitor
 from chatterbox.models.t3.t3 import T3
 
+MAX_ROWS = 32  # of a batch, unless it is told otherwise: 16 requests with guidance
+
 
 def generate(
     t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_policy: str | KVCacheConfig = "static"
@@ -107,27 +109,45 @@ def generate_batch(
     requests: Sequence[DecodeRequest],
     *,
     cache_policy: str | KVCacheConfig = "static",
+    prefixes: PrefixSource | None = None,
     monitor: MemoryMonitor | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> list[Tensor]:
     """Tokens of several requests decoded together, each (N_i,), as `generate` gives them one by one.
 
-    ``monitor``: while it says that memory is short, requests wait until those before them have ended.
+    Args:
+        prefixes: where what comes before the start tokens is looked up, and kept.
+        monitor: while it says that memory is short, requests wait until those before them have ended.
+        max_rows: of the cache; requests beyond them wait likewise.
     """
     capacities = [required_capacity(t3, request) for request in requests]
     tokens: list[Tensor] = []
     while (first := len(tokens)) < len(requests):
-        end = first + 1
+        end, rows = first + 1, requests[first].num_rows
         while end < len(requests) and (monitor is None or monitor.admits()):
+            rows += requests[end].num_rows
+            if rows > max_rows:
+                break
             end += 1
-        tokens += _decode_together(t3, requests[first:end], max(capacities[first:end]), cache_policy)
+        tokens += _decode_together(t3, requests[first:end], max(capacities[first:end]), cache_policy, prefixes)
     return tokens
 
 
 def _decode_together(
-    t3: T3, requests: Sequence[DecodeRequest], capacity: int, cache_policy: str | KVCacheConfig
+    t3: T3,
+    requests: Sequence[DecodeRequest],
+    capacity: int,
+    cache_policy: str | KVCacheConfig,
+    prefixes: PrefixSource | None,
 ) -> list[Tensor]:
     engine = DecodeEngine(t3, allocate_cache(t3, sum(r.num_rows for r in requests), capacity, cache_policy))
-    drawn: dict[int, list[int]] = {engine.join(request): [] for request in requests}
+    drawn: dict[int, list[int]] = {}
+    for request in requests:
+        if prefixes is None or engine.cache is None:
+            drawn[engine.join(request)] = []
+            continue
+        with prefixes.acquire(request) as prefix:
+            drawn[engine.join(request, prefix=prefix)] = []
     while engine.num_requests:
         for handle, token in engine.step():
             drawn[handle].append(token)

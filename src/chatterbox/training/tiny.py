@@ -31,6 +31,7 @@ TINY = ModelConfig(
         start_text_token=SPECIAL_TOKENS.index("[START]"),
         stop_text_token=SPECIAL_TOKENS.index("[STOP]"),
         max_text_tokens=600,
+        utterance_text_len=100,  # characters; it learnt sentences of up to so many
         speech_tokens_dict_size=6564,
         max_speech_tokens=1000,
         speech_cond_prompt_len=75,

@@ -1,0 +1,76 @@
+"""A blocking stream inside an event loop.
+
+Owns: the thread that the stream runs in, and pieces of text on their way from the loop to it. Does not know: what is
+streamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def astream(make: Callable[..., Iterator[T]], text: Any, *arguments: Any, **options: Any) -> AsyncIterator[T]:
+    """Items of ``make(text, *arguments, **options)``, which runs in a thread of its own.
+
+    ``text`` may be an asynchronous iterable: its pieces are asked for in the loop, when the stream wants them. Leaving
+    the loop over the items early, or cancelling it, closes the stream.
+    """
+    loop, pieces = asyncio.get_running_loop(), None
+    if isinstance(text, AsyncIterable):
+        pieces = text = _Pieces(text, loop)
+    worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="chatterbox-stream")
+    items: Iterator[T] = iter(())
+    try:
+        items = await loop.run_in_executor(worker, lambda: make(text, *arguments, **options))
+        while (item := await loop.run_in_executor(worker, next, items, _END)) is not _END:
+            yield item
+    finally:
+        if pieces is not None:
+            pieces.cancel()
+        # Behind what the worker is at, and not waited for: the loop goes on.
+        worker.submit(getattr(items, "close", lambda: None))
+        worker.shutdown(wait=False)
+
+
+_END: Any = object()
+
+
+class _Pieces:
+    """Pieces of an asynchronous iterable for a reader in another thread."""
+
+    def __init__(self, source: AsyncIterable[str], loop: asyncio.AbstractEventLoop) -> None:
+        self._source, self._loop = source.__aiter__(), loop
+        self._asked: concurrent.futures.Future[str] | None = None
+        self._is_cancelled = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._is_cancelled:
+            raise StopIteration
+        self._asked = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+        try:
+            piece = self._asked.result()
+        except concurrent.futures.CancelledError:
+            raise StopIteration from None
+        if piece is _END:
+            raise StopIteration
+        return piece
+
+    async def _next(self) -> str:
+        try:
+            return await self._source.__anext__()
+        except StopAsyncIteration:
+            return _END
+
+    def cancel(self) -> None:
+        """The reader gets no more; one that waits is let go."""
+        self._is_cancelled = True
+        if self._asked is not None:
+            self._asked.cancel()

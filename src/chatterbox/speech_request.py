@@ -1,0 +1,140 @@
+"""What a user asks for, and what that asks of T3.
+
+Owns: the request and its checks, its utterances, the ids and the seed of each. Does not know: how tokens are drawn,
+audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox.conditioning import Conditionals
+from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
+from chatterbox.generation.guards import check_guard
+from chatterbox.generation.requests import DecodeRequest, Spoken
+from chatterbox.models.t3 import T3
+from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.splitting import utterances
+from chatterbox.text import speakable
+
+SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's utterances are far apart
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """One text to speak in one voice: plain data, nothing of it is changed.
+
+    text: a string of any length, or its pieces as they are written, of any size.
+    seed: None draws from torch's global generator, for a text of one utterance in upstream's order; a number draws from
+    generators of this request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at
+    every step. cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
+    language_id: for a multilingual model alone.
+    guard: what ends an utterance that goes wrong, of `chatterbox.generation.guards.GUARDS`, or "none".
+    """
+
+    text: str | Iterable[str]
+    conditionals: Conditionals
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    exaggeration: float = 0.5
+    seed: int | None = None
+    use_cache: bool = True
+    watermark: bool = True
+    cache_policy: str | KVCacheConfig = "static"
+    language_id: str | None = None
+    guard: str = "light"
+
+    def __post_init__(self) -> None:
+        check_guard(self.guard)
+        check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
+        check_seed(self.seed)
+
+
+def utterance_texts(
+    t3: T3, tokenizer: TextTokenizer, request: SpeechRequest, *, by_sentence: bool = False
+) -> list[str] | Iterator[str]:
+    """What is spoken in one piece each; all of a string is known at once, of pieces as they come.
+
+    Raises:
+        TypeError: neither a string nor an iterable of strings.
+    """
+
+    def length(text: str) -> int:
+        return len(text_tokens_of(t3, tokenizer, request, text))
+
+    # Marks around the text take two places.
+    max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
+    found = utterances(request.text, max_len, length, by_sentence=by_sentence)
+    if not isinstance(request.text, str):
+        return found
+    texts = list(found)
+    # A text that is one utterance is spoken as it is; one that says nothing, as upstream's request for some.
+    return texts if len(texts) > 1 else [request.text]
+
+
+def decode_request(
+    t3: T3,
+    tokenizer: TextTokenizer,
+    voice: Conditionals,
+    request: SpeechRequest,
+    text: str | None = None,
+    *,
+    said: tuple[str, list[int]] | None = None,
+    index: int = 0,
+) -> DecodeRequest:
+    """What T3 is asked for.
+
+    Args:
+        text: the utterance; None is all of the request's text.
+        said: text and codes of the utterance before, that this one is to be a continuation of.
+        index: which of the request's utterances it is.
+
+    Raises:
+        TypeError: the text is not a string.
+    """
+    text = request.text if text is None else text
+    spoken = None
+    if said is not None:
+        before, codes = said
+        text_tokens = text_tokens_of(t3, tokenizer, request, before)
+        spoken = Spoken(torch.tensor(codes), len(text_tokens) + (not t3.hp.is_gpt))
+        text = f"{before} {text}"
+    text_tokens = text_tokens_of(t3, tokenizer, request, text)
+    if not t3.hp.is_gpt:
+        text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
+        text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
+    room = t3.hp.max_speech_tokens - (0 if spoken is None else len(spoken.tokens))
+    return DecodeRequest(
+        t3_cond=voice.t3,
+        text_tokens=text_tokens,
+        sampling=request.sampling,
+        max_new_tokens=min(request.sampling.max_new_tokens, room),
+        seed=utterance_seed(request.seed, index),
+        guard=request.guard,
+        spoken=spoken,
+    )
+
+
+def text_tokens_of(t3: T3, tokenizer: TextTokenizer, request: SpeechRequest, text: str) -> Tensor:
+    """Ids (S,) of a text, without marks."""
+    language = {} if request.language_id is None else {"language_id": request.language_id}
+    return tokenizer.text_to_tokens(speakable(text, tokenizer.rules), **language)[0]
+
+
+def utterance_seed(seed: int | None, index: int) -> int | None:
+    """The seed of a request's utterance: the request's own for the first, another for each that follows."""
+    return None if seed is None else (seed + index * SEED_STEP) % 2**63
+
+
+def with_seed(request: SpeechRequest) -> SpeechRequest:
+    """The request with a seed; one that has none gets it from torch's global generator."""
+    return request if request.seed is not None else replace(request, seed=int(torch.randint(2**62, (1,))))
+
+
+def check_seed(seed: int | None) -> None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")

@@ -1,0 +1,183 @@
+"""What is heard while it is made: when a chunk is due, how its waveform follows the last one's, what it cost.
+
+Owns: the schedule of chunks, the waveform streams of utterances and the seams between them, the metrics of a stream.
+Does not know: text, T3, where codes come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox.config import StreamingConfig
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.stream import S3GenStream
+from chatterbox.watermark import PerthWatermarker
+from chatterbox.watermark_stream import WatermarkStream
+
+T = TypeVar("T")
+# An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
+RELEASE_LEN = S3GEN_SR // 100
+WHOLE = 2**62  # speech tokens of a chunk that only the end of an utterance completes
+
+
+@dataclass
+class StreamingMetrics:
+    """What a stream has cost so far; each chunk comes with one of its own. Times in seconds.
+
+    The first five are those of chatterbox-streaming 0.1.2. Time that the caller spends between two chunks counts in
+    none of them.
+    """
+
+    latency_to_first_chunk: float | None = None
+    rtf: float | None = None  # total_generation_time / total_audio_duration
+    total_generation_time: float | None = None  # that the caller waited
+    total_audio_duration: float | None = None
+    chunk_count: int = 0
+    gap: float = 0.0  # that the caller waited for this chunk
+    tokens_time: float = 0.0  # of which T3 took, that was not ahead by so much
+    num_tokens: int = 0  # speech tokens drawn so far for what was heard, stop tokens included
+    utterance: int = 0  # which of the stream's utterances this chunk is of
+    cache_hit_rate: float = 0.0  # share of the positions before drawn tokens that were in memory
+    positions_served: int = 0
+    positions_computed: int = 0
+
+    def summary(self) -> str:
+        duration, waited = self.total_audio_duration or 0.0, self.total_generation_time or 0.0
+        return (
+            f"{duration:.2f} s of audio in {self.chunk_count} chunks, {waited:.2f} s of waiting, real-time factor "
+            f"{self.rtf or 0.0:.2f}, first chunk after {self.latency_to_first_chunk or 0.0:.3f} s, "
+            f"{self.cache_hit_rate:.0%} of prefixes from the cache"
+        )
+
+
+class Stopwatch:
+    """Makes the metrics of a stream: told when a wait begins, for what, and what it gave."""
+
+    def __init__(self) -> None:
+        self._waiting = self._for_tokens = 0.0
+        self._num_samples = self._num_chunks = 0
+        self._first: float | None = None
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """The caller waits from now on."""
+        self._since = time.perf_counter()
+
+    def waiting_for_tokens(self, tokens: Iterator[T]) -> Iterator[T]:
+        """``tokens``; the time until each comes is for tokens."""
+        while True:
+            started = time.perf_counter()
+            item = next(tokens, None)
+            self._for_tokens += time.perf_counter() - started
+            if item is None:
+                return
+            yield item
+
+    def chunk(self, num_samples: int, **counts: Any) -> StreamingMetrics:
+        """The wait has ended with a chunk of audio."""
+        gap = time.perf_counter() - self._since
+        self._waiting += gap
+        self._first = self._waiting if self._first is None else self._first
+        self._num_samples += num_samples
+        self._num_chunks += 1
+        duration = self._num_samples / S3GEN_SR
+        tokens_time, self._for_tokens = self._for_tokens, 0.0
+        return StreamingMetrics(
+            latency_to_first_chunk=self._first,
+            rtf=self._waiting / duration if duration else None,
+            total_generation_time=self._waiting,
+            total_audio_duration=duration,
+            chunk_count=self._num_chunks,
+            gap=gap,
+            tokens_time=tokens_time,
+            **counts,
+        )
+
+
+def chunk_lens(config: StreamingConfig) -> Iterator[int]:
+    """Speech tokens of the first chunk, the second, ...: doubling from `first_chunk` until they are `chunk_size`."""
+    length = min(config.first_chunk, config.chunk_size)
+    while True:
+        yield length
+        length = min(2 * length, config.chunk_size)
+
+
+class SpeechRenderer:
+    """Speech codes to audible chunks: one stream of codes per utterance, or one for all that follow one another.
+
+    With ``config`` None a chunk is a whole utterance.
+    """
+
+    def __init__(
+        self,
+        s3gen: S3Gen,
+        gen: Mapping[str, Any],
+        config: StreamingConfig | None,
+        watermarker: PerthWatermarker | None,
+    ) -> None:
+        """``gen``: the voice, of `S3Gen.embed_ref`. ``watermarker``: None leaves the audio unmarked."""
+        self._s3gen, self._gen, self._config = s3gen, gen, config
+        self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
+        self._due = next(self._lens)
+        self._stream: S3GenStream | None = None
+        self._codes: list[int] = []  # that the stream has not got yet
+        self._last = 0.0  # sample of the utterance before
+        self._watermarker = watermarker
+        self._marks = None if config is None or watermarker is None else WatermarkStream(watermarker, S3GEN_SR)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an utterance is under way."""
+        return self._stream is not None
+
+    def begin(self, seed: int | None) -> None:
+        """The next codes are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
+        config = self._config or StreamingConfig()
+        self._stream = S3GenStream(
+            self._s3gen, self._gen, seed=seed, context_len=config.context_window, fade=config.fade_duration
+        )
+
+    def take(self, codes: list[int]) -> Tensor | None:
+        """Codes follow; (1, N) samples on the CPU where they complete a chunk."""
+        self._codes += codes
+        if self._stream is None or len(self._codes) + self._stream.num_waiting < self._due + self._stream.lookahead:
+            return None
+        return self._said(self._stream.push(self._handed_over()))
+
+    def pause(self) -> Tensor:
+        """Say all there is, although codes may follow in the same stream."""
+        return self._said(self._stream.finish(self._handed_over()), is_all=True)
+
+    def end(self) -> Tensor:
+        """Say all there is: the utterance is over."""
+        wav = self._stream.finish(self._handed_over())
+        self._stream = None
+        said = self._said(wav, is_all=True)
+        self._last = float(wav[0, -1]) if wav.shape[1] else 0.0
+        return said
+
+    def _handed_over(self) -> Tensor:
+        codes, self._codes = torch.tensor(self._codes, dtype=torch.long), []
+        self._due = next(self._lens, WHOLE)
+        return codes
+
+    def _said(self, wav: Tensor, *, is_all: bool = False) -> Tensor:
+        """``wav`` (1, N) as it is heard: behind the utterance before, and marked. ``is_all``: nothing is held back."""
+        samples = wav[0].float().cpu().numpy()
+        if self._last and len(samples):
+            length = min(RELEASE_LEN, len(samples))
+            samples[:length] += self._last * np.linspace(1, 0, RELEASE_LEN, dtype=np.float32)[:length]
+            self._last = 0.0
+        if self._marks is not None:
+            ready = [self._marks.push(samples), *([self._marks.finish()] if is_all else [])]
+            samples = np.concatenate(ready)
+        elif self._watermarker is not None and len(samples):
+            samples = self._watermarker.apply_watermark(samples, sample_rate=S3GEN_SR)
+        return torch.from_numpy(np.ascontiguousarray(samples))[None]
