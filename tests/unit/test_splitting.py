@@ -86,13 +86,15 @@ def fed(text: str, max_len: int, cuts: list[int] | None = None) -> list[str]:
         ["1. First of all.", "2. Second.", "3. Third."],
         ["i went home.", "then i slept."],
         ["Hello .", "World !"],
+        ["Wait . . . what?", "He [...] left (he said?) early.", "He (no!) came...", "1.) One.", "2.) Two."],
+        ["See N°. 7 and pág. 3.", "It is 3. 5. 2024 today.", "They meet in Sept. 2024."],
         ["I watch the BBC.", "Hmm.", "Yes."],
         ["Dr.  Spaced   out.", "Yahoo it."],
         ["Great 😀 work.", "😀 Yes."],
         ["Das ist z.B. gut, d.h. nicht schlecht.", "Am 3. Mai kam Hr. Dr. Müller.", "Er kam bzw. ging."],
         ["Im 19. Jahrhundert war das so.", "Er sagte „Nein.“", "Dann ging er.", "»Gut.«", "Ende usw.", "Ja."],
         ["Il dit « Non ! » et part.", "M. Dupont vient.", "Quoi ?", "Oui !"],
-        ["Это т.е. верно.", "А. С. Пушкин писал.", "Да."],
+        ["Это т.е. верно.", "А. С. Пушкин, проф. Иванов и т.д. и т.п.", "Да."],
         ["네.", "알겠습니다.", "안녕!"],
     ],
 )
@@ -107,7 +109,7 @@ def test_sentences_with_spaces(sentences):
         ["第一。", "第二！", "第三？", "完了"],
         ["他说：“你好。”", "“再见！”", "然后走了……", "真的吗？！", "是。"],
         ["「行こう。」と彼は言った。", "「はい！」", "でも、行かなかった。"],
-        ["版本3.5很好。", "价格是1,000元！", "好吗?", "好!", "再见"],
+        ["版本3.5很好。", "价格是1,000元！", "看《摔跤吧！爸爸》好吗？", "好吗?", "好!", "再见"],
         ["यह एक है।", "वह दो हैं।", "तीन"],
     ],
 )
@@ -252,7 +254,7 @@ def test_ten_thousand_characters_are_measured_a_few_times(text):
     assert all(length <= 100 for length in map(Counting(), parts + from_pieces))
     num_sentences = len(split_sentences(text))
     assert whole.calls <= 2 * (num_sentences + len(parts)) + 20 and whole.characters <= 12 * len(text)
-    assert pieces.calls <= 8 * len(from_pieces) + 2 and pieces.characters <= 12 * len(text)
+    assert pieces.calls <= 10 * len(from_pieces) + 2 and pieces.characters <= 12 * len(text)
 
 
 @given(TEXTS, st.integers(1, 50), st.data())
@@ -300,11 +302,13 @@ def test_an_utterance_comes_as_soon_as_it_is_certain(steps):
 
 def test_a_long_clause_is_spoken_before_its_sentence_ends():
     clause = "they all went down to the old harbour by the sea"
-    assert len(clause) >= EARLY_LEN
-    feed = SentenceFeed(200, len)
+    assert EARLY_LEN < len(f"Now, then, {clause},") < 2 * EARLY_LEN < len(f"and, {clause}, {clause},")
+    feed = SentenceFeed(400, len)
     assert feed.push("Now, then, ") == []
     assert feed.push(clause) == [] and feed.push(",") == []
     assert feed.push(" ") == [f"Now, then, {clause},"]
+    assert feed.push(f"and, {clause}, ") == []  # the first is being spoken
+    assert feed.push(f"{clause}, ") == [f"and, {clause}, {clause},"]
     assert feed.push("and back. ") == []  # a fragment
     assert feed.push("It was late. ") == ["and back. It was late."]
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from chatterbox.splitting.packing import Length, best_cut, bounded, check_max_len, has_words, is_fragment, split_text
 from chatterbox.splitting.sentences import CLOSERS, SentenceScanner, is_cjk
 
-# Tokens from which a clause of an unfinished sentence is spoken by itself: some fifteen words, four to six seconds of
-# speech. Enough for a natural melody, and longer to listen to than a language model takes to write the next clause.
-EARLY_LEN = 40
+# Tokens from which a clause of an unfinished sentence is spoken by itself, if it is the first utterance; twice as many
+# later, when there is something to listen to. With a token a character this is ten words or three seconds, with
+# longer tokens more: enough for a melody, and longer to hear than a language model takes to write the next clause.
+EARLY_LEN = 50
 
 _CLOSE = f"[{re.escape(CLOSERS)}]*"
 _CLAUSE_END = re.compile(rf"(?:[,;:،؛]{_CLOSE}|\s[—–-]+|[)\]}}])\s\Z|\n\Z")
@@ -24,9 +25,10 @@ _UNSPACED_CLAUSE_END = re.compile(rf"[、，；：]{_CLOSE}\Z")
 class SentenceFeed:
     """Takes a text in pieces and hands out its utterances.
 
-    An utterance is complete at a certain sentence end, at a paragraph's end, or, from `EARLY_LEN` tokens (half of
-    ``max_len``, if that is less), at the end of a clause. One of a word or two waits for the next, unless it is
-    the first. Characters are read one by one, so that the utterances depend on the text and not on how it was cut.
+    An utterance is complete at a certain sentence end, at a paragraph's end, or, from `EARLY_LEN` tokens (twice
+    that after the first, half of ``max_len`` at most), at the end of a clause. One of a word or two waits for the next,
+    unless it is the first. Characters are read one by one, so that the utterances depend on the text and not on how it
+    was cut.
     """
 
     def __init__(self, max_len: int, length: Length) -> None:
@@ -41,7 +43,6 @@ class SentenceFeed:
         check_max_len(max_len)
         self._max_len = max_len
         self._length = length
-        self._early_len = min(EARLY_LEN, max_len // 2)
         self._probe_step = max(8, max_len // 2)  # characters, between two looks at the length of an endless sentence
         self._reset()
 
@@ -120,6 +121,7 @@ class SentenceFeed:
 
     def _look_again(self) -> None:
         """Lengths of the open text from which its tokens are counted: at the end of a clause, and anywhere."""
+        self._early_len = min(EARLY_LEN * (2 if self._spoke else 1), self._max_len // 2)
         self._early_at = self._early_len
         self._probe_at = self._probe_step
 

@@ -24,6 +24,7 @@ _LAST_WORD = re.compile(r"[^\s(\[{/—–]*\Z")
 _NEXT_WORD = re.compile(r"[\W_]*([^\W_]+)(.?)", re.DOTALL)
 _DOTTED = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]{1,2}")  # U.S, a.m, Ph.D, z.B, т.д
 _UNCASED_INITIAL = re.compile(r"[\u0590-\u0dff]")  # Hebrew, Arabic and the scripts of India abbreviate to one letter
+_SHORT_NUMBER = re.compile(r"\d{1,2}")
 _VOWELLESS = re.compile(r"[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{2,5}")
 
 
@@ -120,27 +121,26 @@ def _is_end(text: str, start: int, end: int, seen: int) -> bool | None:
     """Whether the possible end at ``end`` is one, judged by ``text[:seen]``; None if that is not enough."""
     head, ending = _ending(text, start, end)
     after, closed = text[end:seen], text[end - 1] in CLOSERS
-    if not after[0].isspace():
-        return after[0] not in "、，；：,;:" and not (closed and after[0] in "とっ")  # 「…。」と言った
-    if "«" in text[max(start, end - 8 * LOOK_LEN) : end] and not (
-        closed or after.strip()
-    ):  # » may follow behind a space
-        return None
-    if after.lstrip().startswith("»"):
+    following = after.lstrip()
+    if head.endswith(("(", "[")) or _opened("《", "》", text, start, end):  # "(?)", "[...]", 《…！…》
         return False
+    if following == after:
+        return after[0] not in "、，；：,;:" and not (closed and after[0] in "とっ")  # 「…。」と言った
+    if following.startswith(("»", *TERMINALS)):  # "« Non ! »", ". . ."
+        return False
+    if not following and not closed and _opened("«", "»", text, start, end):
+        return None
     if not closed and (ending[-1] in "!?" or any(mark in UNSPACED_ENDS for mark in ending)):
         return True
     if len(after) > LOOK_LEN:
         return True
-    if any(mark in TERMINALS for mark in after[: len(after) - len(after.lstrip()) + 1]):
-        return False  # ". . ."
-    if closed or "…" in ending or ".." in ending:
-        return _unless_small(after)
     before = _LAST_WORD.search(head)
     assert before is not None
     word = before.group().lstrip("\"'“„«‘")
-    if re.fullmatch(r"\d{1,2}", word):
+    if ending == "." and _SHORT_NUMBER.fullmatch(word):
         return _is_end_of_number(head[: before.start()], after)
+    if closed or ending != "." or not word:
+        return _unless_small(after)
     return _is_end_of_word(word, head[: before.start()], after)
 
 
@@ -149,6 +149,8 @@ def _is_end_of_word(word: str, head: str, after: str) -> bool | None:
     key = word.lower()
     if key in words.LEADING:
         return False
+    if key in words.COUNTED:
+        return _unless_small(after, or_digit=True)
     if _is_initial(word):
         previous = head.split()[-1:]
         if word == "I" and previous and previous[0][0].islower():  # "So did I."
@@ -156,7 +158,7 @@ def _is_end_of_word(word: str, head: str, after: str) -> bool | None:
         return _if_starter(after)
     if key in words.OPEN or _DOTTED.fullmatch(word):
         return _if_starter(after)
-    if key in words.COUNTED or (_VOWELLESS.fullmatch(word) and not word.isupper()):
+    if _VOWELLESS.fullmatch(word) and not word.isupper():
         return _unless_small(after, or_digit=True)
     return True
 
@@ -172,6 +174,12 @@ def _is_end_of_number(head: str, after: str) -> bool | None:
     if word[0].islower() or word[0].isdigit():
         return False
     return word.lower() not in words.MONTHS and head.split()[-1].lower() not in words.BEFORE_ORDINAL
+
+
+def _opened(left: str, right: str, text: str, start: int, end: int) -> bool:
+    """Whether the last of a pair of marks that was read is ``left``."""
+    recent = text[max(start, end - 4 * LOOK_LEN) : end]
+    return recent.rfind(left) > recent.rfind(right)
 
 
 def _unless_small(after: str, or_digit: bool = False) -> bool | None:

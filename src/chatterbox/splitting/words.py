@@ -14,17 +14,18 @@ def _words(text: str) -> frozenset[str]:
 # Abbreviations stand without their last full stop. Something always follows these:
 LEADING = _words("""
     mr mrs ms mx dr prof gen col sgt capt lt cmdr adm rev hon messrs e.g i.e cf viz vs ca approx
-    hr frl z.b d.h u.a s.o s.u v.a bzw ggf evtl inkl vgl dipl ing mme mlle mgr sra srta sig dott p.ej
-    dhr mevr bijv np tzn ul т.е т.к т.н ул им рис см डॉ श्री
+    hr frl z.b d.h u.a s.o s.u v.a bzw ggf evtl inkl vgl dipl ing lic mme mlle mgr sra srta sig dott p.ej
+    dhr mevr bijv np tzn ul т.е т.к т.н ул пгт проф डॉ श्री
 """)
 # These end a sentence only before one of `STARTERS`:
 OPEN = _words("""
     st mt jr sr inc ltd co corp bros dept univ govt est ave blvd rd sq ft lbs al ed eds trans sen rep gov pres
-    mio mrd str tel abb fr тыс млн млрд руб стр др пр
+    mio mrd str tel abb fr med phil kath ev jh ex ud uds ee uu тыс млн млрд руб стр др пр гг
 """)
 # These do not end one before a number or a small letter:
 COUNTED = _words("""
     no nos nr fig figs eq eqs sec ch vol pp art abs bd kap etc usw usf
+    n° núm pág págs т.д т.п см рис кв
     jan feb mar apr jun jul aug sep sept oct okt nov dec dez
 """)
 # Words that seldom have a capital unless a sentence begins with them.
