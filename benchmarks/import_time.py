@@ -1,7 +1,7 @@
 """What does importing this package cost? Fresh processes in turn with one that imports torch alone.
 
-``python benchmarks/import_time.py -o benchmarks/results/import_time.json``: milliseconds of a whole process, the start of
-the interpreter included, and how many times that is ``import torch`` of the same turn.
+``python benchmarks/import_time.py -o benchmarks/results/import_time.json``: milliseconds of a whole process, with the
+interpreter's own start, and how many times that is ``import torch`` of the same turn.
 """
 
 from __future__ import annotations
