@@ -341,6 +341,12 @@ def test_utterances_come_before_the_next_piece_is_asked_for():
     assert list(spoken_parts) == ["Three"]
 
 
+def test_a_long_piece_is_read_as_far_as_its_first_utterance():
+    length = Counting()
+    assert next(utterances(["Here is one of many sentences. " * 1000], 100, length)) == "Here is one of many sentences."
+    assert length.calls == 1
+
+
 def test_utterances_of_a_text_are_those_of_split_text():
     text = "This is one. This is two."
     assert list(utterances(text, 100, len)) == [text]

@@ -49,13 +49,21 @@ class SentenceFeed:
     def push(self, piece: str) -> list[str]:
         """Utterances that ``piece``, of any length, completes.
 
+        Raises: as `read`.
+        """
+        return list(self.read(piece))
+
+    def read(self, piece: str) -> Iterator[str]:
+        """`push`, one utterance at a time: the rest of the piece is read when the next is asked for.
+
         Raises:
             TypeError: the piece is not a string.
             ValueError: a single character has more than ``max_len`` tokens.
         """
         if not isinstance(piece, str):
             raise TypeError(f"pieces of text must be strings, got {type(piece).__name__}; decode or join them first")
-        return [utterance for char in piece for utterance in self._read(char)]
+        for char in piece:
+            yield from self._take(char)
 
     def finish(self) -> list[str]:
         """The rest of the text; the feed is then as new."""
@@ -70,7 +78,7 @@ class SentenceFeed:
         self._spoke = False
         self._look_again()
 
-    def _read(self, char: str) -> list[str]:
+    def _take(self, char: str) -> list[str]:
         if not self._open and char.isspace():
             return []
         self._open += char
@@ -146,5 +154,5 @@ def utterances(text: str | Iterable[str], max_len: int, length: Length, *, by_se
 
 def _from_pieces(pieces: Iterable[str], feed: SentenceFeed) -> Iterator[str]:
     for piece in pieces:
-        yield from feed.push(piece)
+        yield from feed.read(piece)
     yield from feed.finish()
