@@ -407,7 +407,7 @@ class SayConfig:
     model: ModelChoice = field(default_factory=ModelChoice)
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     # Fields that replace the checkpoint's own.
-    sampling: dict = field(default_factory=dict, metadata={"of": SamplingConfig})
+    sampling: dict[str, Any] = field(default_factory=dict, metadata={"of": SamplingConfig})
     language: str | None = None  # of the text, for a multilingual model alone
     voice: str | None = None  # recording, or a name of `chatterbox voices`; None is the checkpoint's built-in voice
     exaggeration: float = 0.5  # emotion; 0.5 is neutral
@@ -496,14 +496,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if value is None and len(kinds) < len(typing.get_args(kind)):
             return None
         kind = kinds[0] if len(kinds) == 1 else _kind_of(value, kinds, where)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)
     if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        num = "" if kinds[-1] is Ellipsis else f" of {len(kinds)}"
-        if not isinstance(value, (list, tuple)) or (num and len(value) != len(kinds)):
+        items = typing.get_args(kind)
+        num = "" if items[-1] is Ellipsis else f" of {len(items)}"
+        if not isinstance(value, (list, tuple)) or (num and len(value) != len(items)):
             raise ValueError(f"{where} must be a list{num}, got {value!r}")
-        return tuple(_convert(kinds[0], v, where) for v in value)
+        return tuple(_convert(items[0], v, where) for v in value)
+    kind = typing.get_origin(kind) or kind
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

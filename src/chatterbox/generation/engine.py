@@ -127,7 +127,7 @@ class DecodeEngine:
         last, num_given = zero + self.t3.hp.start_speech_token, zero + request.spoken_len
         seen = state.seen.new_zeros(1, state.seen.shape[1])
         seen[:, self.t3.hp.start_speech_token] = not (self.t3.hp.is_gpt and request.spoken_len)
-        if request.spoken_len:
+        if request.spoken is not None and request.spoken_len:
             logits = self._run_spoken(request, rows)
             given = request.spoken.tokens.to(last)[None]
             last = given[:, -1:]
@@ -211,7 +211,7 @@ class DecodeEngine:
             self._histories[-1] = torch.cat([self._histories[-1], embeds], dim=1)
             return self._logits(self.t3.tfmr(self._histories[-1]))
         positions = self.cache.reserve(embeds.shape[1], rows)
-        if self.cache.wants_tokens:
+        if self.cache.wants_tokens and request.spoken is not None:
             given = request.spoken.tokens.to(self.t3.device).long()
             self.cache.note_tokens(given.expand(request.num_rows, -1))
         return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions))
@@ -335,8 +335,8 @@ class DecodeEngine:
                     self.cache.move_row(source, target)
         guards = select_guards(state.guards, [slot.request.guard for slot in self._slots], keep)
         self._slots = [self._slots[i] for i in keep]
-        kept = state.tokens, state.num_drawn, state.num_given, state.seen, state.noise
-        self._rearrange(*(part[keep] for part in kept), guards)
+        tokens, num_drawn, num_given = state.tokens[keep], state.num_drawn[keep], state.num_given[keep]
+        self._rearrange(tokens, num_drawn, num_given, state.seen[keep], state.noise[keep], guards)
 
 
 def _require_room(cache: KVCache, rows: slice, kept_len: int, new_len: int) -> None:

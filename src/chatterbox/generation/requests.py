@@ -120,6 +120,7 @@ def start_embeds(t3: T3, rows: int) -> Tensor:
 
 def spoken_embeds(t3: T3, request: DecodeRequest) -> Tensor:
     """(rows, k, hidden): the speech tokens that a request goes on behind."""
+    assert request.spoken is not None
     tokens = request.spoken.tokens.to(t3.device).long()[None]  # (1, k)
     positions = torch.arange(1, tokens.shape[1] + 1, device=t3.device)[None]
     return t3.embed_speech(tokens, positions).expand(request.num_rows, -1, -1)

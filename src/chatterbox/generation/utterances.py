@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chatterbox.config import KVCacheConfig
+from chatterbox.config import GPT2Config, KVCacheConfig
 from chatterbox.generation.engine import run
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
@@ -94,9 +94,11 @@ class Utterances:
 
     def _follows(self, needed: int) -> bool:
         """Whether ``needed`` positions more find room, in the cache and in the model."""
-        end = self._cache.length + needed
-        most = self._t3.hp.backbone.max_positions if self._t3.hp.is_gpt else ENDLESS
-        return end <= min(self._cache.capacity, most)
+        cache, backbone = self._cache, self._t3.hp.backbone
+        if cache is None:
+            return False
+        most = backbone.max_positions if isinstance(backbone, GPT2Config) else ENDLESS
+        return cache.length + needed <= min(cache.capacity, most)
 
     def _count(self, request: DecodeRequest, kept_len: int, num_served: int | None = None) -> None:
         """Count the positions before the request's first drawn token, ``kept_len`` of each row being held already."""

@@ -71,6 +71,7 @@ class FlowStage(Stage[FlowBatch]):
         """The encoder's own mean mel, and the velocity of the straight path from noise to mel at a random time."""
         flow, mel, keep = self.module, batch.mel, batch.keep
         mu, mask = flow.encode(batch.tokens, batch.lens)
+        assert mask is not None  # as lengths are given
         prior = masked_mean((mu - mel).abs(), mask)
         spks = flow.embed_speaker(batch.embedding)
         t = batch.time[:, None, None]

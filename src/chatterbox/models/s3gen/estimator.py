@@ -8,6 +8,7 @@ checkpoint's names change nothing in time; all convolutions look back only, the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,9 +129,10 @@ class ConditionalDecoder(nn.Module):
             transformers = nn.ModuleList(TransformerBlock(c) for _ in range(c.num_transformers))
             return [ResnetBlock(width_in, width, time_size), transformers]
 
-        self.down_blocks = nn.ModuleList([nn.ModuleList([*stage(num_inputs), CausalConv1d(width, width, 3)])])
-        self.mid_blocks = nn.ModuleList(nn.ModuleList(stage(width)) for _ in range(c.num_mid_blocks))
-        self.up_blocks = nn.ModuleList([nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 3)])])
+        # Any: torch's types do not say what stands in a ModuleList.
+        self.down_blocks: Any = nn.ModuleList([nn.ModuleList([*stage(num_inputs), CausalConv1d(width, width, 3)])])
+        self.mid_blocks: Any = nn.ModuleList(nn.ModuleList(stage(width)) for _ in range(c.num_mid_blocks))
+        self.up_blocks: Any = nn.ModuleList([nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 3)])])
         self.final_block = CausalBlock(width, width)
         self.final_proj = Conv1d(width, config.num_mels, 1)
 
@@ -143,7 +145,9 @@ class ConditionalDecoder(nn.Module):
         if (r is not None) != self.meanflow:
             raise ValueError(f"r must be {'given to' if self.meanflow else 'left out of'} a {self._kind} estimator")
         time = self.time_mlp(t)
-        return time if r is None else self.time_embed_mixer(torch.cat([time, self.time_mlp(r)], dim=1))
+        if r is None or self.time_embed_mixer is None:
+            return time
+        return self.time_embed_mixer(torch.cat([time, self.time_mlp(r)], dim=1))
 
     def forward(
         self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None

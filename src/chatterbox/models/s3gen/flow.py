@@ -6,6 +6,8 @@ Does not know: waveforms, T3, chunks of a stream.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,7 +133,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         n_timesteps: int | None = None,
         noised_mels: Tensor | None = None,
         meanflow: bool | None = None,
-        **options: Tensor | torch.Generator | bool | None,
+        **options: Any,
     ) -> tuple[Tensor, None]:
         """:meth:`forward` without autograd, in upstream's argument order and with its second, empty result.
 
