@@ -68,7 +68,7 @@ def split_sweep(name: str, overrides: Sequence[str], *, config_dir: str | Path |
 
     folders = _user_folders(config_dir)
     groups = groups_of(PRIMARY[name], folders)
-    choices = SimpleNamespace(
+    choices: Any = SimpleNamespace(
         get_group_options=lambda group, results_filter: [one.name for one in groups.get(group, ())]
     )
     with _hydra():
@@ -97,7 +97,7 @@ def _hydra() -> Iterator[None]:
     from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
 
-    ours = (GlobalHydra, VersionBase, JobRuntime)
+    ours: tuple[Any, ...] = (GlobalHydra, VersionBase, JobRuntime)
     with _LOCK:
         theirs = {kind: Singleton._instances.pop(kind) for kind in ours if kind in Singleton._instances}
         try:

@@ -57,8 +57,8 @@ def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
     comments, hints = _comments(config), typing.get_type_hints(config)
     for one in dataclasses.fields(config):
         key, kind = prefix + one.name, hints[one.name]
-        table = one.metadata.get("of", kind)
-        if dataclasses.is_dataclass(table):
+        table: Any = one.metadata.get("of", kind)
+        if isinstance(table, type) and dataclasses.is_dataclass(table):
             yield from settings_of(table, key + ".")
         else:
             yield Setting(key, kind_name(kind), one.default, _as_yaml(comments.get(one.name, "")))

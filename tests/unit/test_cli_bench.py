@@ -17,9 +17,11 @@ from chatterbox.compose import compose_config
 from chatterbox.config import BenchmarkConfig, from_dict
 from tests.folders import SMALL
 
-SAYS_SO = ("tokens_per_s", "ms_per_token", "first_token_ms", "rtf", "peak_mib")
+SAYS_SO = ("tokens_per_s", "ms_per_token", "first_token_ms", "first_audio_ms", "rtf", "peak_mib")
 NUM_TOKENS = SMALL.sampling.max_new_tokens
 QUICK = ("benchmark.texts=[Hello.,Good morning.]", "benchmark.repeats=2")
+
+PACKS_SOON = ("kvcache.group_size=4", "kvcache.residual_size=4")
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def lines(folder) -> list[dict]:
 def test_a_sweep(run, tmp_path):
     """Hydra's product in its order, a line each with figures, configuration and environment."""
     folder = tmp_path / "sweep"
-    code, out, err = run("-m", "kvcache=static,none,compressed", *QUICK, "-o", str(folder))
+    code, out, err = run("-m", "kvcache=static,none,compressed", *QUICK, *PACKS_SOON, "-o", str(folder))
     assert code == 0, err
     rows = lines(folder)
     assert [row["job"] for row in rows] == ["kvcache=static", "kvcache=none", "kvcache=compressed"]
@@ -60,7 +62,7 @@ def test_a_sweep(run, tmp_path):
     assert table[0].split("  ")[0] == "job" and len(table) == 5 and table[-1].startswith(str(folder))
     assert sorted(path.name for path in folder.iterdir()) == ["jobs.jsonl", "plots.png", "table.md"]
     markdown = (folder / "table.md").read_text().splitlines()
-    assert len(markdown) == 5 and all(line.count("|") == 10 for line in markdown)
+    assert len(markdown) == 5 and all(line.count("|") == 11 for line in markdown)
     assert (folder / "plots.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -73,17 +75,17 @@ def test_a_job_without_a_sweep_prints_its_line(run):
 
 def test_a_failed_job_is_a_row(run, tmp_path, monkeypatch):
     """One that cannot be composed, one whose settings do not fit, one that fails while it speaks; the rest goes on."""
-    speak = Speaker.speak
+    draw = Speaker.draw
 
     def fails(self, *arguments):
         if self.config.kvcache.policy == "dynamic":
             raise RuntimeError("out of memory\nand much more")
-        return speak(self, *arguments)
+        return draw(self, *arguments)
 
-    monkeypatch.setattr(Speaker, "speak", fails)
+    monkeypatch.setattr(Speaker, "draw", fails)
     sweep = "kvcache=paged,dynamic,static", "kvcache.window_size=2048,512"
     code, out, err = run("-m", *sweep, *QUICK, "-o", str(tmp_path))
-    assert code == 1 and err == ""
+    assert code == 1 and all(line.startswith("chatterbox: warning: ") for line in err.splitlines())
     paged, paged2, dynamic, dynamic2, static, static2 = lines(tmp_path)
     assert all("kvcache has no choice 'paged'" in row["error"] for row in (paged, paged2))
     assert all("window_size must be from 1 to 1023" in row["error"] for row in (dynamic, static))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.measure import MIB, Codes, agreement, environment, measure
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 COLUMNS = {  # of the table: what a job's line calls it, and how it is written
     "tokens_per_s": ("tokens/s", "{:.1f}"),
     "ms_per_token": ("ms/token", "{:.2f}"),
-    "first_token_ms": ("first token ms", "{:.0f}"),
+    "first_token_ms": ("first token ms", "{:.1f}"),
+    "first_audio_ms": ("first audio ms", "{:.0f}"),
     "rtf": ("RTF", "{:.2f}"),
     "cache_mib": ("cache MiB", "{:.2f}"),
     "prefix_hits": ("prefix hits", "{:.0%}"),
@@ -86,7 +87,7 @@ def _jobs(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[tuple
         jobs: list[tuple[list[str], BenchmarkConfig | str]] = []
         for given in sweep:
             try:
-                jobs.append((given, checked(compose_config("benchmark", given, **options))))
+                jobs.append((given, checked(cast(BenchmarkConfig, compose_config("benchmark", given, **options)))))
             except (ConfigError, UsageError) as error:
                 jobs.append((given, str(error)))
         if all(isinstance(job, str) for _, job in jobs):
@@ -127,7 +128,7 @@ def _measured(config: BenchmarkConfig, loaded: _Loaded, report: Progress, label:
     speaker = make_speaker(loaded.models(config, report), config, report)
     turns = config.benchmark.warmup + config.benchmark.repeats
     measured = measure(speaker, config.benchmark, lambda turn: report.bar(turn, turns, f"job {label}"))
-    return {**measured.figures, "cache_mib": measured.figures["cache_bytes"] / MIB}, measured.codes
+    return {**measured.figures, "cache_mib": (measured.figures["cache_bytes"] or 0) / MIB}, measured.codes
 
 
 class _Loaded:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
-from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
+from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.output import checked_path, progress, table, whole
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_to(commands: Any) -> None:
     _add_action(actions, "clear", run_clear, "remove it", only=("kvcache",))
 
 
-def _add_action(actions: Any, name: str, run: Any, about: str, *, only: Sequence[str] = ()) -> argparse.ArgumentParser:
+def _add_action(actions: Any, name: str, run: Any, about: str, *, only: Sequence[str] = ()) -> Parser:
     parser = add_command(actions, name, run, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("--folder", metavar="FOLDER", help="as kvcache.disk_folder=FOLDER")
     if name == "warm":
@@ -66,6 +66,7 @@ def _add_action(actions: Any, name: str, run: Any, about: str, *, only: Sequence
 def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config, disk = _opened(arguments, overrides)
     entries, num_files = disk.entries(), len(disk.files())
+    voices = _by_voice(entries)
     about = {
         "folder": str(disk.folder),
         "files": num_files,
@@ -73,7 +74,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         "bytes": disk.nbytes,
         "budget_bytes": disk.budget_bytes,
         "positions": sum(entry.num_positions for entry in entries),
-        "voices": _by_voice(entries),
+        "voices": voices,
     }
     if arguments.json:
         print(json.dumps(about))
@@ -81,7 +82,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     broken = f", {about['broken']} of them broken" if about["broken"] else ""
     print(f"{disk.folder}: {num_files} beginnings{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
     rows = [("voice", "beginnings", "positions", "MiB", "last used")]
-    for voice in about["voices"]:
+    for voice in voices:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(voice["last_use"]))
         rows.append((voice["voice"], voice["beginnings"], voice["positions"], f"{voice['bytes'] / MIB:.1f}", used))
     print("\n".join(table(rows)))
@@ -121,7 +122,7 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         speaker = load_speaker(config, report)
         for done, text in enumerate(texts):
             report.bar(done, len(texts), text[:40])
-            speaker.prefixes.warm([speaker.decode_request(text)])
+            speaker.prefixes.warm(speaker.decode_requests(text))
     stats = speaker.prefixes.manager.stats()
     asked = stats["tokens_served"] + stats["tokens_computed"]
     print(
@@ -167,6 +168,7 @@ def _opened(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Sa
     from chatterbox.kvcache.disk import DiskTier
 
     config = _with_folder(configuration(arguments, overrides, "say"), arguments)
-    if not Path(config.kvcache.disk_folder).is_dir():
-        raise UsageError(f"folder {config.kvcache.disk_folder!r} does not exist; chatterbox cache warm makes it")
-    return config, DiskTier(config.kvcache.disk_folder, budget_bytes=config.kvcache.disk_mib * MIB)
+    folder = config.kvcache.disk_folder or ""
+    if not Path(folder).is_dir():
+        raise UsageError(f"folder {folder!r} does not exist; chatterbox cache warm makes it")
+    return config, DiskTier(folder, budget_bytes=config.kvcache.disk_mib * MIB)

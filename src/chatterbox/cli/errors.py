@@ -18,9 +18,10 @@ class UsageError(ValueError):
 @contextmanager
 def as_usage(*but: type[Exception]) -> Iterator[None]:
     """A ValueError within is one of usage, unless it is one of ``but``."""
+    passed_on: tuple[type[Exception], ...] = (UsageError, *but)
     try:
         yield
-    except (UsageError, *but):
+    except passed_on:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None

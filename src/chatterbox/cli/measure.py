@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,6 @@ from chatterbox.config import MeasurementConfig
 
 if TYPE_CHECKING:
     import torch
-
-    from chatterbox.pipeline import SpeechResult
 
 MIB = 2**20
 
@@ -35,80 +33,90 @@ class Measured:
     codes: Codes
 
 
-@dataclass
-class _Turn:
-    """All texts said once. Times in seconds."""
+@dataclass(frozen=True)
+class _Said:
+    """One text, once: drawn by T3 alone, then streamed. Times in seconds."""
 
-    results: list[SpeechResult] = field(default_factory=list)
-    drawn: list[list[float]] = field(default_factory=list)  # by text, when each token was there
-
-    def figures(self) -> dict[str, float]:
-        """Of all texts together."""
-        num_tokens = sum(map(len, self.drawn))
-        steps = sum(len(times) - 1 for times in self.drawn)
-        stepping = sum(times[-1] - times[0] for times in self.drawn)
-        tokens_time = sum(result.tokens_time for result in self.results)
-        audio_time = sum(result.audio_time for result in self.results)
-        return {
-            "tokens": num_tokens,
-            "tokens_per_s": num_tokens / tokens_time,
-            "ms_per_token": 1000 * (stepping / steps if steps else tokens_time / num_tokens),
-            "rtf": (tokens_time + audio_time) / sum(result.duration for result in self.results),
-        }
+    codes: list[int]
+    token_times: list[float]  # from the start, when each token was there
+    first_audio: float
+    waited: float
+    duration: float
 
 
 def measure(speaker: Speaker, config: MeasurementConfig, on_turn: Callable[[int], None]) -> Measured:
     """Say ``config.texts`` so often as it says; medians of the turns that count. ``on_turn`` is told which begins.
 
-    tokens_per_s: with prefill. ms_per_token: of the steps after the first token. first_token_ms: median of all texts
-    and turns. rtf: real-time factor. cache_bytes: of the rows' cache when the longest text ends. prefix_bytes,
-    prefix_hits: of the beginnings that are shared, warm-up included. peak_mib: of the process, weights included; on
-    CUDA of what torch allocated there.
+    Of T3 alone: tokens_per_s, with prefill; ms_per_token, of the steps after the first; first_token_ms. Of the stream:
+    first_audio_ms; rtf, what the listener waits for by what there is to hear. cache_bytes: of the rows' cache when the
+    longest utterance ends. prefix_bytes, prefix_hits: of the beginnings that are shared, warm-up included. peak_mib: of
+    the process, weights included; on CUDA of what torch allocated there.
     """
     memory = PeakMemory(speaker.models.device)
-    turns, first_ms = [], []
+    turns: list[list[_Said]] = []
     for number in range(config.warmup + config.repeats):
         on_turn(number)
-        turn, starts = _turn(speaker, config.texts)
-        if number >= config.warmup:
-            turns.append(turn)
-            first_ms += [1000 * (times[0] - start) for times, start in zip(turn.drawn, starts, strict=True)]
-    peak = memory.mib()
-    stats = speaker.prefixes.manager.stats()
-    by_turn = [turn.figures() for turn in turns]
-    longest = max(zip(turns[-1].drawn, config.texts, strict=True), key=lambda one: len(one[0]))[1]
+        turn = [_said(speaker, text) for text in config.texts]
+        turns += [turn] * (number >= config.warmup)
+    peak, stats = memory.mib(), speaker.prefixes.manager.stats()
+    by_turn = [_figures(turn) for turn in turns]
     figures: dict[str, float | None] = {
         name: statistics.median(figures[name] for figures in by_turn) for name in by_turn[0]
     }
     figures |= {
-        "first_token_ms": statistics.median(first_ms),
-        "cache_bytes": cache_bytes(speaker, longest),
+        "cache_bytes": cache_bytes(speaker, config.texts),
         "prefix_bytes": stats["bytes"],
         "prefix_hits": stats["hit_rate"],
         "peak_mib": peak,
     }
-    return Measured(figures, [result.speech_codes.tolist() for result in turns[-1].results])
+    return Measured(figures, [said.codes for said in turns[-1]])
 
 
-def _turn(speaker: Speaker, texts: Sequence[str]) -> tuple[_Turn, list[float]]:
-    """A turn, and when each of its texts began."""
-    turn, starts = _Turn(), []
-    for text in texts:
-        times: list[float] = []
-        starts.append(time.perf_counter())
-        turn.results.append(speaker.speak(text, lambda _, times=times: times.append(time.perf_counter())))
-        turn.drawn.append(times)
-    return turn, starts
+def _said(speaker: Speaker, text: str) -> _Said:
+    codes, times = [], []
+    started = time.perf_counter()
+    for drawn in speaker.draw(text):
+        codes += drawn.codes
+        if not drawn.ends:
+            times.append(time.perf_counter() - started)
+    if not times:
+        raise RuntimeError(f"nothing is said of {text!r}")
+    metrics = [chunk.metrics for chunk in speaker.stream(text)]
+    if not metrics:
+        raise RuntimeError(f"nothing is heard of {text!r}")
+    last = metrics[-1]
+    return _Said(
+        codes,
+        times,
+        last.latency_to_first_chunk or 0.0,
+        last.total_generation_time or 0.0,
+        last.total_audio_duration or 0.0,
+    )
 
 
-def cache_bytes(speaker: Speaker, text: str) -> int:
-    """Bytes of the decode cache when ``text`` has been said; T3 says it once more for that. 0 without a cache."""
+def _figures(turn: Sequence[_Said]) -> dict[str, float]:
+    """Of all texts of a turn together."""
+    num_tokens = sum(len(said.token_times) for said in turn)
+    steps = sum(len(said.token_times) - 1 for said in turn)
+    stepping = sum(said.token_times[-1] - said.token_times[0] for said in turn)
+    drawing = sum(said.token_times[-1] for said in turn)
+    return {
+        "tokens": num_tokens,
+        "tokens_per_s": num_tokens / drawing,
+        "ms_per_token": 1000 * (stepping / steps if steps else drawing / num_tokens),
+        "first_token_ms": 1000 * statistics.median(said.token_times[0] for said in turn),
+        "first_audio_ms": 1000 * statistics.median(said.first_audio for said in turn),
+        "rtf": sum(said.waited for said in turn) / sum(said.duration for said in turn),
+    }
+
+
+def cache_bytes(speaker: Speaker, texts: Sequence[str]) -> int:
+    """Bytes of the decode cache when the longest utterance ends, which is drawn once more for that; 0 without one."""
     from chatterbox.generation.decode import decode
 
-    config = speaker.config
-    _, cache = decode(
-        speaker.models.t3, speaker.decode_request(text), use_cache=config.use_cache, cache_policy=config.kvcache
-    )
+    config, requests = speaker.config, [request for text in texts for request in speaker.decode_requests(text)]
+    longest = max(requests, key=lambda request: request.text_tokens.shape[-1])
+    _, cache = decode(speaker.models.t3, longest, use_cache=config.use_cache, cache_policy=config.kvcache)
     return 0 if cache is None else cache.nbytes
 
 

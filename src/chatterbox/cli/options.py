@@ -38,9 +38,9 @@ class Parser(argparse.ArgumentParser):
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace, Sequence[str]], int], **texts: Any
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser for a command, which `run` carries out, given the arguments and the settings."""
-    parser = commands.add_parser(name, **texts)
+    parser: Parser = commands.add_parser(name, **texts)
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     parser.set_defaults(run=run, parser=parser)
     return parser

@@ -94,17 +94,24 @@ class Progress:
 
 
 class _Warnings(logging.Handler):
-    """The library's warnings, a line each."""
+    """The library's warnings, a line each, and each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if (message := record.getMessage()) in self._seen:
+            return
+        self._seen.add(message)
         clear = "\r\033[K" if sys.stderr.isatty() else ""
-        print(f"{clear}chatterbox: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        print(f"{clear}chatterbox: {record.levelname.lower()}: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def warnings_shown() -> Iterator[None]:
     """While a command runs, what the library warns of is shown like the command's own errors."""
-    logger, handler = logging.getLogger("chatterbox"), _Warnings(logging.WARNING)
+    logger, handler = logging.getLogger("chatterbox"), _Warnings()
     logger.addHandler(handler)
     try:
         yield

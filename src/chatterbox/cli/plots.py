@@ -10,7 +10,7 @@ from pathlib import Path
 
 PANELS = {
     "ms_per_token": "milliseconds per token",
-    "first_token_ms": "milliseconds to the first token",
+    "first_audio_ms": "milliseconds to the first audio",
     "rtf": "real-time factor",
     "cache_mib": "MiB of the rows' cache",
     "peak_mib": "MiB at the peak",

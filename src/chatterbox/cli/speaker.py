@@ -7,21 +7,25 @@ the terminal, what is done with the speech.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatterbox.cli.errors import UsageError, as_usage
+from chatterbox.cli.options import Config
 from chatterbox.cli.output import Progress
 from chatterbox.cli.voices import BUILT_IN, find_voice, load_prepared
-from chatterbox.config import SamplingConfig, SayConfig, check_range, from_dict, to_dict
+from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, StreamingConfig, check_range, from_dict, to_dict
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
     from chatterbox.conditioning import Conditionals
     from chatterbox.generation.prefix import PrefixSource
     from chatterbox.generation.requests import DecodeRequest
-    from chatterbox.pipeline import SpeechResult
+    from chatterbox.models.s3gen import S3Gen
+    from chatterbox.models.t3 import T3
+    from chatterbox.models.tokenizers import TextTokenizer
+    from chatterbox.pipeline import Drawn, SpeechChunk, SpeechResult
     from chatterbox.speech_request import SpeechRequest
 
 
@@ -34,7 +38,7 @@ class Speaker:
     voice: Conditionals
     prefixes: PrefixSource
 
-    def request(self, text: str) -> SpeechRequest:
+    def request(self, text: str | Iterable[str]) -> SpeechRequest:
         """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
         from chatterbox.generation.guards import check_guard
         from chatterbox.speech_request import SpeechRequest
@@ -59,16 +63,50 @@ class Speaker:
         """Speech of ``text``; ``on_token`` is told how many speech tokens were drawn so far."""
         from chatterbox.pipeline import speak
 
-        parts = self.models.t3, self.models.s3gen, self.models.tokenizer
-        return speak(*parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
+        return speak(*self._parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
 
-    def decode_request(self, text: str) -> DecodeRequest:
-        """What T3 is asked for when ``text`` is spoken."""
+    def stream(self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None) -> Iterator[SpeechChunk]:
+        """Speech of ``text``, or of its pieces as they come, while it is made, as `StreamConfig.streaming` says."""
+        from chatterbox.pipeline import speak_stream
+
+        request = self.request(text)
+        return speak_stream(*self._parts, request, self._streaming, on_token=on_token, prefixes=self.prefixes)
+
+    def draw(self, text: str) -> Iterator[Drawn]:
+        """Speech codes of ``text`` as T3 draws them, without any audio."""
+        from chatterbox.pipeline import draw
+        from chatterbox.speech_request import with_seed
+
+        request = with_seed(self.request(text))
+        voice = self.voice.with_exaggeration(request.exaggeration)
+        utterances = self._utterances(request)
+        return draw(self.models.t3, self.models.tokenizer, voice, request, utterances, self._streaming, self.prefixes)
+
+    def decode_requests(self, text: str) -> list[DecodeRequest]:
+        """What T3 is asked for when ``text`` is spoken, one utterance after the other."""
         from chatterbox.speech_request import decode_request
 
         request = self.request(text)
         voice = self.voice.with_exaggeration(request.exaggeration)
-        return decode_request(self.models.t3, self.models.tokenizer, voice, request)
+        t3, tokenizer = self.models.t3, self.models.tokenizer
+        return [
+            decode_request(t3, tokenizer, voice, request, utterance, index=index)
+            for index, utterance in enumerate(self._utterances(request))
+        ]
+
+    @property
+    def _parts(self) -> tuple[T3, S3Gen, TextTokenizer]:
+        return self.models.t3, self.models.s3gen, self.models.tokenizer
+
+    @property
+    def _streaming(self) -> StreamingConfig:
+        return self.config.streaming if isinstance(self.config, StreamConfig) else StreamingConfig()
+
+    def _utterances(self, request: SpeechRequest) -> list[str]:
+        from chatterbox.speech_request import utterance_texts
+
+        by_sentence = self._streaming.continuity != "isolated"
+        return list(utterance_texts(self.models.t3, self.models.tokenizer, request, by_sentence=by_sentence))
 
 
 def load_speaker(config: SayConfig, report: Progress) -> Speaker:
@@ -110,7 +148,7 @@ def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> S
     return Speaker(config, models, load_voice(models, config, report), PrefixSource(models.t3, config.kvcache))
 
 
-def checked(config: SayConfig) -> SayConfig:
+def checked(config: Config) -> Config:
     """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
     from chatterbox.checkpoints import resolve_device
     from chatterbox.generation.guards import check_guard

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
-from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
+from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.output import progress, table, whole
 from chatterbox.config import T3Config
 
@@ -164,7 +164,7 @@ def add_to(commands: Any) -> None:
         _add_action(actions, name, run, about).add_argument("name", metavar="NAME")
 
 
-def _add_action(actions: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+def _add_action(actions: Any, name: str, run: Any, about: str) -> Parser:
     parser = add_command(actions, name, run, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("--folder", metavar="FOLDER", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -176,7 +176,10 @@ def _library(arguments: argparse.Namespace) -> Library:
 
 def run_list(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     library = _library(arguments)
-    rows = [("name", "model", "heard", "size", "recording"), (BUILT_IN, "each model's own", "", "", "")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "model", "heard", "size", "recording"),
+        (BUILT_IN, "each model's own", "", "", ""),
+    ]
     for name in library.names():
         try:
             about = library.about(name)

@@ -1,0 +1,90 @@
+"""The same commands from a clone that is not installed, from an editable install and from a wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from chatterbox.cli.configs import filled
+from chatterbox.compose import compose_config, to_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERRIDES = ("kvcache=phone", "kvcache.window_size=100", "sampling.temperature=0.6")
+KINDS = ("clone", "editable", "wheel")
+
+
+def run(*command: object, **options: object) -> str:
+    """Standard output of a command; what it said where it failed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is here, without what an installation left in it."""
+    copy = tmp_path_factory.mktemp("clone") / "tree"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "configs"):
+        run("cp", "-r", ROOT / name, copy / name)
+    for folder in (copy / "src").glob("*.egg-info"):
+        run("rm", "-r", folder)
+    return copy
+
+
+def environment_with_dependencies(folder: Path) -> Path:
+    """The Python of a virtual environment that is lent this one's packages, but no editable install of them."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    lent = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    Path(site, "lent.pth").write_text("\n".join(lent) + "\n")  # .pth files within are not read
+    return python
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def command(request: pytest.FixtureRequest, clone: Path, tmp_path_factory: pytest.TempPathFactory):
+    """``chatterbox`` of each kind, and the folder that its modules come from."""
+    folder = tmp_path_factory.mktemp(request.param)
+    python = environment_with_dependencies(folder / "environment")
+    if request.param == "clone":
+        return [python, "-m", "chatterbox.cli"], {"PYTHONPATH": str(clone / "src")}, clone / "src"
+    options = ("--quiet", "--no-deps", "--no-build-isolation")
+    if request.param == "editable":
+        run(sys.executable, "-m", "pip", "--python", python, "install", *options, "-e", clone)
+        return [python.parent / "chatterbox"], {}, clone / "src"
+    run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, clone)
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, next(folder.glob("*.whl")))
+    return [python.parent / "chatterbox"], {}, folder / "environment"
+
+
+@pytest.fixture
+def own_yaml(tmp_path: Path) -> Path:
+    (tmp_path / "own" / "kvcache").mkdir(parents=True)
+    (tmp_path / "own" / "kvcache" / "phone.yaml").write_text("defaults:\n  - sliding\nmax_cache_size: 300\n")
+    return tmp_path / "own"
+
+
+def test_the_same_commands(command, own_yaml, tmp_path):
+    """Its YAML is found, the user's joins, the configuration is the one that is composed here, and it speaks."""
+    words, variables, home = command
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "XDG_DATA_HOME": str(tmp_path / "data"), **variables}
+    options = {"cwd": tmp_path, "env": environment}
+    python = words[0].parent / "python"
+    where = run(python, "-c", "import chatterbox.cli; print(chatterbox.cli.__file__)", **options)
+    assert Path(where.strip()).is_relative_to(home)
+    given = (*OVERRIDES, "--config-dir", own_yaml)
+    printed = run(*words, "config", "benchmark", "benchmark=long", *given, **options)
+    assert printed == to_yaml(filled(compose_config("benchmark", ["benchmark=long", *OVERRIDES], config_dir=own_yaml)))
+    assert "policy: sliding" in printed and "max_cache_size: 300" in printed
+    run(*words, "say", "Hello there.", "-o", "hello.wav", "--seed", "1", *given, **options)
+    assert 0.3 < soundfile.info(str(tmp_path / "hello.wav")).duration < 4.0
+    assert "built-in" in run(*words, "voices", **options)
+    assert "kvcache.window_size=512" in run(*words, "say", "-h", **options)
