@@ -5,7 +5,9 @@ Owns: its files, in the layout of each package. Does not know: the rule of the w
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
@@ -15,20 +17,28 @@ from safetensors.torch import load_file
 from chatterbox.checkpoints import ENGLISH
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # for tests.folders
 REFERENCE_SECONDS = 7.0
 PICKLED = ("ve", "t3_cfg", "s3gen")  # what chatterbox-streaming 0.1.2 reads as `.pt`
 
 
 def full_size_folder(folder: Path) -> Path:
     """``folder``, written if it is not there whole: 6 GiB on disk, and as much memory as its largest file meanwhile."""
-    reference = folder / "reference.wav"
-    if reference.is_file():  # written last
+    if (folder / f"{PICKLED[-1]}.pt").is_file():  # written last
         return folder
-    sys.path.append(str(ROOT))
-    from tests.folders import recording, write_folder
+    from tests.folders import write_folder
 
     write_folder(folder, ENGLISH.config)
     for name in PICKLED:
         torch.save(load_file(folder / f"{name}.safetensors"), folder / f"{name}.pt")
-    soundfile.write(reference, recording(REFERENCE_SECONDS), 24_000)
     return folder
+
+
+def new_recordings(folder: Path) -> Iterator[Path]:
+    """Recordings of voices to clone, each at a pitch of its own; one file, overwritten, at a time."""
+    from tests.folders import recording
+
+    for count in itertools.count():
+        path = folder / "reference.wav"
+        soundfile.write(path, recording(REFERENCE_SECONDS, pitch=110.0 + count), 24_000)
+        yield path

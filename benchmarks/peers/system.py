@@ -35,10 +35,6 @@ class System:
         about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
         return {**about, **self.loading}
 
-    def forget(self) -> dict[str, Any]:
-        """Drop what was kept between calls, if the package keeps anything."""
-        return {}
-
     def bound(self, max_new_tokens: int) -> None:
         """Let `generate` and `generate_stream` draw no more tokens than this: random weights never stop."""
         raise NotImplementedError
