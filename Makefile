@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DOCS_READY = $(VENV)/.docs-ready
 PEER_READY = $(PEER_VENV)/.ready
+STREAMING_VENV ?= .venv-streaming
+STREAMING_READY = $(STREAMING_VENV)/.ready
 
 # Caches under the oldest transformers that is supported, whose contract differs from the newest's.
 TRANSFORMERS_VENV ?= .venv-transformers
@@ -19,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env style types docs format clean train-tiny voice-eval memory soak bench-kvcache
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env style types docs format clean train-tiny voice-eval memory soak bench-kvcache bench-peer report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -58,6 +60,17 @@ bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python benchmarks/codecs.py -o benchmarks/results/codecs.json
 	$(BIN)/python benchmarks/eviction.py -o benchmarks/results/eviction.json
 
+# Against the packages this one replaces, in turn, at the published size: an hour on two cores, minutes with ARGS=--quick,
+# whose result goes to peer_quick.json. The checkpoint with synthetic weights takes 6 GiB under build/.
+PEER_RESULT = $(if $(findstring --quick,$(ARGS)),peer_quick,peer)
+bench-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
+	$(BIN)/python benchmarks/peer.py --peer "$(abspath $(PEER_VENV))/bin/python" \
+		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o benchmarks/results/$(PEER_RESULT).json $(ARGS)
+
+# docs/benchmarks.md and its plots, of the results that lie in benchmarks/results.
+report: $(READY)
+	$(BIN)/python benchmarks/report.py
+
 style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,6 +87,8 @@ format: $(READY)
 
 peer-env: $(PEER_READY)
 
+streaming-env: $(STREAMING_READY)
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
@@ -88,6 +103,13 @@ $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-nodeps.txt
 	rm -f $(PEER_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # built against CUDA, and not needed
+	@touch $@
+
+$(STREAMING_READY): tests/peer/requirements-streaming.txt tests/peer/requirements-streaming-nodeps.txt
+	test -x $(STREAMING_VENV)/bin/python || $(PYTHON) -m venv $(STREAMING_VENV)
+	$(STREAMING_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements-streaming.txt
+	$(STREAMING_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-streaming-nodeps.txt
+	rm -f $(STREAMING_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # as above
 	@touch $@
 
 $(TRANSFORMERS_READY): tests/requirements-transformers.txt

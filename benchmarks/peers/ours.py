@@ -1,6 +1,6 @@
 """This package as a `System`; run by `client.py`.
 
-Loading it includes `warm`, so that no measured call pays for reading the weights' fingerprint, once in a process's life.
+Loading it includes `warm`: the fingerprint of the weights is read once in a process's life, and by no measured call.
 """
 
 from __future__ import annotations
