@@ -1,20 +1,20 @@
 """What forgetting and packing cost in speech: every decode policy at several budgets, on the embedded voice.
 
-``python benchmarks/quality.py --work FOLDER -o quality.json --plot quality.png`` needs flite (Debian package), matplotlib
-and about an hour on one core. It goes on where it stopped: FOLDER/rows.jsonl has one line for each text, voice and
-configuration. ``--summarize`` makes JSON and plot of the lines that are there.
+``python benchmarks/quality.py --work FOLDER -o quality.json --plot quality.png`` needs flite (Debian package),
+matplotlib and about an hour on one core. It goes on where it stopped: FOLDER/rows.jsonl has one line for each text,
+voice and configuration. ``--summarize`` makes JSON and plot of the lines that are there.
 
 Texts: the 20 longest evaluation sentences as they are, and 20 pairs of the 40 shortest, so that there is a pause to
 forget and every budget bites. Each is spoken in four voices, cloned from flite's recordings that training never saw.
 
 A budget is the number of speech positions that a row may hold: ``max_cache_size`` is the prefix of the text and the
-budget, ``window_size`` half of the budget. The first run of a case, with `static`, is the exact one that the others are
-compared with; then all configurations are decoded in turn, `static` among them, from another one on for each text.
-Times are of decode steps alone. Nobody may draw more than `LIMIT` times as many tokens as the exact run: who does has
-run on.
+budget, ``window_size`` half of the budget. The first run of a case, with `static`, is the exact one that the others
+are compared with; then all configurations are decoded in turn, `static` among them, from another one on for each
+text. Times are of decode steps alone. Nobody may draw more than `LIMIT` times as many tokens as the exact run: who
+does has run on.
 
-Where tokens are the exact ones, and so for any that were drawn before in the case, audio and its figures are copied, not
-made again. Confidence intervals are over texts, of which the four voices are no independent measurements.
+Where tokens are the exact ones, and so for any that were drawn before in the case, audio and its figures are copied,
+not made again. Confidence intervals are over texts, of which the four voices are no independent measurements.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from chatterbox.training.teacher import SAMPLE_RATE as TEACHER_RATE
 from chatterbox.training.teacher import VOICES
 from chatterbox.training.teacher import speak as speak_flite
 from chatterbox.tts import ChatterboxTTS
+from harness import environment
 from measures import (
     RATE,
     Utterance,
@@ -58,6 +59,7 @@ from measures import (
     position_agreement,
     warp,
 )
+from quality_report import plot, summarize
 
 SEED, OTHER_SEED = 1, 2
 LIMIT = 1.5
@@ -243,13 +245,38 @@ def lines(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the figures were measured on."""
+    measured = list(dict.fromkeys(row["text"] for row in rows))
+    return {
+        "benchmark": "quality",
+        "texts": len(measured),
+        "voices": list(dict.fromkeys(row["voice"] for row in rows)),
+        "text_characters": [min(map(len, measured)), max(map(len, measured))],
+        "exact_tokens": [min(row["num_exact"] for row in rows), max(row["num_exact"] for row in rows)],
+        "seed": SEED,
+        "other_seed": OTHER_SEED,
+        "limit": LIMIT,
+        "environment": environment(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the lines, outside of the repository")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="picture of quality against bytes")
     parser.add_argument("--texts", type=int, default=NUM_TEXTS, help="fewer, for a quick look")
+    parser.add_argument("--summarize", action="store_true", help="measure nothing more")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    measure(arguments.work, arguments.texts)
+    if not arguments.summarize:
+        measure(arguments.work, arguments.texts)
+    rows = lines(arguments.work)
+    result = {**about(rows), "rows": summarize(rows)}
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.plot:
+        plot(result["rows"], arguments.plot)
 
 
 if __name__ == "__main__":
