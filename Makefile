@@ -21,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env style types docs format clean train-tiny voice-eval memory soak bench-kvcache bench-peer report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -50,6 +50,12 @@ memory: $(READY)
 # Leaks: a thousand generations that differ in all a user can vary; ARGS="--hours 8" is a night.
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py -o benchmarks/results/soak.json $(ARGS)
+
+# What each cache policy costs in speech: needs flite, takes about an hour on one core, goes on where it stopped.
+QUALITY_WORK ?= quality-work
+quality: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality.py --work $(QUALITY_WORK) \
+		-o benchmarks/results/quality.json --plot docs/images/quality_vs_bytes.png $(ARGS)
 
 # Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
 bench-kvcache: $(READY) $(PEER_READY)

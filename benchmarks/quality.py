@@ -59,7 +59,7 @@ from measures import (
     position_agreement,
     warp,
 )
-from quality_report import plot, summarize
+from quality_report import plot, summarize, table
 
 SEED, OTHER_SEED = 1, 2
 LIMIT = 1.5
@@ -227,6 +227,8 @@ class Quality:
 
 def measure(work: Path, num_texts: int) -> None:
     """Add the lines of all cases that ``work`` lacks; a case is written whole."""
+    if not (about := work / "environment.json").exists():
+        about.write_text(json.dumps(environment()))
     done = {(row["text"], row["voice"]) for row in lines(work)}
     quality = Quality()
     cases = [(text, voice) for text in texts()[:num_texts] for voice in quality.voices]
@@ -245,8 +247,8 @@ def lines(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the figures were measured on."""
+def about(work: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the figures were measured on, and where they were begun."""
     measured = list(dict.fromkeys(row["text"] for row in rows))
     return {
         "benchmark": "quality",
@@ -257,7 +259,7 @@ def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seed": SEED,
         "other_seed": OTHER_SEED,
         "limit": LIMIT,
-        "environment": environment(),
+        "environment": json.loads((work / "environment.json").read_text()),
     }
 
 
@@ -273,10 +275,11 @@ def main() -> None:
     if not arguments.summarize:
         measure(arguments.work, arguments.texts)
     rows = lines(arguments.work)
-    result = {**about(rows), "rows": summarize(rows)}
+    result = {**about(arguments.work, rows), "rows": summarize(rows)}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:
         plot(result["rows"], arguments.plot)
+    print(table(result["rows"]))
 
 
 if __name__ == "__main__":

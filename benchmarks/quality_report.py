@@ -159,3 +159,31 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures that docs/kvcache.md shows, as Markdown."""
+    head = (
+        "", "bytes", "tokens/s", "same tokens", "leading", "ran on", "word errors", "over exact", "log-mel dB",
+        "F0 semitones", "speaker", "duration",
+    )  # fmt: skip
+    lines = [head, ("---",) * len(head)]
+    for row in rows:
+        over = row["word_errors_over_exact"]
+        lines.append(
+            (
+                f"`{row['name']}`",
+                f"{row['share_of_static_bytes']:.2f}",
+                f"{row['tokens_per_second']['ratio']:.2f}",
+                f"{row['same_tokens']:.2f}",
+                f"{row['leading']:.2f}",
+                f"{row['ran_on']:.2f}",
+                f"{row['word_error_rate']['value']:.2f}",
+                "{:+.2f} ({:+.2f} to {:+.2f})".format(over["value"], *over["interval"]),
+                f"{row['log_mel_db']['value']:.2f}",
+                f"{row['f0_semitones']['value']:.2f}",
+                f"{row['speaker_similarity']['value']:.3f}",
+                f"{row['duration_ratio']['value']:.2f}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
