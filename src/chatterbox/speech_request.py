@@ -72,8 +72,9 @@ def utterance_texts(
     if not isinstance(request.text, str):
         return found
     texts = list(found)
-    # A text that is one utterance is spoken as it is; one that says nothing, as upstream's request for some.
-    return texts if len(texts) > 1 else [request.text]
+    if texts == [request.text.strip()]:
+        return [request.text]  # as it is: upstream's rules see its spaces
+    return texts or [""]  # upstream's request for some text
 
 
 def decode_request(

@@ -17,7 +17,7 @@ from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.pipeline import SpeechChunk, collect, speak, speak_batch, speak_stream
-from chatterbox.speech_request import SpeechRequest, utterance_seed
+from chatterbox.speech_request import SpeechRequest, utterance_seed, utterance_texts
 from chatterbox.streaming import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark import read_watermark
@@ -317,3 +317,21 @@ def test_the_whole_stream_is_watermarked(tiny: ChatterboxTTS) -> None:
     marked, unmarked = torch.cat(said, dim=1)[0].numpy(), torch.cat(plain, dim=1)[0].numpy()
     assert marked.shape == unmarked.shape
     assert read_watermark(marked, tiny.sr) > 0.9 > 0.5 > read_watermark(unmarked, tiny.sr)
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("", [""]),
+        (" \n ", [""]),
+        ("🙂" * 3000, [""]),
+        ("?!", [""]),
+        ("Hello " + "🙂" * 3000, ["Hello"]),
+        ("a", ["a"]),
+        ("  hello there ", ["  hello there "]),
+    ],
+)
+def test_texts_of_little(tiny: ChatterboxTTS, text: str, spoken: list[str]) -> None:
+    request = request_of(tiny, text)
+    assert list(utterance_texts(tiny.t3, tiny.tokenizer, request)) == spoken
+    assert speak(*parts(tiny), request).duration > 0.1
