@@ -227,8 +227,8 @@ class Quality:
 
 def measure(work: Path, num_texts: int) -> None:
     """Add the lines of all cases that ``work`` lacks; a case is written whole."""
-    if not (about := work / "environment.json").exists():
-        about.write_text(json.dumps(environment()))
+    if not (begun := work / "environment.json").exists():
+        begun.write_text(json.dumps(environment()))
     done = {(row["text"], row["voice"]) for row in lines(work)}
     quality = Quality()
     cases = [(text, voice) for text in texts()[:num_texts] for voice in quality.voices]

@@ -164,26 +164,25 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The figures that docs/kvcache.md shows, as Markdown."""
     head = (
-        "", "bytes", "tokens/s", "same tokens", "leading", "ran on", "word errors", "over exact", "log-mel dB",
-        "F0 semitones", "speaker", "duration",
+        "", "bytes", "KiB/s", "tokens/s", "same", "leading", "places", "ran on", "word errors", "more than exact",
+        "log-mel", "F0", "speaker", "duration",
     )  # fmt: skip
-    lines = [head, ("---",) * len(head)]
-    for row in rows:
-        over = row["word_errors_over_exact"]
-        lines.append(
-            (
-                f"`{row['name']}`",
-                f"{row['share_of_static_bytes']:.2f}",
-                f"{row['tokens_per_second']['ratio']:.2f}",
-                f"{row['same_tokens']:.2f}",
-                f"{row['leading']:.2f}",
-                f"{row['ran_on']:.2f}",
-                f"{row['word_error_rate']['value']:.2f}",
-                "{:+.2f} ({:+.2f} to {:+.2f})".format(over["value"], *over["interval"]),
-                f"{row['log_mel_db']['value']:.2f}",
-                f"{row['f0_semitones']['value']:.2f}",
-                f"{row['speaker_similarity']['value']:.3f}",
-                f"{row['duration_ratio']['value']:.2f}",
-            )
-        )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    cells = [head, ("---",) * len(head), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    more = row["word_errors_over_exact"]
+    signed = [f"{round(value, 2) + 0.0:+.2f}" for value in (more["value"], *more["interval"])]
+    return (
+        f"`{row['name']}`" if row["name"] != OTHER_SEED else row["name"],
+        f"{row['share_of_static_bytes']:.2f}",
+        f"{row['kib_per_second']:.0f}",
+        f"{row['tokens_per_second']['ratio']:.2f}",
+        *(f"{row[share]:.2f}" for share in ("same_tokens", "leading", "positions", "ran_on")),
+        f"{row['word_error_rate']['value']:.2f}",
+        "{} ({} to {})".format(*signed),
+        *(f"{row[figure]['value']:.2f}" for figure in ("log_mel_db", "f0_semitones")),
+        f"{row['speaker_similarity']['value']:.3f}",
+        f"{row['duration_ratio']['value']:.2f}",
+    )
