@@ -10,7 +10,8 @@ import numpy as np
 _LEVEL_SECONDS, _SILENCE_DB = 0.02, -200.0
 _FRAME_SECONDS, _VOICED, _NEARLY_BEST = 0.04, 0.6, 0.9  # F0: frame, least correlation, what a shorter period may lack
 _HOP_SECONDS, _SMOOTH_HOPS, _DIP_DB = 0.01, 7, 2.0  # intensity: what it is taken every and over, dips beside a nucleus
-_CLICK_SECONDS, _AROUND_SECONDS, _FAINTEST = 0.001, 0.02, 1e-5  # half widths; -100 dB is below the 16th bit
+_CLICK_SECONDS, _AROUND_SECONDS = 0.001, 0.02  # half widths
+_FAINTEST = 1e-4  # -80 dB of full scale: nobody hears that where speech, at -20 dB, has its usual 65 dB SPL
 _BATCH = 128
 
 
@@ -61,8 +62,8 @@ def click_sizes(wav: np.ndarray, places: np.ndarray, rate: int) -> np.ndarray:
     """Largest prediction residual within 1 ms of each place over the residual's root mean square in 20 ms around.
 
     What a linear predictor does not expect is how clicks are found in recordings (S. Godsill and P. Rayner, Digital
-    audio restoration, 1998, chapter 5). As a ratio it has no level, and the predictor takes the spectrum out. NaN
-    where too little is left to predict from.
+    audio restoration, 1998, chapter 5). As a ratio it has no level, but for a floor of -80 dB below which nothing is
+    heard; the predictor takes the spectrum out. NaN where too little is left to predict from.
     """
     order, near = 2 + int(rate // 1000), max(1, round(_CLICK_SECONDS * rate))
     reach = near + round(_AROUND_SECONDS * rate)
