@@ -1,0 +1,293 @@
+"""The sections of docs/benchmarks.md: which results each is of, its tables and its plots.
+
+Owns: which figures are shown, and how numbers are written. Does not know: the page around them, the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import svg
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]
+Plots = dict[str, tuple[str, str]]  # SVG and its description by file name
+OURS = "chatterbox-kvcache"
+
+
+@dataclass(frozen=True)
+class Section:
+    """title: heading. files: names of results. command: makes them, where they do not say it themselves."""
+
+    title: str
+    files: tuple[str, ...]
+    command: str
+    text: Callable[[str, Result], list[str]]
+    plots: Callable[[Results], Plots] = lambda results: {}
+    about: str = ""
+
+
+def number(value: Any) -> str:
+    """A value as a reader wants it: three or four digits, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, Mapping) and "value" in value:
+            return f"{number(value['value'])} ({' to '.join(map(number, value['interval']))})"
+        return "" if value is None else ", ".join(map(number, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, int) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> list[str]:
+    """Markdown of ``rows``; all their plain columns, in order of appearance, unless ``columns`` are named."""
+    chosen = list(columns or dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(chosen) + " |", "|" + " --- |" * len(chosen)]
+    for row in rows:
+        cells = (number(row.get(column)).replace("|", "\\|") for column in chosen)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def all_columns(name: str, result: Result) -> list[str]:
+    """Whatever rows a result has: one table for each name in their column "table", without nested figures."""
+    lines: list[str] = []
+    for kind in dict.fromkeys(row.get("table") for row in result.get("rows", ())):
+        rows = [
+            {key.replace("_", " "): value for key, value in row.items() if key != "table" and _is_shown(value)}
+            for row in result["rows"]
+            if row.get("table") == kind
+        ]
+        lines += ["", *table(rows)] if lines else table(rows)
+    return lines or ["No rows."]
+
+
+def _is_shown(value: Any) -> bool:
+    plain = isinstance(value, (int, float, str)) or value is None
+    return plain or (isinstance(value, Mapping) and "value" in value and "interval" in value)
+
+
+def peers_result(results: Results) -> tuple[str, Result]:
+    """Name and content of the long comparison with peers, else of the quick one; both empty without one."""
+    return next(((name, results[name]) for name in ("peer", "peer_quick") if name in results), ("", {}))
+
+
+def peer_rows(result: Result, part: str) -> list[Mapping[str, Any]]:
+    return [row for row in result.get("rows", ()) if part in row["measure"]]
+
+
+def peer_text(name: str, result: Result) -> list[str]:
+    """One line a measure and peer; what failed; what loading takes; what is installed."""
+    ours = {row["measure"]: row for row in result["rows"] if row["system"] == OURS}
+    rows = []
+    for row in result["rows"]:
+        if row["system"] == OURS:
+            if not any(other["system"] != OURS and other["measure"] == row["measure"] for other in result["rows"]):
+                rows.append({"measure": f"{row['measure']}, {row['unit']}", "ours": row["median"]})
+            continue
+        ratio, spread = row.get("times_ours_ratio"), row.get("times_ours_range")
+        rows.append(
+            {
+                "measure": f"{row['measure']}, {row['unit']}",
+                "ours": ours[row["measure"]]["median"] if row["measure"] in ours else None,
+                "peer": row["system"],
+                "theirs": row["median"],
+                "times ours": ratio,
+                "lowest to highest": None if spread is None else " to ".join(map(number, spread)),
+                "turns": row["turns"],
+            }
+        )
+    lines = table(rows)
+    if result.get("failed"):
+        lines += ["", "Not measured: " + "; ".join(f"{case}: {why}" for case, why in result["failed"].items()) + "."]
+    heading = {"loading_ms": "loading, ms", "loaded_mib": "loaded, MiB", "loading_peak_mib": "peak of loading, MiB"}
+    loading = [
+        {"package": system, **{heading[key]: value for key, value in one.items()}}
+        for system, one in result["loading"].items()
+    ]
+    installed = [
+        {
+            "package": system,
+            "dependencies it names": one["direct_dependencies"],
+            "needed in all": one["distributions"] + len(one["not_installed"]),
+            "of these not installed here": ", ".join(one["not_installed"]) or "none",
+            "installed, MiB": one["total_mib"],
+            "without torch, MiB": one["without_torch_mib"],
+        }
+        for system, one in result["installed"].items()
+    ]
+    return [*lines, "", *table(loading), "", *table(installed)]
+
+
+def peer_plots(results: Results) -> Plots:
+    _, result = peers_result(results)
+    items = [
+        (row["measure"], row["times_ours_ratio"], *row["times_ours_range"])
+        for row in result.get("rows", ())
+        if row["unit"] == "ms" and row["system"] != OURS and 0.05 < row.get("times_ours_ratio", 0) < 50
+        if not row["measure"].startswith("`")
+    ]
+    if not items:
+        return {}
+    drawn = svg.bars("Time of the peer over ours", items, unit="right of the line ours is faster", mark=1.0)
+    return {"benchmark_peer": ("Time of the peer over ours, by measure", drawn)}
+
+
+def decode_text(name: str, result: Result) -> list[str]:
+    rows = result["rows"]
+    peer = {row["position"]: row for row in rows if row["policy"].startswith("chatterbox-tts")}
+    against = [
+        {
+            "position": row["position"],
+            "`static`, ms a step": row["ms_per_step"],
+            "chatterbox-tts 0.1.7, ms a step": peer[row["position"]]["ms_per_step"],
+            "times its tokens per second": row["times_the_peer"],
+        }
+        for row in rows
+        if "times_the_peer" in row
+    ]
+    by_case = {(row["policy"], row["rows"], row["position"]): row["ms_per_step"] for row in rows}
+    ends = [
+        {
+            "rows": count,
+            **{
+                f"`{policy}` at {position}, ms": by_case.get((policy, count, position))
+                for policy in ("static", "dynamic")
+                for position in (100, 1000)
+            },
+        }
+        for count in sorted({row["rows"] for row in rows})
+    ]
+    return [*table(against), "", *table(ends)]
+
+
+def decode_plots(results: Results) -> Plots:
+    rows = results.get("t3_decode", {}).get("rows", ())
+    series: dict[str, list[svg.Point]] = {}
+    for row in rows:
+        if row["rows"] in (2, 8) and row["policy"] in ("static", "dynamic"):
+            series.setdefault(f"{row['policy']}, {row['rows']} rows", []).append((row["position"], row["ms_per_step"]))
+        elif row["policy"].startswith("chatterbox-tts"):
+            series.setdefault(f"{row['policy']}, 2 rows", []).append((row["position"], row["ms_per_step"]))
+    if not series:
+        return {}
+    drawn = svg.lines("A decode step of T3", series, x_label="position", y_label="ms")
+    return {"benchmark_t3_decode": ("Milliseconds of a decode step by position, policy and rows", drawn)}
+
+
+def memory_plots(results: Results) -> Plots:
+    series = {
+        f"{name}.json": list(enumerate(results[name]["resident_mib"], 1))[::5]
+        for name in ("memory", "soak")
+        if name in results
+    }
+    drawn = svg.lines("Memory of one process", series, x_label="generations", y_label="resident MiB")
+    return {"benchmark_memory": ("Resident memory after each generation of one process", drawn)}
+
+
+def memory_text(name: str, result: Result) -> list[str]:
+    keys = ("calls", "warmup_calls", "resident_mib_after_warmup", "resident_mib_at_end", "ratio")
+    return table([{key.replace("_", " "): result[key] for key in keys}])
+
+
+def eviction_text(name: str, result: Result) -> list[str]:
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in result["rows"]:
+        case = {
+            "popularity": row["workload"],
+            "MB": row["total_mb"],
+            "of it host, MB": row["total_mb"] - row["device_mb"],
+        }
+        shown = f"{row['hit_rate']:.2f}, {row['saved']:.2f}"
+        rows.setdefault(tuple(case.values()), case)[f"`{row['policy']}`"] = shown
+    return table(list(rows.values()))
+
+
+def voice_text(name: str, result: Result) -> list[str]:
+    keys = ("num_sentences", "word_error_rate", "teacher_word_error_rate", "right_speaker", "duration_ratio")
+    parts = {part: result[part] for part in ("known", "unseen") if part in result}
+    return table([{"words": part, **{k.replace("_", " "): one[k] for k in keys}} for part, one in parts.items()])
+
+
+def quality_text(name: str, result: Result) -> list[str]:
+    columns = {
+        "name": "configuration",
+        "share_of_static_bytes": "bytes, of `static`",
+        "same_tokens": "same tokens",
+        "word_error_rate": "word error rate",
+        "log_mel_db": "log-mel distance, dB",
+        "speaker_similarity": "speaker similarity",
+        "duration_ratio": "duration",
+    }
+    return table([{title: row.get(key) for key, title in columns.items()} for row in result["rows"]])
+
+
+def watermark_text(name: str, result: Result) -> list[str]:
+    keys = ("case", "perth_whole", "perth_1s_lowest", "perth_1s_found", "perth_2s_found", "mark_to_speech_db")
+    return table([{key.replace("_", " "): row.get(key) for key in keys} for row in result["rows"]])
+
+
+def hour_text(name: str, result: Result) -> list[str]:
+    return table([{key.replace("_", " "): value for key, value in result.items() if isinstance(value, (int, float))}])
+
+
+KVCACHE = "make bench-kvcache"
+SECTIONS = (
+    Section(
+        "Against the packages this one replaces",
+        ("peer", "peer_quick"),
+        "make bench-peer",
+        peer_text,
+        peer_plots,
+        "The same weights, texts, threads and torch; each package is a process of its own. Above 1 ours takes less.\n"
+        "Peers are installed with what they need to run: chatterbox-tts names a web UI as well, which is not there.\n"
+        "*Peak above memory before* is what a call takes for a while. *Known*: ours has met the recording, or the\n"
+        "voice, before. Ours is this tree's environment, counted without its extras.",
+    ),
+    Section(
+        "T3: a decode step",
+        ("t3_decode", "t3_decode_avx2"),
+        KVCACHE,
+        decode_text,
+        decode_plots,
+        "Two rows are one request with guidance. The plot is of `t3_decode.json`.",
+    ),
+    Section(
+        "T3: small products",
+        ("linear", "linear_avx2"),
+        KVCACHE,
+        all_columns,
+        about="Gigabytes a second at which a product reads its weights.",
+    ),
+    Section(
+        "T3: the first token", ("prefill", "prefill_turbo"), KVCACHE, all_columns, about="Ratios are to a new voice."
+    ),
+    Section("T3: memory of 1,000 tokens", ("decode_memory",), KVCACHE, all_columns),
+    Section("Packed keys and values", ("codecs",), KVCACHE, all_columns),
+    Section(
+        "Which voices stay",
+        ("eviction",),
+        KVCACHE,
+        eviction_text,
+        about="Hit rate, and share of the computing that is saved, by what the cache may hold and who leaves first.",
+    ),
+    Section(
+        "What forgetting and packing cost in speech",
+        ("quality",),
+        "python benchmarks/quality.py",
+        quality_text,
+        about="The embedded voice. Brackets are 95% intervals.",
+    ),
+    Section("Streaming", ("streaming",), "python benchmarks/streaming.py", all_columns),
+    Section("Streaming for an hour", ("streaming_hour",), "python benchmarks/streaming.py", hour_text),
+    Section(
+        "The watermark on a stream",
+        ("watermark_stream",),
+        "python benchmarks/watermark_stream.py",
+        watermark_text,
+        about="What Perth's own detector says, 0 to 1, of the whole and of excerpts of one and two seconds.",
+    ),
+    Section("Memory of a long-lived process", ("memory", "soak"), "make memory, make soak", memory_text, memory_plots),
+    Section("The embedded voice", ("voice_eval",), "make voice-eval", voice_text),
+)
