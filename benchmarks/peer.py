@@ -218,7 +218,7 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
                 done = time.perf_counter() - started
                 print(f"{done:6.0f} s  {name}  {failed.get(name, '')}", file=sys.stderr, flush=True)
     if not only or "imports" in only:
-        rows += rows_of(in_turns(size.turns, 1, lambda: imports(pythons)))
+        rows += rows_of(in_turns(3, 1, lambda: imports(pythons)))
     script = Path(__file__).parent / "peers" / "installed.py"
     installed = {
         name: json.loads(subprocess.check_output([python, str(script), DISTRIBUTIONS[name]], text=True))

@@ -65,3 +65,48 @@ def test_a_ratio_is_taken_turn_by_turn(harness):
 def test_a_ratio_needs_both_in_every_turn(harness, a, b):
     with pytest.raises(ValueError, match="in every turn"):
         harness.ratio(a, b)
+
+
+@pytest.fixture
+def compare(harness):
+    import compare
+
+    return compare
+
+
+def written(folder: Path, name: str, harness, rows: list[dict], benchmark: str = "speed", **machine: object) -> str:
+    path = folder / name
+    environment = {**harness.environment(), **machine}
+    path.write_text(json.dumps({"benchmark": benchmark, "rows": rows, "environment": environment}))
+    return str(path)
+
+
+def test_two_results_are_compared_row_by_row(harness, compare, tmp_path, capsys):
+    old = [{"case": "a", "rows": 2, "ms": 10.0}, {"case": "a", "rows": 4, "ms": 30.0}, {"case": "gone", "ms": 1.0}]
+    new = [{"case": "a", "rows": 4, "ms": 15.0}, {"case": "a", "rows": 2, "ms": 20.0}]
+    assert compare.main([written(tmp_path, "1", harness, old), written(tmp_path, "2", harness, new)]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"case": "a", "rows": 4, "ms": 0.5},
+        {"case": "a", "rows": 2, "ms": 2.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"cpu": "another"}, "different machines, cpu"),
+        ({"benchmark": "size"}, "two benchmarks"),
+        ({"rows": [{"case": "b", "ms": 1.0}]}, "no row in common"),
+    ],
+)
+def test_what_says_nothing_about_each_other_is_refused_in_one_line(harness, compare, tmp_path, capsys, other, said):
+    rows = [{"case": "a", "ms": 1.0}]
+    files = written(tmp_path, "1", harness, rows), written(tmp_path, "2", harness, **{"rows": rows, **other})
+    assert compare.main(files) == 2
+    out, error = capsys.readouterr()
+    assert not out and said in error and error.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_one_line(compare, tmp_path, capsys):
+    assert compare.main([str(tmp_path / "absent"), str(tmp_path / "absent")]) == 2
+    assert "absent" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""The comparison with peers, without them: questions to a process, turns, ratios, what an installation weighs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+FAKE = """
+import os, sys
+sys.path.insert(0, {peers!r})
+import torch
+from system import System, serve
+
+class Fake(System):
+    def __init__(self, folder):
+        print("a package that prints while it loads", folder)
+        super().__init__(None, streams=False)
+        self.kept = []
+
+    def draw(self, count):
+        return {{"drawn": torch.randint(0, 1000, (count,)).tolist()}}
+
+    def keep(self, mib):
+        self.kept.append(torch.ones(mib * 2**18))
+        return {{}}
+
+    def hold(self, mib):
+        torch.ones(mib * 2**18).sum()
+        return {{}}
+
+    def die(self):
+        print("last words", file=sys.stderr, flush=True)
+        os._exit(3)
+
+serve(Fake)
+"""
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import peer
+
+    return peer
+
+
+@pytest.fixture
+def fake(peer, monkeypatch, tmp_path):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE.format(peers=str(BENCHMARKS / "peers")))
+    monkeypatch.setattr("peers.client.SCRIPTS", {"fake": str(script)})
+    with peer.Peer("fake", sys.executable, tmp_path) as process:
+        yield process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_answers_until_it_is_left(fake):
+    about = fake.ask("about")
+    assert about["loading_ms"] > 0 and about["loading_peak_mib"] >= about["loaded_mib"] > 0
+    assert fake.ask("draw", count=5, seed=3)["drawn"] == fake.ask("draw", count=5, seed=3)["drawn"]
+    assert fake.ask("draw", count=5, seed=3)["drawn"] != fake.ask("draw", count=5, seed=4)["drawn"]
+    kept, held = fake.ask("keep", mib=64), fake.ask("hold", mib=128)
+    assert 60 < kept["after_mib"] - kept["before_mib"] < 80
+    assert 120 < held["peak_mib"] - held["before_mib"] < 150 and held["after_mib"] - held["before_mib"] < 20
+    assert fake.ask("keep", mib=1)["peak_mib"] < held["peak_mib"]  # each question has a peak of its own
+
+
+def test_what_goes_wrong_inside_is_said_outside(fake):
+    with pytest.raises(RuntimeError, match=r"(?s)fake has no answer to 'sing': .*no attribute 'sing'"):
+        fake.ask("sing")
+    with pytest.raises(RuntimeError, match=r"(?s)'die': it ended with code 3.*last words"):
+        fake.ask("die")
+    with pytest.raises(RuntimeError, match="no answer to 'about'"):
+        fake.ask("about")
+
+
+def test_ratios_are_to_ours_in_the_same_turns(peer):
+    turns = iter([(9.0, 9.0), (10.0, 30.0), (20.0, 40.0), (10.0, 25.0)])  # the first warms up
+
+    def turn():
+        ours, theirs = next(turns)
+        yield "speaking (ms)", peer.OURS, ours
+        yield "speaking (ms)", peer.UPSTREAM, theirs
+
+    ours, theirs = peer.rows_of(peer.in_turns(3, 1, turn))
+    assert (ours["measure"], ours["unit"], ours["median"], ours["turns"]) == ("speaking", "ms", 10.0, 3)
+    assert (theirs["lowest"], theirs["highest"]) == (25.0, 40.0)
+    assert theirs["times_ours_ratio"] == 2.5 and theirs["times_ours_range"] == [2.0, 3.0]
+
+
+class Said:
+    """A system of known answers, which notes what it was asked."""
+
+    def __init__(self, samples: list[int]) -> None:
+        self.samples, self.asked = samples, []
+
+    def ask(self, name: str, **arguments):
+        self.asked.append((name, arguments))
+        return {"ms": 5.0, "samples": self.samples, "peak_mib": 9.0, "before_mib": 7.0}
+
+
+def test_both_say_the_same_texts_in_a_voice_new_to_both(peer):
+    systems = {peer.OURS: Said([960, 960]), peer.UPSTREAM: Said([960, 960])}
+    values = list(peer.several(systems, peer.QUICK, "voice.wav"))
+    for system in systems.values():
+        assert [name for name, _ in system.asked] == ["conditioning", "generate"]
+        assert system.asked[1][1]["texts"] == peer.TEXTS[:3] and system.asked[1][1]["reference"] is None
+    assert ("3 texts in a row in one voice, peak above memory before (MiB)", peer.OURS, 2.0) in values
+
+
+def test_two_that_did_not_say_the_same_are_not_compared(peer):
+    systems = {peer.OURS: Said([960]), peer.UPSTREAM: Said([1920])}
+    with pytest.raises(RuntimeError, match="did not say the same"):
+        list(peer.generate(systems, peer.QUICK, "voice.wav"))
+
+
+def test_every_recording_is_another(peer, tmp_path):
+    recordings = peer.new_recordings(tmp_path)
+    first, second = next(recordings).read_bytes(), next(recordings).read_bytes()
+    assert len(first) == len(second) and first != second
+
+
+def test_an_installation_is_the_package_and_what_it_needs(tmp_path):
+    """What an extra needs does not count, what lacks is named, and others are no part of it."""
+    for name, needs in (
+        ("speaker", ["engine>=1", "absent", 'unwanted; extra == "web"']),
+        ("engine", ["torch"]),
+        ("torch", []),
+        ("unwanted", []),
+    ):
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (tmp_path / f"{name}.bin").write_bytes(bytes(2**20))
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n" + "".join(f"Requires-Dist: {need}\n" for need in needs)
+        )
+        (folder / "RECORD").write_text(f"{name}.bin,,\n")
+    (tmp_path / "chatterbox").mkdir()
+    (tmp_path / "chatterbox" / "__init__.py").write_bytes(b"#" * 2**21)
+    script = BENCHMARKS / "peers" / "installed.py"
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['x', 'speaker']; "
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {
+        "direct_dependencies": 2,
+        "not_installed": ["absent"],
+        "distributions": 2,
+        "total_mib": 5.0,
+        "without_torch_mib": 4.0,
+        "package_mib": 3.0,
+    }
