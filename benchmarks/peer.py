@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ class Size:
     chunk_size: int = 25
 
 
-QUICK = Size(turns=4, long_turns=2, t3_tokens=24, s3gen_codes=(25,), tokens=25, texts=3, stream_tokens=50)
+QUICK = Size(turns=3, long_turns=2, t3_tokens=24, s3gen_codes=(25,), tokens=50, texts=3, stream_tokens=50)
 FULL = Size(turns=9, long_turns=3, t3_tokens=100, s3gen_codes=(25, 100), tokens=75, texts=10, stream_tokens=150)
 
 
@@ -236,8 +237,9 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
     }
 
 
-def _loading(about: Mapping[str, float]) -> dict[str, float]:
-    return {key: round(about[key], 1) for key in ("loading_ms", "loaded_mib", "loading_peak_mib")}
+def _loading(about: Mapping[str, Any]) -> dict[str, object]:
+    measured = {key: round(about[key], 1) for key in ("loading_ms", "loaded_mib", "loading_peak_mib")}
+    return {**{key: about[key] for key in ("transformers", "numpy")}, **measured}
 
 
 def main() -> None:

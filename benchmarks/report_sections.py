@@ -103,7 +103,7 @@ def peer_text(name: str, result: Result) -> list[str]:
         lines += ["", "Not measured: " + "; ".join(f"{case}: {why}" for case, why in result["failed"].items()) + "."]
     heading = {"loading_ms": "loading, ms", "loaded_mib": "loaded, MiB", "loading_peak_mib": "peak of loading, MiB"}
     loading = [
-        {"package": system, **{heading[key]: value for key, value in one.items()}}
+        {"package": system, **{heading.get(key, key): value for key, value in one.items()}}
         for system, one in result["loading"].items()
     ]
     installed = [

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
-WIDTH, LEFT, RIGHT, TOP = 760, 70, 190, 40
+WIDTH, LEFT, RIGHT, TOP = 760, 70, 230, 40
 Bar = tuple[str, float, float, float]  # label, value, lowest, highest
 Point = tuple[float, float]
 

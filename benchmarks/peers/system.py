@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class System:
 
     def about(self) -> dict[str, Any]:
         about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
-        return {**about, **self.loading}
+        return {**about, "transformers": version("transformers"), "numpy": version("numpy"), **self.loading}
 
     def bound(self, max_new_tokens: int) -> None:
         """Let `generate` and `generate_stream` draw no more tokens than this: random weights never stop."""
