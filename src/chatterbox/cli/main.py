@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from chatterbox.cli import bench, cache, configs, say, voices
+from chatterbox.cli import bench, cache, configs, say, stream, voices
 from chatterbox.cli.errors import USAGE, UsageError
 from chatterbox.cli.options import Parser
 from chatterbox.cli.output import warnings_shown
 
-COMMANDS = (say, bench, configs, voices, cache)
+COMMANDS = (say, stream, bench, configs, voices, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,112 @@
+"""Where audio goes while it is made: a file, standard output, a player.
+
+Owns: the form of the samples (16 bits, mono, 24 kHz), which player is taken. Does not know: where audio comes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from chatterbox.cli.errors import UsageError
+from chatterbox.cli.output import whole
+
+SAMPLE_RATE = 24_000
+UNKNOWN = 0xFFFFFFFF  # the length of a WAV whose end is not known
+Sink = Callable[[np.ndarray], None]  # takes (N,) int16 samples
+
+# Programs that play what they read from standard input, in the order they are looked for. ffplay is given a WAV header,
+# as its options for raw samples differ between versions.
+PLAYERS: dict[str, Sequence[str]] = {
+    "ffplay": ("-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"),
+    "aplay": ("-q", "-t", "raw", "-f", "S16_LE", "-r", str(SAMPLE_RATE), "-c", "1", "-"),
+    "paplay": ("--raw", "--format=s16le", f"--rate={SAMPLE_RATE}", "--channels=1"),
+    "pw-play": ("--format=s16", f"--rate={SAMPLE_RATE}", "--channels=1", "-"),
+}
+TAKES_WAV = ("ffplay",)
+PIPE_HINT = "chatterbox stream ... | PLAYER (16 bits, little-endian, mono, 24000 Hz), or write a file with -o"
+
+
+def pcm(audio: np.ndarray) -> np.ndarray:
+    """Samples (N,) on -1..1 as 16-bit ones; what is louder is clipped."""
+    return np.rint(np.clip(audio, -1.0, 1.0) * 32767).astype("<i2")
+
+
+def wav_header() -> bytes:
+    """Of a WAV of unknown length, as players and sox read it from a pipe."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
+    return b"RIFF" + struct.pack("<I", UNKNOWN) + b"WAVE" + form + struct.pack("<4sI", b"data", UNKNOWN)
+
+
+@contextlib.contextmanager
+def to_file(path: Path) -> Iterator[Sink]:
+    """An audio file of the kind that the name says. It is there when all is written, and not if anything fails.
+
+    Raises:
+        ValueError: nothing was written.
+    """
+    import soundfile
+
+    kind = path.suffix[1:].upper()
+    with whole(path) as part, soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, format=kind) as file:
+        yield file.write
+        if not file.frames:
+            raise ValueError(f"nothing was said, and {path} is not written; give a text with words")
+
+
+@contextlib.contextmanager
+def to_output(*, is_wav: bool) -> Iterator[Sink]:
+    """Raw samples, or a WAV of unknown length, to standard output. Raises BrokenPipeError when nobody reads on."""
+    fd = sys.stdout.fileno()
+    if is_wav:
+        _write_all(fd, wav_header())
+    yield lambda samples: _write_all(fd, samples.tobytes())
+
+
+@contextlib.contextmanager
+def to_player(name: str) -> Iterator[Sink]:
+    """One of `PLAYERS`, which goes on until all is heard; it is ended if anything fails.
+
+    Raises:
+        RuntimeError: the player failed.
+    """
+    player = subprocess.Popen([name, *PLAYERS[name]], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert player.stdin is not None
+    fd = player.stdin.fileno()
+    try:
+        if name in TAKES_WAV:
+            _write_all(fd, wav_header())
+        yield lambda samples: _write_all(fd, samples.tobytes())
+    except BrokenPipeError:
+        pass  # it has ended: well or badly, as its exit code says
+    except BaseException:
+        player.terminate()
+        raise
+    finally:
+        player.stdin.close()
+        code = player.wait()
+    if code:
+        raise RuntimeError(f"{name} failed with exit code {code}; instead: {PIPE_HINT}")
+
+
+def find_player() -> str:
+    """The first of `PLAYERS` that is installed. Raises UsageError, which tells how to pipe, if there is none."""
+    for name in PLAYERS:
+        if shutil.which(name):
+            return name
+    afplay = " (afplay cannot play what is still being made)" if shutil.which("afplay") else ""
+    raise UsageError(f"no player found{afplay}: install one of {', '.join(PLAYERS)}, or pipe: {PIPE_HINT}")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
