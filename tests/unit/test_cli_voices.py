@@ -160,6 +160,15 @@ def test_a_failed_write_leaves_what_was_there(run, anna, small_folder, reference
     assert [path.name for path in anna.folder.iterdir()] == ["anna.safetensors"]
 
 
+def test_options_may_stand_before_the_action(run, anna, tmp_path):
+    assert run("voices", "--folder", str(tmp_path / "none"), "show", "anna")[0] == 2
+    assert run("voices", "show", "anna", "--folder", str(anna.folder))[0] == 0
+    anna.path("anna").write_bytes(b"")
+    assert run("voices", "show", "anna")[0] == 1
+    with pytest.raises(ValueError, match="is no whole voice"):
+        main(["voices", "--debug", "show", "anna"])
+
+
 def test_files_of_others_are_left_alone(run, anna, small_folder):
     shutil.copy(anna.path("anna"), anna.folder / "not a name.safetensors")
     (anna.folder / "notes.txt").write_text("")

@@ -37,11 +37,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace, Sequence[str]], int], **texts: Any
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace, Sequence[str]], int],
+    *,
+    within: bool = False,
+    **texts: Any,
 ) -> Parser:
-    """A parser for a command, which `run` carries out, given the arguments and the settings."""
+    """A parser for a command, which `run` carries out, given the arguments and the settings.
+
+    ``within``: of another command, whose own flags hold where these are not given.
+    """
     parser: Parser = commands.add_parser(name, **texts)
-    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    default = argparse.SUPPRESS if within else False
+    parser.add_argument("--debug", action="store_true", default=default, help="show a traceback when something fails")
     parser.set_defaults(run=run, parser=parser)
     return parser
 

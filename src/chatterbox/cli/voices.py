@@ -165,7 +165,8 @@ def add_to(commands: Any) -> None:
 
 
 def _add_action(actions: Any, name: str, run: Any, about: str) -> Parser:
-    parser = add_command(actions, name, run, help=about, description=about[0].upper() + about[1:] + ".")
+    texts = {"help": about, "description": about[0].upper() + about[1:] + "."}
+    parser = add_command(actions, name, run, within=True, **texts)
     parser.add_argument("--folder", metavar="FOLDER", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
