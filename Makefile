@@ -35,8 +35,9 @@ test-slow: $(READY)
 test-transformers: $(TRANSFORMERS_READY)
 	CHATTERBOX_TEST_TRANSFORMERS=5.2. $(TRANSFORMERS_VENV)/bin/python -m pytest --noconftest tests/unit/test_transformers_cache.py $(ARGS)
 
-test-peer: $(READY) $(PEER_READY)
-	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
+test-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
+	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" \
+		CHATTERBOX_STREAMING_PYTHON="$(abspath $(STREAMING_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
 
 train-tiny: $(READY)
 	set -e; for stage in $(STAGES); do $(BIN)/python -m chatterbox.training $$stage --work $(WORK) $(ARGS); done
