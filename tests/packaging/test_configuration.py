@@ -55,7 +55,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         words = shlex.split(line)
         quick = ["benchmark=quick"] if words[1] == "bench" else []
         assert words[0] == "chatterbox" and main([*words[1:], *quick]) == 0, (line, capsys.readouterr().err)
-    assert all(soundfile.info(name).duration > 0.3 for name in ("hello.wav", "streamed.wav", "again.wav", "morning.wav"))
+    assert all(
+        soundfile.info(name).duration > 0.3 for name in ("hello.wav", "streamed.wav", "again.wav", "morning.wav")
+    )
     assert (tmp_path / "kept.tar").is_file() and not list((tmp_path / "kept").iterdir())
     assert {path.name for path in Path("sweep").iterdir()} == {"jobs.jsonl", "table.md", "plots.png"}
     assert len(lines) == 13
