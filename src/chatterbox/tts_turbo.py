@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 REPO_ID = TURBO.repo
 PUBLISHED = TURBO.config.sampling
 STREAMING = StreamingConfig()
+TOP_K: Any = ModelDefault(PUBLISHED.top_k)  # a float where whole numbers stand
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
 
@@ -105,7 +107,7 @@ class ChatterboxTurboTTS(SpeechModel):
         exaggeration: float = 0.0,
         cfg_weight: float = 0.0,
         temperature: float = ModelDefault(PUBLISHED.temperature),
-        top_k: int = ModelDefault(PUBLISHED.top_k),
+        top_k: int = TOP_K,
         norm_loudness: bool = True,
         *,
         seed: int | None = None,
@@ -119,13 +121,13 @@ class ChatterboxTurboTTS(SpeechModel):
         uses those for every knob that the call leaves out.
 
         Args:
-            min_p, exaggeration, cfg_weight: ignored, with a warning when one is above 0: these models have neither
-                emotion nor guidance.
+            min_p: ignored, as ``exaggeration`` and ``cfg_weight``, with a warning when one is above 0: these models
+                have neither emotion nor guidance.
             audio_prompt_path: recording of the voice, longer than 5 s, for this call alone; None uses ``conds``.
             temperature: 0 is greedy.
             top_k: so many of the likeliest tokens are drawn from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.
-            seed, use_cache, watermark, guard: as `chatterbox.tts.ChatterboxTTS.generate`.
+            seed: as `chatterbox.tts.ChatterboxTTS.generate`; so are ``use_cache``, ``watermark`` and ``guard``.
 
         Raises:
             TypeError: ``text`` is not a string.
@@ -165,7 +167,7 @@ class ChatterboxTurboTTS(SpeechModel):
         decode_ahead: int = STREAMING.decode_ahead,
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         top_p: float = ModelDefault(PUBLISHED.top_p),
-        top_k: int = ModelDefault(PUBLISHED.top_k),
+        top_k: int = TOP_K,
         norm_loudness: bool = True,
         seed: int | None = None,
         use_cache: bool = True,
@@ -206,7 +208,7 @@ class ChatterboxTurboTTS(SpeechModel):
         *,
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         top_p: float = ModelDefault(PUBLISHED.top_p),
-        top_k: int = ModelDefault(PUBLISHED.top_k),
+        top_k: int = TOP_K,
         norm_loudness: bool = True,
         seed: int | None = None,
         watermark: bool = True,

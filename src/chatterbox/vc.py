@@ -90,7 +90,7 @@ class ChatterboxVC:
 
         Args:
             target_voice_path: recording of the target for this call alone; None uses ``ref_dict``.
-            seed, watermark: as `chatterbox.tts.ChatterboxTTS.generate`.
+            seed: as `chatterbox.tts.ChatterboxTTS.generate`; so is ``watermark``.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: a recording cannot be used, or there is no target voice.

@@ -7,7 +7,7 @@ the terminal, what is done with the speech.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,9 @@ class Speaker:
 
         return speak(*self._parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
 
-    def stream(self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None) -> Iterator[SpeechChunk]:
+    def stream(
+        self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None
+    ) -> Generator[SpeechChunk, None, None]:
         """Speech of ``text``, or of its pieces as they come, while it is made, as `StreamConfig.streaming` says."""
         from chatterbox.pipeline import speak_stream
 

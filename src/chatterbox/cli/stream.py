@@ -54,7 +54,7 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     text = arguments.text
     if text is not None and _SETTING.fullmatch(text):  # the first setting, where no text is given
-        text, overrides = None, [text, *overrides]
+        overrides, text = [text, *overrides], None
     config = configuration(arguments, overrides, "stream")
     out, sink = _way_out(arguments)
     pieces = None if text not in (None, STANDARD) else InputPieces(_input_fd())

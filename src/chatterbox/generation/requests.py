@@ -102,7 +102,7 @@ def required_capacity(t3: T3, request: DecodeRequest) -> int:
 
 
 def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
-    """[conditioning][text][start tokens], (rows, T, hidden): rows is 2 with guidance, else 1."""
+    """``[conditioning][text][start tokens]``, (rows, T, hidden): rows is 2 with guidance, else 1."""
     rows = request.num_rows
     text = torch.atleast_2d(request.text_tokens)[:1].to(t3.device).long().expand(rows, -1)
     start = torch.full((rows, 1), t3.hp.start_speech_token, device=t3.device)

@@ -71,7 +71,7 @@ class Sequence:
 
 
 def add_segment(sequence: Sequence, hp: T3Config, text: list[int], codes: np.ndarray, heard: np.ndarray) -> None:
-    """Append [start text stop][BOS BOS][codes]: targets are ``codes`` and the stop token, inputs are ``heard``."""
+    """Append ``[start text stop][BOS BOS][codes]``: targets are ``codes`` and the stop token, inputs are ``heard``."""
     text_start = len(sequence)
     tokens = [hp.start_text_token, *text, hp.stop_text_token]
     sequence.ids += tokens

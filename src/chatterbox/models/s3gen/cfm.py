@@ -42,7 +42,7 @@ class CausalConditionalCFM(nn.Module):
         """Mel (B, num_mels, T) in the dtype of ``mu``.
 
         Args:
-            mu, mask, spks, cond: as the estimator takes them.
+            mu: as the estimator takes it; so are ``mask``, ``spks`` and ``cond``.
             n_timesteps: Euler steps; None is the model's own number.
             noised_mels: (B or 1, num_mels, n), noise of the last n frames (upstream's mean-flow call draws it first).
             z: (B or 1, num_mels, T or more) standard normal noise, frame by frame; surplus frames are not used.

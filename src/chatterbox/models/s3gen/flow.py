@@ -91,7 +91,8 @@ class CausalMaskedDiffWithXvec(nn.Module):
             prompt_feat: (B or 1, frames, num_mels), mel of the reference.
             embedding: (B or 1, speaker_embed_size) or (speaker_embed_size,), x-vector of the reference.
             finalize: False holds back the last ``lookahead_len`` tokens, whose future is not known yet.
-            n_timesteps, noised_mels, z, generator: see :class:`CausalConditionalCFM`; noise covers the prompt too.
+            n_timesteps: see `CausalConditionalCFM`, as for ``noised_mels``, ``z`` and ``generator``; noise covers the
+                prompt too.
             isolate_padding: see :meth:`encode`.
 
         Raises:

@@ -201,7 +201,7 @@ class HiFTGenerator(nn.Module):
             cache_source: (B or 1, 1, n) replaces the first n samples of the excitation: the tail of the chunk before.
             lengths: (B,) valid frames of each row. A row is then what it is alone, with zeros behind it; without them
                 the frames at its padding reach into its end, as upstream.
-            phase, noise, generator: see :class:`SineGen`.
+            phase: see `SineGen`, as for ``noise`` and ``generator``.
         """
         if lengths is not None and bool((lengths < speech_feat.shape[2]).any()):
             return self._apart(speech_feat, lengths, cache_source, phase, noise, generator)

@@ -126,7 +126,7 @@ class S3Token2Mel(nn.Module):
         if (ref_wav is None) == (ref_dict is None):
             raise ValueError(f"pass either ref_wav or ref_dict, got {'neither' if ref_wav is None else 'both'}")
         if ref_dict is None:
-            if ref_sr is None:
+            if ref_wav is None or ref_sr is None:
                 raise ValueError("ref_wav needs its sample rate; pass ref_sr in Hz")
             ref_dict = self.embed_ref(ref_wav, ref_sr)
         if lacking := [key for key in _REF_KEYS if key != "prompt_token_len" and ref_dict.get(key) is None]:
@@ -153,7 +153,7 @@ class S3Token2Wav(S3Token2Mel):
         rise = (torch.cos(torch.linspace(torch.pi, 0, FADE_SAMPLES)) + 1) / 2
         self.register_buffer("trim_fade", torch.cat([torch.zeros(FADE_SAMPLES), rise]), persistent=False)
 
-    def forward(
+    def forward(  # type: ignore[override]  # upstream's order, in both
         self,
         speech_tokens: Tensor,
         ref_wav: Tensor | None,
@@ -199,7 +199,8 @@ class S3Token2Wav(S3Token2Mel):
 
         Args:
             speech_tokens: (n,) or (B, n) ids below the vocabulary size.
-            ref_wav, ref_sr: reference samples and their rate, or
+            ref_wav: reference samples,
+            ref_sr: and their rate, or
             ref_dict: the result of :meth:`embed_ref`; it is not changed.
             n_cfm_timesteps: Euler steps; None is 10, or 2 for a mean-flow model.
             finalize: False when more tokens follow: the last 3 are then context only and give no frames.

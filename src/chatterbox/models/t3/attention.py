@@ -30,7 +30,8 @@ class HeadReader:
         Args:
             heads: (layer, head) of each.
             rows: (N,), which rows of the pass.
-            start, length: (N, 1), each row's span.
+            start: (N, 1), where each row's span begins.
+            length: (N, 1), of each row's span.
             out: (N, S), is written: attention to the span's columns, 0 beyond its length.
         """
         self._heads, self._rows, self._start, self._length, self._out = heads, rows, start, length, out

@@ -1,7 +1,7 @@
 """T3: text tokens to speech tokens.
 
-Owns: embeddings, heads and the order of the input sequence, [conditioning][text][speech]. Does not know: how tokens
-are drawn (`chatterbox.generation`), which cache is used, what a voice is called.
+Owns: embeddings, heads and the order of the input sequence, ``[conditioning][text][speech]``. Does not know: how
+tokens are drawn (`chatterbox.generation`), which cache is used, what a voice is called.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class T3(nn.Module):
     def prepare_input_embeds(
         self, *, t3_cond: T3Cond, text_tokens: Tensor, speech_tokens: Tensor, cfg_weight: float = 0.0
     ) -> tuple[Tensor, int]:
-        """Input sequence [conditioning][text][speech].
+        """Input sequence ``[conditioning][text][speech]``.
 
         Args:
             text_tokens: (B, S) ids with start and stop.
@@ -288,7 +288,7 @@ class T3(nn.Module):
         Args:
             text_tokens: (S,) or (1, S) ids of one text, without marks.
             max_gen_len: at most this many tokens (upstream draws one more).
-            use_cache, seed: as `inference`.
+            use_cache: as `inference`; so is ``seed``.
 
         Returns:
             (1, N) ids, without the stop token.
