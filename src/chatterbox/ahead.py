@@ -9,9 +9,10 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_END: Any = object()
 PATIENCE = 2.0  # seconds that `close` waits for an item under way; a source that waits for others may never make it
 
 
@@ -23,23 +24,33 @@ class Ahead(Generic[T]):
     waits, as for text that never comes, is closed when it wakes.
     """
 
-    def __init__(self, source: Iterable[T], limit: int) -> None:
+    def __init__(self, source: Iterable[T], limit: int, *, start: bool = True) -> None:
+        """``start``: False makes each item when it is asked for, until `start` is called."""
         if limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}; without a limit nothing works ahead")
-        self._source, self._limit = source, limit
+        self._source, self._limit = iter(source), limit
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._is_done = self._is_closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="chatterbox-ahead", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Work ahead from now on. Where it does, nothing changes."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="chatterbox-ahead", daemon=True)
+            self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
+        if self._thread is None:
+            return next(self._source)
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._is_done)
+            self._changed.wait_for(lambda: self._items or self._is_done or self._is_closed)
             if self._items:
                 item = self._items.popleft()
                 self._changed.notify_all()
@@ -50,6 +61,9 @@ class Ahead(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
+        if self._thread is None:
+            self._close_source()
+            return
         with self._changed:
             self._is_closed = True
             self._items.clear()
@@ -63,20 +77,29 @@ class Ahead(Generic[T]):
         self.close()
 
     def _work(self) -> None:
-        items = iter(self._source)
         try:
-            for item in items:
+            while self._has_room():
+                item = next(self._source, _END)
+                if item is _END:
+                    break
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._items) < self._limit or self._is_closed)
-                    if self._is_closed:
-                        break
-                    self._items.append(item)
-                    self._changed.notify_all()
+                    if not self._is_closed:
+                        self._items.append(item)
+                        self._changed.notify_all()
         except BaseException as error:
             self._error = error
         finally:
-            with contextlib.suppress(Exception):  # whoever reads has the items, or the error that came first
-                getattr(items, "close", lambda: None)()
+            self._close_source()
             with self._changed:
                 self._is_done = True
                 self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        """Wait until another item may be made; False if none is wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) < self._limit or self._is_closed)
+            return not self._is_closed
+
+    def _close_source(self) -> None:
+        with contextlib.suppress(Exception):  # whoever reads has the items, or the error that came first
+            getattr(self._source, "close", lambda: None)()

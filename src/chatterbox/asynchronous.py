@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import queue
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -23,21 +25,55 @@ async def astream(make: Callable[..., Iterator[T]], text: Any, *arguments: Any, 
     loop, pieces = asyncio.get_running_loop(), None
     if isinstance(text, AsyncIterable):
         pieces = text = _Pieces(text, loop)
-    worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="chatterbox-stream")
+    worker = _Worker()
     items: Iterator[T] = iter(())
     try:
-        items = await loop.run_in_executor(worker, lambda: make(text, *arguments, **options))
-        while (item := await loop.run_in_executor(worker, next, items, _END)) is not _END:
+        items = await worker.run(lambda: make(text, *arguments, **options))
+        while (item := await worker.run(lambda: next(items, _END))) is not _END:
             yield item
     finally:
         if pieces is not None:
             pieces.cancel()
         # Behind what the worker is at, and not waited for: the loop goes on.
         worker.submit(getattr(items, "close", lambda: None))
-        worker.shutdown(wait=False)
+        worker.finish()
 
 
 _END: Any = object()
+
+
+class _Worker:
+    """A thread that does one thing after the other. The end of the program does not wait for it.
+
+    An executor's would: a stream whose text never comes could not be left.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
+        self._jobs = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="chatterbox-stream", daemon=True).start()
+
+    async def run(self, job: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self.submit(job))
+
+    def submit(self, job: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._jobs.put((done, job))
+        return done
+
+    def finish(self) -> None:
+        """End the thread when all is done."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            done, job = entry
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                done.set_result(job())
+            except BaseException as error:
+                done.set_exception(error)
 
 
 class _Pieces:
@@ -55,6 +91,8 @@ class _Pieces:
         if self._is_cancelled:
             raise StopIteration
         self._asked = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+        if self._is_cancelled:  # meanwhile: `cancel` may not have seen what was asked
+            self._asked.cancel()
         try:
             piece = self._asked.result()
         except concurrent.futures.CancelledError:
