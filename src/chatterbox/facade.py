@@ -6,13 +6,14 @@ signatures, which are the subclasses'.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,15 @@ from chatterbox.streaming import StreamingMetrics
 from chatterbox.voice_cache import VoiceCache
 from chatterbox.watermark import PerthWatermarker
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
+
 
 class ModelDefault(float):
     """A published model's value in a signature; left in place, it stands for the loaded checkpoint's own setting."""
 
 
-class SpeechModel:
+class SpeechModel(abc.ABC):
     """Text to speech with voice cloning.
 
     One instance serves several threads: speaking changes nothing here. ``conds`` is the voice used when a call names
@@ -146,13 +150,18 @@ class SpeechModel:
         self._prefixes.manager.clear()
         self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
 
-    async def agenerate_stream(self, *arguments: Any, **options: Any) -> AsyncIterator[tuple[Tensor, StreamingMetrics]]:
+    @abc.abstractmethod
+    def generate_stream(
+        self, text: str | Iterable[str], *arguments: Any, **options: Any
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Audio (1, N) of a text while it is made, and what it has cost; the arguments are each model's own."""
+
+    def agenerate_stream(self, *arguments: Any, **options: Any) -> AsyncIterator[tuple[Tensor, StreamingMetrics]]:
         """`generate_stream` for an event loop, which goes on while speech is made. Close it, as with ``aclosing``.
 
         The text may also be an asynchronous iterator of pieces. Other arguments, and what is raised, as there.
         """
-        async for item in astream(self.generate_stream, *arguments, **options):
-            yield item
+        return astream(self.generate_stream, *arguments, **options)
 
     def _speak(self, request: SpeechRequest) -> Tensor:
         """(1, N) float32."""
@@ -208,7 +217,7 @@ class SpeechModel:
     ) -> SpeechRequest:
         """``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
         check_guard(guard, self.t3.hp)
-        given = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
+        given: dict[str, Any] = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
         return SpeechRequest(
             text,
             self._conditionals(reference, exaggeration, norm_loudness),

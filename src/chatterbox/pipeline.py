@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +97,9 @@ def speak(
 
 def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
     """All chunks of a speech in one. Raises RuntimeError if there is nothing."""
-    parts, codes, tokens_time, waited = [torch.zeros(1, 0)], [], 0.0, 0.0
+    parts: list[Tensor] = []
+    codes: list[int] = []
+    tokens_time = waited = 0.0
     for chunk in chunks:
         parts.append(chunk.audio)
         codes += chunk.speech_codes
@@ -105,7 +107,7 @@ def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
         waited += chunk.metrics.gap
     if not codes:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
-    audio = torch.cat(parts[1:], dim=1)
+    audio = torch.cat(parts, dim=1)
     return SpeechResult(audio, S3GEN_SR, torch.tensor(codes), tokens_time, max(0.0, waited - tokens_time))
 
 
@@ -140,8 +142,9 @@ def speak_batch(
     if not decodes:
         return []
     started = time.perf_counter()
-    options = {} if prefixes is None else {"prefixes": prefixes, "monitor": prefixes.manager.monitor}
-    tokens = iter(generate_batch(t3, decodes, cache_policy=requests[0].cache_policy, **options))
+    monitor = None if prefixes is None else prefixes.manager.monitor
+    policy = requests[0].cache_policy
+    tokens = iter(generate_batch(t3, decodes, cache_policy=policy, prefixes=prefixes, monitor=monitor))
     seconds = (time.perf_counter() - started) / len(requests)
     results = []
     for request, voice, parts in zip(requests, voices, texts, strict=True):
@@ -171,7 +174,7 @@ def speak_stream(
     on_token: Callable[[int], None] | None = None,
     prefixes: PrefixSource | None = None,
     watermarker: PerthWatermarker = PERTH,
-) -> Iterator[SpeechChunk]:
+) -> Generator[SpeechChunk, None, None]:
     """Speak ``request.text`` and hand out its audio while it is made. Closing the iterator frees what it holds.
 
     ``streaming``: None hands out whole utterances. The other arguments, and what is raised, are those of `speak`; what
@@ -184,13 +187,17 @@ def speak_stream(
     is_single = isinstance(texts, list) and len(texts) == 1
     if not (streaming is None and is_single):
         request = with_seed(request)
-    drawn: Iterator[Drawn] = draw(t3, tokenizer, voice, request, texts, streaming, prefixes)
+    drawn: Generator[Drawn, None, None] | Ahead[Drawn] = draw(t3, tokenizer, voice, request, texts, streaming, prefixes)
     if plan.decode_ahead and not (streaming is None and is_single):
-        drawn = Ahead(drawn, plan.decode_ahead)
+        # On a CPU the two share the cores: the first chunk gets them all, so that it is heard sooner.
+        drawn = Ahead(drawn, plan.decode_ahead, start=streaming is None or t3.device.type != "cpu")
     renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
     is_written = not isinstance(request.text, str)
     with closing(drawn):
-        yield from render(drawn, renderer, plan, request.seed, watch, on_token, may_stall=is_written)
+        for chunk in render(drawn, renderer, plan, request.seed, watch, on_token, may_stall=is_written):
+            if isinstance(drawn, Ahead):
+                drawn.start()
+            yield chunk
     if prefixes is not None and request.use_cache:
         logger.info(prefixes.manager.summary())
 
@@ -215,7 +222,7 @@ def draw(
     texts: Iterable[str],
     streaming: StreamingConfig | None = None,
     prefixes: PrefixSource | None = None,
-) -> Iterator[Drawn]:
+) -> Generator[Drawn, None, None]:
     """Speech codes of one utterance after another, as they are drawn; with ``streaming`` None an utterance at once."""
     plan = streaming or StreamingConfig()
     speaker = Utterances(

@@ -97,14 +97,16 @@ def decode_request(
     Raises:
         TypeError: the text is not a string.
     """
-    text = request.text if text is None else text
+    words = request.text if text is None else text
+    if not isinstance(words, str):
+        raise TypeError(f"text must be a string, got {type(words).__name__}; pass the words to speak")
     spoken = None
     if said is not None:
         before, codes = said
         text_tokens = text_tokens_of(t3, tokenizer, request, before)
         spoken = Spoken(torch.tensor(codes), len(text_tokens) + (not t3.hp.is_gpt))
-        text = f"{before} {text}"
-    text_tokens = text_tokens_of(t3, tokenizer, request, text)
+        words = f"{before} {words}"
+    text_tokens = text_tokens_of(t3, tokenizer, request, words)
     if not t3.hp.is_gpt:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)

@@ -153,14 +153,14 @@ class SpeechRenderer:
 
     def pause(self) -> Tensor:
         """Say all there is, although codes may follow in the same stream."""
+        assert self._stream is not None, "nothing has begun"
         return self._said(self._stream.finish(self._handed_over()), is_all=True)
 
     def end(self) -> Tensor:
         """Say all there is: the utterance is over."""
-        wav = self._stream.finish(self._handed_over())
+        said = self.pause()
         self._stream = None
-        said = self._said(wav, is_all=True)
-        self._last = float(wav[0, -1]) if wav.shape[1] else 0.0
+        self._last = float(said[0, -1]) if said.shape[1] else 0.0
         return said
 
     def _handed_over(self) -> Tensor:

@@ -91,7 +91,9 @@ class S3GenStream:
         self._num_spoken = 0  # frames whose waveform was handed out
         self._turns = 0.0  # of the fundamental at that frame
         self._tail: Tensor | None = None  # (1, fade) samples beyond it, as the last piece would have gone on
-        self._mel: Tensor | None = None  # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
+        self._mel = torch.zeros(
+            1, s3gen.config.flow.num_mels, 0
+        )  # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
         self._mel_start = 0
         self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
@@ -121,7 +123,7 @@ class S3GenStream:
         self._take(tokens)
         if self.num_waiting <= self._lookahead:
             return self._nothing()
-        return self._render(is_last=False)
+        return self._render(self._noise, is_last=False)
 
     @torch.inference_mode()
     def finish(self, tokens: Tensor | None = None) -> Tensor:
@@ -133,7 +135,7 @@ class S3GenStream:
             return self._checked(wav, "S3Gen")
         if not self.num_waiting:
             return self._nothing()
-        return self._render(is_last=True)
+        return self._render(self._noise, is_last=True)
 
     def _prompt_len(self) -> int:
         tokens, given = torch.atleast_2d(self._reference["prompt_token"]), self._reference.get("prompt_token_len")
@@ -149,10 +151,10 @@ class S3GenStream:
     def _nothing(self) -> Tensor:
         return torch.zeros(1, 0, device=self._s3gen.device)
 
-    def _render(self, *, is_last: bool) -> Tensor:
+    def _render(self, noise: FrameNoise, *, is_last: bool) -> Tensor:
         mel, end = self._flow(is_last)
         self._blend(mel, end)
-        return self._vocode(end if is_last else max(self._num_spoken, end - self._held), end)
+        return self._vocode(noise, end if is_last else max(self._num_spoken, end - self._held), end)
 
     def _flow(self, is_last: bool) -> tuple[Tensor, int]:
         """Mel (1, num_mels, frames) of context and new tokens, and the frame that it ends before."""
@@ -169,7 +171,7 @@ class S3GenStream:
 
     def _blend(self, mel: Tensor, end: int) -> None:
         """Take ``mel``, whose frames end before ``end``: what the last call knew of them turns into it by and by."""
-        if self._mel is None:
+        if not self._mel.shape[2]:
             self._mel, self._mel_start = mel, end - mel.shape[2]
             return
         known_end = self._mel_start + self._mel.shape[2]
@@ -182,15 +184,15 @@ class S3GenStream:
             new = torch.cat([old + rise * (again - old), new], dim=2)
         self._mel = torch.cat([self._mel[..., : self._mel.shape[2] - overlap], new], dim=2)
 
-    def _vocode(self, spoken_end: int, end: int) -> Tensor:
+    def _vocode(self, noise: FrameNoise, spoken_end: int, end: int) -> Tensor:
         """Samples (1, N) of the frames from `_num_spoken` up to ``spoken_end``; the mel is known up to ``end``."""
         vocoder, spoken, hop_len = self._s3gen.mel2wav, self._num_spoken, self._hop_len
         start = max(self._mel_start, spoken - PAST_FRAMES)
         mel = self._mel[..., start - self._mel_start :]
         f0 = vocoder.f0_predictor(mel)[:, spoken - start :]  # (1, frames)
         lacking = end - spoken - self._source_noise.shape[2] // hop_len
-        self._source_noise = torch.cat([self._source_noise, self._noise.source(lacking)], dim=2)
-        source = vocoder.source(f0, self._noise.phase, self._source_noise, turns=self._turns)
+        self._source_noise = torch.cat([self._source_noise, noise.source(lacking)], dim=2)
+        source = vocoder.source(f0, noise.phase, self._source_noise, turns=self._turns)
         if self._source is not None:
             source = torch.cat([self._source[..., (start - self._mel_start) * hop_len :], source], dim=2)
         wav = self._checked(vocoder.decode(mel, source), "S3Gen's vocoder").float()
