@@ -18,10 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "chatterbox"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FILE = re.compile(
-    r"(?<![\w/.-])(?:docs|tests|benchmarks|configs|src)/[\w./-]*\w\.(?:md|py|jsonl|json|yaml|txt|safetensors)\b"
-)
-MADE_ELSEWHERE = {"CHANGELOG.md"}  # names files of the past
+FOLDERS, ENDINGS = "docs|tests|benchmarks|configs|src", "md|py|jsonl|json|yaml|txt|safetensors"
+FILE = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w\.(?:{ENDINGS})\b")
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names files of the past
 
 
 def snippets(page: Path) -> list[str]:
