@@ -78,6 +78,10 @@ bench-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 report: $(READY)
 	$(BIN)/python benchmarks/report.py
 
+# Ratios between policies in one run; fails where a cache has lost its purpose.
+gate: $(READY)
+	$(BIN)/python benchmarks/gate.py $(ARGS)
+
 style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
