@@ -21,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
