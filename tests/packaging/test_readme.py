@@ -32,7 +32,7 @@ def test_python_snippets(offline):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\d+\.\d seconds of audio\n", done.stdout)
-    assert soundfile.info("cloned.wav").duration > 0.5
+    assert soundfile.info("cloned.wav").duration > 0.5 < soundfile.info("streamed.wav").duration
 
 
 def test_first_snippet_is_the_two_commands():
@@ -51,3 +51,15 @@ def test_commands_are_the_commands(offline):
     assert soundfile.info("hello.wav").duration > 0.3
     assert main(lines[4][1:]) == 0
     assert len(list(Path("voices").iterdir())) == 2  # the voice and its text; tiny is spoken without guidance
+
+
+def test_streaming_commands(offline):
+    from chatterbox.cli import main
+
+    alone, piped = snippets("sh")[2].splitlines()
+    assert main(shlex.split(alone)[1:]) == 0
+    assert soundfile.info("hello.wav").duration > 0.3
+    assert [part.split()[0] for part in piped.split("|")] == ["llm", "chatterbox", "aplay"]
+    command = [sys.executable, "-m", "chatterbox.cli", *piped.split("|")[1].split()[1:]]
+    done = subprocess.run(command, input=b"Hello there.", capture_output=True)
+    assert done.returncode == 0 and len(done.stdout) > 0.3 * 2 * 24_000
