@@ -95,6 +95,8 @@ docs: $(DOCS_READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/configuration_tables.py
+	$(BIN)/python docs/module_table.py
 
 peer-env: $(PEER_READY)
 

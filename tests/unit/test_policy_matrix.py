@@ -6,7 +6,9 @@ A new policy is a line in `CASES`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from chatterbox.models.t3 import T3
 from tests.unit.full_cache import FullCache
 from tests.unit.small import SMALL, SMALL_GPT2, build, make_request
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 40
 # Hidden states are of order 1 after the final norm. bfloat16 has 8 bits of mantissa, and a stack adds up its roundings.
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 0.04}
@@ -69,6 +72,13 @@ CACHED = [name for name, case in CASES.items() if POLICIES[case.tight.policy] is
 
 def test_every_policy_is_here() -> None:
     assert {case.tight.policy for case in CASES.values()} == POLICIES.keys()
+
+
+def test_every_policy_has_its_yaml_and_its_row_in_the_docs() -> None:
+    table = (ROOT / "docs" / "kvcache.md").read_text(encoding="utf-8").partition("## Policies of the decode cache")[2]
+    rows = {name for name in POLICIES if re.search(rf"^\| `{name}`", table, re.MULTILINE)}
+    assert rows == POLICIES.keys()
+    assert {path.stem for path in (ROOT / "configs" / "kvcache").glob("*.yaml")} >= POLICIES.keys()
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
