@@ -208,7 +208,8 @@ class CacheMachine(RuleBasedStateMachine):
                 assert (segment.keys == segment.keys[:1, :1, :, :1]).all()
                 assert self.near(segment.values[..., 0].unique(), [-given[position]])
             if gone := sorted(set(range(len(given))) - set(held)):
-                with pytest.raises(ValueError, match=rf"row {row} (no longer|still) holds all positions from {gone[0]}"):
+                refusal = rf"row {row} (no longer|still) holds all positions from {gone[0]}"
+                with pytest.raises(ValueError, match=refusal):
                     self.cache.segment(row, gone[0], gone[0] + 1)
 
 
