@@ -107,6 +107,16 @@ def test_the_version_is_in_one_place(wheel):
     assert "version" not in PROJECT["project"]
 
 
+def test_the_workflow_runs_what_the_package_says_it_supports():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    tested = re.findall(r'"([\d.]+)"', re.search(r"python: \[(.+)\]", workflow)[1])
+    named = [re.search(r"Python :: (3\.\d+)$", line) for line in PROJECT["project"]["classifiers"]]
+    assert tested == [found[1] for found in named if found]
+    assert PROJECT["project"]["requires-python"] == f">={tested[0]}"
+    oldest = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("torch>="))
+    assert f"torch=={oldest.removeprefix('torch>=')}.0" in workflow and "bash .ci/run" in workflow
+
+
 def test_configs_are_importable_where_hydra_looks():
     assert files("chatterbox.configs").joinpath("say.yaml").is_file()
 
