@@ -1,0 +1,346 @@
+"""Streams that end badly: what was said before is heard, the error names its place, nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+
+import pytest
+import torch
+
+from chatterbox import ahead
+from chatterbox.config import KVCacheConfig
+from chatterbox.pipeline import Utterances
+from chatterbox.tts import ChatterboxTTS
+from tests.folders import SMALL
+
+WAIT = 30.0
+LONG = "Hello there. And so on. " * 20
+PER_UTTERANCE = SMALL.sampling.max_new_tokens * 960
+OPTIONS = {"seed": 3, "watermark": False, "print_metrics": False}
+SMALLEST = {"chunk_size": 1, "first_chunk": 1}
+
+
+@pytest.fixture
+def tts(small_tts: ChatterboxTTS) -> ChatterboxTTS:
+    """The shared weights under a cache of its own. Afterwards nothing may be leased, and no thread be alive."""
+    tts = ChatterboxTTS(
+        small_tts.t3, small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu", small_tts.conds,
+        sampling=small_tts.sampling, kvcache=KVCacheConfig(),
+    )  # fmt: skip
+    yield tts
+    for thread in threading.enumerate():
+        if thread.name.startswith("chatterbox"):
+            thread.join(WAIT)
+            assert not thread.is_alive(), thread
+    nodes = list(tts._prefixes.manager._tree.nodes())
+    assert [node for node in nodes if node.num_holders] == []
+
+
+def stream(tts: ChatterboxTTS, text=LONG, **options) -> Iterator:
+    return tts.generate_stream(text, **{**OPTIONS, **options})
+
+
+def leased(tts: ChatterboxTTS) -> bool:
+    return any(node.num_holders for node in tts._prefixes.manager._tree.nodes())
+
+
+def working() -> bool:
+    return any(thread.name == "chatterbox-ahead" and thread.is_alive() for thread in threading.enumerate())
+
+
+def num_samples(chunks) -> int:
+    return sum(audio.shape[1] for audio, _ in chunks)
+
+
+@pytest.mark.parametrize("decode_ahead", [0, 3, 250])
+@pytest.mark.parametrize("num_taken", [0, 1, 4])
+def test_closing_ends_all(tts, decode_ahead, num_taken):
+    chunks = stream(tts, decode_ahead=decode_ahead, **SMALLEST)
+    for _ in range(num_taken):
+        next(chunks)
+    if num_taken and decode_ahead < 250:
+        assert working() == bool(decode_ahead)
+    chunks.close()
+    assert not working() and not leased(tts) and next(chunks, None) is None
+
+
+def test_a_forgotten_stream_ends(tts):
+    chunks = stream(tts, decode_ahead=3, **SMALLEST)
+    next(chunks)
+    assert working()
+    del chunks
+    gc.collect()
+    assert not working() and not leased(tts)
+
+
+def test_a_lease_is_held_while_an_utterance_is_drawn(tts):
+    """What the other tests look for can be seen."""
+    chunks = stream(tts, decode_ahead=0, **SMALLEST)
+    next(chunks)
+    assert leased(tts)
+    chunks.close()
+
+
+def test_a_slow_reader_bounds_what_is_drawn(tts, monkeypatch):
+    drawn, changed, original = [], threading.Condition(), Utterances.stream
+
+    def counted(self, request):
+        for token in original(self, request):
+            with changed:
+                drawn.append(token)
+                changed.notify_all()
+            yield token
+
+    monkeypatch.setattr(Utterances, "stream", counted)
+    chunks, limit = stream(tts, decode_ahead=5, **SMALLEST), 5
+    for _ in range(6):
+        _, metrics = next(chunks)
+        most = metrics.num_tokens + limit  # the ends of utterances wait in the queue too
+        with changed:
+            changed.wait_for(lambda most=most: len(drawn) >= most - 1, 1.0)
+            assert metrics.num_tokens < len(drawn) <= most
+    chunks.close()
+
+
+def broken(*pieces: str, error: BaseException) -> Iterator[str]:
+    yield from pieces
+    raise error
+
+
+@pytest.mark.parametrize("decode_ahead", [0, 250])
+@pytest.mark.parametrize("continuity", ["isolated", "history", "append"])
+@pytest.mark.parametrize("error", [OSError("connection lost"), KeyboardInterrupt()])
+def test_text_that_raises(tts, decode_ahead, continuity, error):
+    got = []
+    chunks = stream(tts, broken("Hello there. ", "And", error=error), continuity=continuity, decode_ahead=decode_ahead)
+    with pytest.raises(type(error)) as raised:
+        for chunk in chunks:
+            got.append(chunk)
+    assert raised.value is error and num_samples(got) == PER_UTTERANCE and not working()
+
+
+class Stalled:
+    """A sentence, and then nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.waits, self.release = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        yield "Hello there. And "
+        self.waits.set()
+        assert self.release.wait(WAIT)
+        yield "so on."
+
+
+@pytest.mark.parametrize("continuity", ["isolated", "history", "append"])
+def test_text_that_stalls(tts, monkeypatch, continuity):
+    """All of the complete sentence is heard before more text is there; closing does not wait for it."""
+    monkeypatch.setattr(ahead, "PATIENCE", 0.05)
+    text, heard = Stalled(), 0
+    chunks = stream(tts, text, continuity=continuity, **SMALLEST)
+    while heard < PER_UTTERANCE:
+        heard += next(chunks)[0].shape[1]
+    assert heard == PER_UTTERANCE and text.waits.wait(WAIT) and not text.release.is_set()
+    assert not leased(tts)
+    chunks.close()
+    assert working()  # it is in the text's hands
+    text.release.set()
+
+
+@pytest.mark.parametrize("text", [[], [""], [" \n", " "], iter(()), ["\N{GRINNING FACE}"]])
+@pytest.mark.parametrize("decode_ahead", [0, 250])
+def test_text_of_nothing(tts, caplog, text, decode_ahead):
+    with caplog.at_level(logging.WARNING, "chatterbox"):
+        assert list(stream(tts, text, decode_ahead=decode_ahead)) == []
+    assert "the text ended before it said anything" in caplog.text
+
+
+@pytest.mark.parametrize("text", [["Hello. ", 5], [b"Hello."], [None]])
+def test_pieces_that_are_no_text(tts, text):
+    with pytest.raises(TypeError, match="pieces of text must be strings"):
+        list(stream(tts, text))
+
+
+def test_two_voices_at_once(tts, reference_wav):
+    voices = (None, str(reference_wav))
+    alone = [torch.cat([audio for audio, _ in stream(tts, audio_prompt_path=one)], 1) for one in voices]
+    one, two = (stream(tts, audio_prompt_path=one, **{"decode_ahead": 4}) for one in voices)
+    together: tuple[list, list] = ([], [])
+    pairs = [(one, together[0]), (two, together[1])]
+    while pairs:
+        for chunks, heard in list(pairs):
+            chunk = next(chunks, None)
+            pairs.remove((chunks, heard)) if chunk is None else heard.append(chunk[0])
+    assert not torch.equal(*alone)
+    assert all(torch.equal(torch.cat(heard, 1), whole) for heard, whole in zip(together, alone, strict=True))
+
+
+def test_streams_in_threads(tts, reference_wav):
+    voices = (None, str(reference_wav)) * 2
+    alone = [torch.cat([audio for audio, _ in stream(tts, audio_prompt_path=one)], 1) for one in voices[:2]]
+    heard: dict[int, torch.Tensor] = {}
+
+    def work(place: int) -> None:
+        heard[place] = torch.cat([audio for audio, _ in stream(tts, audio_prompt_path=voices[place])], 1)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert len(heard) == 4 and all(torch.equal(wav, alone[place % 2]) for place, wav in heard.items())
+
+
+def test_interrupted_reader(tts):
+    """As Ctrl-C between two chunks: the stream closes when nobody refers to it any more."""
+
+    def read() -> None:
+        for _ in stream(tts, decode_ahead=3, **SMALLEST):
+            raise KeyboardInterrupt
+
+    try:
+        read()
+    except KeyboardInterrupt:
+        pass
+    else:
+        pytest.fail("not interrupted")
+    gc.collect()
+    assert not working() and not leased(tts)
+
+
+@pytest.mark.parametrize("decode_ahead", [0, 250])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
+def test_an_error_in_t3_after_some_tokens(tts, monkeypatch, decode_ahead, error):
+    """It comes behind the audio of what was drawn before, and whatever waits is freed."""
+    original = Utterances.stream
+
+    def breaks(self, request):
+        for count, token in enumerate(original(self, request)):
+            if count == 7:
+                raise error
+            yield token
+
+    monkeypatch.setattr(Utterances, "stream", breaks)
+    got = []
+    with pytest.raises(type(error)) as raised:
+        for chunk in stream(tts, decode_ahead=decode_ahead, **SMALLEST):
+            got.append(chunk)
+    assert raised.value is error and got and not working() and not leased(tts)
+
+
+def nan_from(monkeypatch, owner: torch.nn.Module, name: str, call: int) -> None:
+    """From its ``call``-th call on a method computes NaN."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def computes_nan(*arguments, **options):
+        result = original(*arguments, **options)
+        return result * float("nan") if next(calls) >= call else result
+
+    monkeypatch.setattr(owner, name, computes_nan)
+
+
+@pytest.mark.parametrize("decode_ahead", [0, 250])
+@pytest.mark.parametrize(
+    ("stage", "name", "call", "message"),
+    [
+        ("t3", "predict_speech", 1, "T3 computed NaN or infinite logits at speech token 1;"),
+        ("t3", "predict_speech", 12, "T3 computed NaN or infinite logits at speech token [2-8];"),
+        ("flow", "flow_inference", 1, "S3Gen's flow computed NaN"),
+        ("flow", "flow_inference", 6, "S3Gen's flow computed NaN"),
+        ("vocoder", "decode", 1, "S3Gen's vocoder computed NaN"),
+        ("vocoder", "decode", 6, "S3Gen's vocoder computed NaN"),
+    ],
+)
+def test_nan_names_its_stage(tts, stage, name, call, message, decode_ahead):
+    owners = {"t3": tts.t3, "flow": tts.s3gen, "vocoder": tts.s3gen.mel2wav}
+    got = []
+    with pytest.MonkeyPatch.context() as patch:
+        nan_from(patch, owners[stage], name, call)
+        with pytest.raises(RuntimeError, match=message) as raised:
+            for chunk in stream(tts, decode_ahead=decode_ahead, **SMALLEST):
+                got.append(chunk)
+    assert "\n" not in str(raised.value) and bool(got) == (call > 1)
+    assert all(audio.isfinite().all() for audio, _ in got) and not working() and not leased(tts)
+    assert num_samples(stream(tts, "Hello there.")) == PER_UTTERANCE  # the model is as before
+
+
+def test_a_watermarker_that_fails(tts):
+    class Broken:
+        def apply_watermark(self, signal, sample_rate):
+            raise RuntimeError("no weights")
+
+    tts.watermarker = Broken()
+    with pytest.raises(RuntimeError, match="no weights"):
+        list(stream(tts, watermark=True))
+    assert not working() and not leased(tts)
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, WAIT))
+
+
+class TestAsync:
+    def test_equals_the_stream(self, tts):
+        async def pieces() -> AsyncIterator[str]:
+            for word in ("Hello ", "there. ", "And so", " on."):
+                yield word
+
+        async def main() -> list[torch.Tensor]:
+            return [audio async for audio, _ in tts.agenerate_stream(pieces(), **OPTIONS)]
+
+        expected = [audio for audio, _ in stream(tts, iter(["Hello there. And so on."]))]
+        assert torch.equal(torch.cat(run(main()), 1), torch.cat(expected, 1))
+
+    def test_cancelling_closes(self, tts):
+        """While more text is waited for."""
+
+        async def main() -> None:
+            waits = asyncio.Event()
+
+            async def pieces() -> AsyncIterator[str]:
+                yield "Hello there. And "
+                waits.set()
+                await asyncio.Event().wait()
+
+            heard = []
+
+            async def listen() -> None:
+                async for audio, _ in tts.agenerate_stream(pieces(), **OPTIONS):
+                    heard.append(audio)
+
+            task = asyncio.create_task(listen())
+            await waits.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        run(main())
+
+    def test_leaving_early_closes(self, tts):
+        async def main() -> None:
+            async with aclosing(tts.agenerate_stream(LONG, decode_ahead=3, **SMALLEST, **OPTIONS)) as chunks:
+                async for _ in chunks:
+                    break
+
+        run(main())
+
+    def test_a_source_that_raises(self, tts):
+        async def pieces() -> AsyncIterator[str]:
+            yield "Hello there. And "
+            raise OSError("connection lost")
+
+        heard = []
+
+        async def main() -> None:
+            async for audio, _ in tts.agenerate_stream(pieces(), **OPTIONS):
+                heard.append(audio)
+
+        with pytest.raises(OSError, match="connection lost"):
+            run(main())
+        assert sum(audio.shape[1] for audio in heard) == PER_UTTERANCE
