@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from harness import ROOT, ratio, report
+from harness import ROOT, comparable, environment, ratio, report
 from peers.client import FORKED, OURS, UPSTREAM, Peer
 from peers.folder import REFERENCE_SECONDS, full_size_folder, new_recordings
 
@@ -53,6 +53,7 @@ TEXTS = (
     "His brother plays the organ on Sundays.",
     "And that is where the story ends.",
 )
+RUN = ("command", "environment")  # what `report` says itself
 Series = Iterator[tuple[str, str, float]]  # measure and its unit, system, value
 
 
@@ -122,15 +123,13 @@ def _spoken(
 ) -> Series:
     if not name_it:
         _take_voice(systems, reference, OURS, UPSTREAM)
-    lengths, named = [], reference if name_it else None
+    named = reference if name_it else None
     for name in (OURS, UPSTREAM):
-        answer = systems[name].ask("generate", texts=texts, tokens=size.tokens, reference=named, seed=1)
-        lengths.append(answer["samples"])
+        answer = systems[name].ask("generate", texts=texts, tokens=size.tokens, reference=named)
         yield f"{what} (ms)", name, answer["ms"]
         yield f"{what}, peak memory (MiB)", name, answer["peak_mib"]
         yield f"{what}, peak above memory before (MiB)", name, answer["peak_mib"] - answer["before_mib"]
-    if lengths[0] != lengths[1]:
-        raise RuntimeError(f"the two did not say the same: {lengths[0]} and {lengths[1]} samples")
+        yield f"{what}, audio said (ms)", name, sum(answer["samples"]) / 24
 
 
 def stream(systems: Mapping[str, Peer], size: Size, reference: str) -> Series:
@@ -232,9 +231,28 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
         "loading": {name: _loading(one) for name, one in about.items()},
         "installed": installed,
         "failed": failed,
+        "cases": list(only),
         "seconds": round(time.perf_counter() - started),
         "rows": rows,
     }
+
+
+def merged(old: Mapping[str, Any], new: dict[str, Any], machine: Mapping[str, object]) -> dict[str, Any]:
+    """``new``, of some cases, with the rows of the others from ``old``.
+
+    Raises:
+        ValueError: ``old`` was measured on another machine, or at another size.
+    """
+    comparable(old, {"environment": machine})
+    if old["size"] != new["size"]:
+        raise ValueError(
+            f"the result that is there was measured at another size, {old['size']}; measure all of it again"
+        )
+    measures = {row["measure"] for row in new["rows"]}
+    kept = [row for row in old["rows"] if row["measure"] not in measures]
+    failed = {case: why for case, why in old["failed"].items() if case not in new["cases"]}
+    again = [*old.get("measured_again", ()), {"cases": new["cases"], "commit": machine["commit"]}]
+    return {**old, "rows": kept + new["rows"], "failed": failed | new["failed"], "measured_again": again}
 
 
 def _loading(about: Mapping[str, Any]) -> dict[str, object]:
@@ -249,7 +267,7 @@ def main() -> None:
     parser.add_argument("--streaming", metavar="PYTHON", default=str(ROOT / ".venv-streaming/bin/python"))
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "full-size", help="checkpoint; made if absent")
     parser.add_argument("--quick", action="store_true", help="minutes instead of an hour")
-    parser.add_argument("--only", nargs="*", default=(), metavar="CASE", help="while working on this script")
+    parser.add_argument("--only", nargs="*", default=(), metavar="CASE", help="some; others stay as -o has them")
     arguments = parser.parse_args()
     pythons = {OURS: sys.executable, UPSTREAM: arguments.peer, FORKED: arguments.streaming}
     for name, python in pythons.items():
@@ -258,7 +276,10 @@ def main() -> None:
     folder = full_size_folder(arguments.folder)
     found = measure(pythons, folder, QUICK if arguments.quick else FULL, arguments.only)
     torch.set_num_threads(found.pop("threads_of_all"))
-    report("peer", found.pop("rows"), arguments.output, quick=arguments.quick, **found)
+    if arguments.only and arguments.output is not None and arguments.output.is_file():
+        found = merged(json.loads(arguments.output.read_text()), found, environment())
+    about = {key: value for key, value in found.items() if key not in ("benchmark", "rows", "cases", *RUN)}
+    report("peer", found["rows"], arguments.output, **{"quick": arguments.quick, **about})
 
 
 if __name__ == "__main__":

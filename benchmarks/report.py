@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report_sections import SECTIONS, Section, all_columns, number, peer_rows, peers_result, table
+from report_sections import PEER_RESULTS, SECTIONS, Section, all_columns, number, peer_rows, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "images"
@@ -47,14 +47,16 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def less_time(results: Results) -> Finding:
-    name, peer = peers_result(results)
-    rows = [row for row in peer_rows(peer, "texts in a row in one voice") if "times_ours_ratio" in row]
-    if not rows:
-        return Finding(None, NOT_MEASURED)
-    ratio, (low, high) = rows[0]["times_ours_ratio"], rows[0]["times_ours_range"]
-    saved, least, most = (100 * (1 - 1 / times) for times in (ratio, low, high))
-    text = f"{saved:.0f}% less than {rows[0]['system']} ({least:.0f} to {most:.0f}%), {rows[0]['measure']}"
-    return Finding(saved >= 15, text, name)
+    for name in PEER_RESULTS:
+        rows = peer_rows(results.get(name, {}), "texts in a row in one voice")
+        times = [row for row in rows if row["unit"] == "ms" and "times_ours_ratio" in row]
+        if times:
+            ratio, (low, high) = times[0]["times_ours_ratio"], times[0]["times_ours_range"]
+            saved, least, most = (100 * (1 - 1 / figure) for figure in (ratio, low, high))
+            what = f"{times[0]['measure']}, threads: {results[name]['environment']['threads']}"
+            text = f"{saved:.0f}% less than {times[0]['system']} ({least:.0f} to {most:.0f}%), {what}"
+            return Finding(saved >= 15, text, name)
+    return Finding(None, NOT_MEASURED)
 
 
 def less_memory(results: Results) -> Finding:
@@ -114,6 +116,9 @@ def steady(results: Results) -> Finding:
 
 TARGETS: dict[str, Callable[[Results], Finding]] = {
     "multi-chunk text in 15% less time, hoped 25%": less_time,
+    "the same, caches on against off": streamed(
+        "less_time_than_nothing_kept", lambda x: f"{100 * x:.0f}% less on the embedded voice", lambda x: x >= 0.15
+    ),
     "300 MB less transient memory": less_memory,
     "90% cache hits on streaming chunks": streamed("hit_rate", lambda x: f"{100 * x:.0f}%", lambda x: x >= 0.9),
     "no quality loss": quality,

@@ -55,10 +55,13 @@ class System:
         return {"samples": wav.shape[-1]}
 
     def generate(self, texts: list[str], tokens: int, reference: str | None = None) -> dict[str, Any]:
-        """Whole texts one after the other; with ``reference``, every call names the recording."""
+        """Whole texts in a row, each from a seed of its own; with ``reference``, every call names the recording."""
         self.bound(tokens)
-        audio = [self.tts.generate(text, audio_prompt_path=reference) for text in texts]
-        return {"samples": [wav.shape[-1] for wav in audio]}
+        samples = []
+        for seed, text in enumerate(texts):
+            torch.manual_seed(seed)
+            samples.append(self.tts.generate(text, audio_prompt_path=reference).shape[-1])
+        return {"samples": samples}
 
     def stream(self, text: str, tokens: int, chunk_size: int) -> dict[str, Any]:
         """``arrived_ms`` of every chunk since the call, and its ``samples``."""

@@ -113,10 +113,25 @@ def test_both_say_the_same_texts_in_a_voice_new_to_both(peer):
     assert ("3 texts in a row in one voice, peak above memory before (MiB)", peer.OURS, 2.0) in values
 
 
-def test_two_that_did_not_say_the_same_are_not_compared(peer):
-    systems = {peer.OURS: Said([960]), peer.UPSTREAM: Said([1920])}
-    with pytest.raises(RuntimeError, match="did not say the same"):
-        list(peer.generate(systems, peer.QUICK, "voice.wav"))
+def test_what_was_said_stands_beside_the_time_it_took(peer):
+    systems = {peer.OURS: Said([960, 960]), peer.UPSTREAM: Said([960])}
+    rows = peer.rows_of(peer.in_turns(1, 0, lambda: peer.several(systems, peer.QUICK, "voice.wav")))
+    said = [row for row in rows if row["measure"].endswith("audio said")]
+    assert [row["median"] for row in said] == [80.0, 40.0] and said[1]["times_ours_ratio"] == 0.5
+
+
+def test_cases_measured_again_replace_those_of_the_same_machine_and_size(peer):
+    here = peer.environment()
+    rows = [{"measure": "slow", "median": 9.0}, {"measure": "kept", "median": 1.0}]
+    old = {"rows": rows, "failed": {"several": "it died"}, "size": {"turns": 2}, "environment": here}
+    new = {"rows": [{"measure": "slow", "median": 3.0}], "failed": {}, "size": {"turns": 2}, "cases": ["several"]}
+    both = peer.merged(old, new, here)
+    assert both["rows"] == [{"measure": "kept", "median": 1.0}, {"measure": "slow", "median": 3.0}]
+    assert both["failed"] == {} and both["measured_again"] == [{"cases": ["several"], "commit": here["commit"]}]
+    with pytest.raises(ValueError, match="another size"):
+        peer.merged({**old, "size": {"turns": 9}}, new, here)
+    with pytest.raises(ValueError, match="different machines"):
+        peer.merged(old, new, {**here, "cpu": "another"})
 
 
 def test_every_recording_is_another(peer, tmp_path):

@@ -75,6 +75,12 @@ def test_a_target_is_reached_or_not_by_the_measured_ratio(report, ratio, word):
     assert word in line and "`peer_quick.json`" in line and f"{100 * (1 - 1 / ratio):.0f}% less" in line
 
 
+def test_a_figure_that_the_quick_comparison_lacks_is_of_the_one_in_one_thread(report):
+    lacking = {**peer_result(2.0), "rows": []}
+    line = target(report, {"peer_quick": lacking, "peer_one_thread": peer_result(1.25)}, "multi-chunk text")
+    assert "20% less" in line and "`peer_one_thread.json`" in line
+
+
 def test_the_long_comparison_stands_before_the_quick_one(report):
     line = target(report, {"peer": peer_result(2.0), "peer_quick": peer_result(1.0)}, "multi-chunk text")
     assert "50% less" in line and "`peer.json`" in line
@@ -83,12 +89,12 @@ def test_the_long_comparison_stands_before_the_quick_one(report):
 @pytest.mark.parametrize(
     ("measured", "word"),
     [
-        ({"hit_rate": 0.93, "t3_gap_ms": 40.0}, "| reached |"),
-        ({"hit_rate": 0.8, "t3_gap_ms": 70.0}, "| **not reached** |"),
+        ({"hit_rate": 0.93, "t3_gap_ms": 40.0, "less_time_than_nothing_kept": 0.16}, "| reached |"),
+        ({"hit_rate": 0.8, "t3_gap_ms": 70.0, "less_time_than_nothing_kept": 0.14}, "| **not reached** |"),
     ],
 )
 def test_targets_of_streaming_are_read_once_it_was_measured(report, measured, word):
-    for name in ("cache hits", "between chunks"):
+    for name in ("cache hits", "between chunks", "caches on against off"):
         assert "not measured yet" in target(report, {}, name)
         assert "not measured yet" in target(report, {"streaming": {"rows": []}}, name)
         assert word in target(report, {"streaming": {"targets": measured}}, name)
@@ -102,6 +108,11 @@ def test_a_failed_case_and_its_machine_are_on_the_page(report):
     )
     assert "`python benchmarks/peer.py --quick`: Some CPU, 2 cores, 2 threads." in text
     assert "benchmark_peer" in report.images({"peer": peer_result(1.2)})
+
+
+def test_an_hour_of_streaming_is_shown_by_its_figures(report):
+    text = report.page({"streaming_hour": {"append_minutes": 60, "append_t3_ms_per_token_last_over_first": 1.02}})
+    assert "| append minutes | 60 |" in text and "| append t3 ms per token last over first | 1.02 |" in text
 
 
 def test_results_that_no_section_is_of_are_shown_as_they_are(report):
