@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,11 @@ class Finding:
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Results by the name of their file, without its ending."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """Results by the name of their file, without its ending; in a clone, of those that git knows."""
+    listed = subprocess.run(["git", "ls-files", "*.json"], cwd=folder, capture_output=True, text=True, check=False)
+    names = listed.stdout.split() or [path.name for path in folder.glob("*.json")]
+    paths = (folder / name for name in sorted(names) if "/" not in name)
+    return {path.stem: json.loads(path.read_text()) for path in paths if path.is_file()}
 
 
 def less_time(results: Results) -> Finding:

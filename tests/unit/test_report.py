@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_every_result_is_on_the_page_and_every_picture_of_the_page_is_there(repo
     assert {name for name in results if f"`benchmarks/results/{name}.json`" not in text} == set()
     pictures = re.findall(r"\]\((images/[^)]+)\)", text)
     assert len(pictures) >= 2 and all((ROOT / "docs" / picture).is_file() for picture in pictures)
+
+
+def test_results_are_those_that_git_knows_or_without_git_all(report, tmp_path):
+    for name in ("known", "new"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert report.load(tmp_path).keys() == {"known", "new"}
+    for command in (["init", "-q"], ["add", "known.json"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert report.load(tmp_path).keys() == {"known"}
 
 
 def test_without_results_all_that_is_missing_is_named(report):
