@@ -21,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming streaming-hour report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -73,6 +73,15 @@ PEER_RESULT = $(if $(findstring --quick,$(ARGS)),peer_quick,peer)
 bench-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 	$(BIN)/python benchmarks/peer.py --peer "$(abspath $(PEER_VENV))/bin/python" \
 		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o benchmarks/results/$(PEER_RESULT).json $(ARGS)
+
+# Streaming with the embedded voice: a quarter of an hour on two cores, two minutes with ARGS=--quick.
+bench-streaming: $(READY)
+	$(BIN)/python benchmarks/streaming.py -o benchmarks/results/streaming.json $(ARGS)
+
+# An hour of audio in one stream, in each continuity: goes on with the mode that it was at; half an hour on one core.
+streaming-hour: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streaming_hour.py -o benchmarks/results/streaming_hour.json \
+		--plot docs/images/streaming_hour.svg $(ARGS)
 
 # docs/benchmarks.md and its plots, of the results that lie in benchmarks/results.
 report: $(READY)

@@ -1,0 +1,95 @@
+"""Streaming with the embedded voice: is it the same speech, how soon, how steadily, at what cost, how well joined?
+
+``python benchmarks/streaming.py -o benchmarks/results/streaming.json``, or ``make bench-streaming``: a quarter of an
+hour on two cores; ``--quick`` takes two minutes. Sections can be run one by one and keep the others' rows;
+``measured_in`` has the environment of each:
+
+- ``equivalence``: tokens and length of streams against whole speech; log-mel distance to whole audio of the same codes
+  and noise, and, as a floor, between whole audios of two noises; the click measure at seams and inside.
+- ``schedule``: time to first audio, gaps, a simulated player, T3's part; one setting differs from the defaults at once.
+- ``long``: texts of 5, 20, 100 utterances with caches on and off, with time, hits and memory.
+- ``continuity``: 20 paragraphs, sentence by sentence, in each of the three modes.
+
+The comparison with chatterbox-streaming 0.1.2 at the published size is in peer.py, and what a prefix is worth there in
+prefill.py. An hour in one stream is streaming_hour.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chatterbox import ChatterboxTTS
+from harness import environment, report
+from streaming_audio import audio_equivalence, continuity, equivalence
+from streaming_times import NOTHING, ON, long_texts, schedules
+
+Row = dict[str, Any]
+SECTIONS = {
+    "equivalence": ("tokens", "audio"),
+    "schedule": ("schedule",),
+    "long": ("long texts",),
+    "continuity": ("continuity",),
+}
+
+
+def measure(section: str, quick: bool) -> list[Row]:
+    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
+    run: dict[str, Callable[[], list[Row]]] = {
+        "equivalence": lambda: equivalence(tts, 4 if quick else 40) + audio_equivalence(tts, 3 if quick else 20),
+        "schedule": lambda: schedules(tts, 1 if quick else 4, 1 if quick else 2),
+        "long": lambda: long_texts([(3, 1)] if quick else [(5, 4), (20, 2), (100, 1)]),
+        "continuity": lambda: continuity(tts, 2 if quick else 20),
+    }
+    return run[section]()
+
+
+def targets(rows: list[Row]) -> dict[str, float]:
+    """The figures that issue and report ask for; the default schedule, the longest text."""
+    found: dict[str, float] = {}
+    schedule = [row for row in rows if row["table"] == "schedule"]
+    if schedule:
+        found |= {name: schedule[0][name] for name in ("t3_gap_ms", "t3_gap_p95_ms", "first_audio_ms", "underruns")}
+    texts = [row for row in rows if row["table"] == "long texts"]
+    if texts:
+        most = max(row["utterances"] for row in texts)
+        by_case = {(row["way"], row["kept"]): row for row in texts if row["utterances"] == most}
+        streamed, called = by_case["one stream", ON], by_case["a call an utterance", NOTHING]
+        found |= {
+            "hit_rate": streamed["hit_rate"],
+            "hit_rate_shared": streamed["hit_rate_shared"],
+            "hit_rate_append": by_case["one stream, append", ON]["hit_rate"],
+            "less_time_than_nothing_kept": called["less_time_with_caches"],
+            "less_time_than_no_prefix_cache": by_case["one stream", "no prefix cache"]["less_time_with_caches"],
+            "growth_kib_per_utterance": streamed["growth_kib_per_utterance"],
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="the other sections' rows stay as they are")
+    arguments = parser.parse_args()
+    chosen = arguments.only or list(SECTIONS)
+    known = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    measured = {section: environment() for section in chosen}
+    if not arguments.only:
+        known = {}
+    rows: list[Row] = []
+    for section, tables in SECTIONS.items():
+        if section in chosen:
+            rows += measure(section, arguments.quick)
+        else:
+            rows += [row for row in known.get("rows", ()) if row["table"] in tables]
+    about = {"targets": targets(rows), "model": "tiny", "quick": arguments.quick}
+    environments = {**known.get("measured_in", {}), **measured}
+    report("streaming", rows, arguments.output, **about, measured_in=environments)
+
+
+if __name__ == "__main__":
+    main()
