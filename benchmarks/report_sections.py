@@ -279,6 +279,13 @@ SECTIONS = (
     Section("Streaming", ("streaming",), "python benchmarks/streaming.py", all_columns),
     Section("Streaming for an hour", ("streaming_hour",), "python benchmarks/streaming.py", hour_text),
     Section(
+        "Import",
+        ("import_time",),
+        "python benchmarks/import_time.py",
+        all_columns,
+        about="A whole process that does nothing else, the interpreter's start included. Ratios are to `import torch`.",
+    ),
+    Section(
         "The watermark on a stream",
         ("watermark_stream",),
         "python benchmarks/watermark_stream.py",

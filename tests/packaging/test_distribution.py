@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "chatterbox"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = r"\d+\.\d+\.\d+"
-OVERRIDES = ("kvcache=sliding", "kvcache.window_size=256", "sampling.temperature=0.6")
+OVERRIDES = ("kvcache=sliding", "kvcache.window_size=256", "sampling.max_new_tokens=10")
 
 
 def run(*command: object, **options: object) -> str:
@@ -135,8 +135,8 @@ def check_main_job(python: Path, folder: Path) -> None:
     for name, overrides in (("plain.wav", ()), ("overridden.wav", OVERRIDES)):
         command = (python.parent / "chatterbox", "say", "Hello there.", "-o", name, "--seed", 1, *overrides)
         run(*command, cwd=folder, env=environment)
-        assert 0.3 < soundfile.info(str(folder / name)).duration < 4.0
-    assert (folder / "plain.wav").read_bytes() != (folder / "overridden.wav").read_bytes()
+    seconds = soundfile.info(str(folder / "plain.wav")).duration
+    assert 0.3 < soundfile.info(str(folder / "overridden.wav")).duration <= 0.41 < seconds < 4.0
 
 
 def test_the_wheel_speaks(wheel, tmp_path):

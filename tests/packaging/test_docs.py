@@ -52,7 +52,7 @@ def test_python_of_a_page_runs(page, tmp_path):
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page):
     named = FILE.findall(page.read_text(encoding="utf-8"))
-    assert not [name for name in named if not (ROOT / name).exists()]
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
 
 
 def test_files_are_named():
