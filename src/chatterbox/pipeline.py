@@ -187,11 +187,11 @@ def speak_stream(
     is_single = isinstance(texts, list) and len(texts) == 1
     if not (streaming is None and is_single):
         request = with_seed(request)
+    renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
     drawn: Generator[Drawn, None, None] | Ahead[Drawn] = draw(t3, tokenizer, voice, request, texts, streaming, prefixes)
     if plan.decode_ahead and not (streaming is None and is_single):
         # On a CPU the two share the cores: the first chunk gets them all, so that it is heard sooner.
         drawn = Ahead(drawn, plan.decode_ahead, start=streaming is None or t3.device.type != "cpu")
-    renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
     is_written = not isinstance(request.text, str)
     with closing(drawn):
         for chunk in render(drawn, renderer, plan, request.seed, watch, on_token, may_stall=is_written):
