@@ -56,10 +56,20 @@ def test_commands_are_the_commands(offline):
 def test_streaming_commands(offline):
     from chatterbox.cli import main
 
-    alone, piped = snippets("sh")[2].splitlines()
+    alone, piped = snippets("sh")[3].splitlines()
     assert main(shlex.split(alone)[1:]) == 0
     assert soundfile.info("hello.wav").duration > 0.3
     assert [part.split()[0] for part in piped.split("|")] == ["llm", "chatterbox", "aplay"]
     command = [sys.executable, "-m", "chatterbox.cli", *piped.split("|")[1].split()[1:]]
     done = subprocess.run(command, input=b"Hello there.", capture_output=True)
     assert done.returncode == 0 and len(done.stdout) > 0.3 * 2 * 24_000
+
+
+def test_a_policy_on_one_command_line(offline):
+    from chatterbox.cli import main
+
+    say, bench = (shlex.split(line) for line in snippets("sh")[2].splitlines())
+    assert main(say[1:]) == 0 and soundfile.info("hello.wav").duration > 0.1
+    quick = ["benchmark=quick", "-o", "table"]
+    assert main([*bench[1:], *quick]) == 0
+    assert len(Path("table", "jobs.jsonl").read_text().splitlines()) == 4
