@@ -125,6 +125,12 @@ class TestContinued:
             assert (speaker.num_computed < plain.num_computed) == served
             assert speaker.num_served + speaker.num_computed == plain.num_served + plain.num_computed
 
+    def test_without_a_budget_nothing_is_served(self, t3: T3) -> None:
+        speaker = Utterances(t3, prefixes=PrefixSource(t3, GlobalKVCacheManager(budget_bytes=0)))
+        for request in self.texts(t3, 2):
+            list(speaker.stream(request))
+        assert speaker.num_served == 0 < speaker.num_computed
+
     def test_a_full_cache_begins_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(utterances, "CONTINUED_LEN", 100)
         t3 = build(SMALL)

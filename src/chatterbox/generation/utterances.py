@@ -78,7 +78,9 @@ class Utterances:
             return
         cache.require_pinned(range(prefix_len(self._t3, request)))
         with self._prefixes.acquire(request) as prefix:
-            self._count(request, 0, request.num_rows * prefix.length - prefix.num_computed)
+            # Where nothing is kept, what the rows share is counted in each lease.
+            served = max(0, request.num_rows * prefix.length - prefix.num_computed)
+            self._count(request, 0, served)
             yield from run(self._t3, request, cache, prefix=prefix)
 
     def _allocate(self, request: DecodeRequest, needed: int) -> KVCache | None:
