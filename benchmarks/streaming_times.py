@@ -200,7 +200,7 @@ class LongText:
 
 
 def long_texts(plan: Sequence[tuple[int, int]]) -> list[Row]:
-    """``plan``: numbers of utterances, and turns of each."""
+    """``plan``: numbers of utterances, and turns of each. One of a single turn does without one of the ways."""
     rows = []
     for num_utterances, turns in plan:
         text = LongText(num_utterances)
@@ -212,6 +212,8 @@ def long_texts(plan: Sequence[tuple[int, int]]) -> list[Row]:
             ("a call an utterance", NO_PREFIX): text.called,
             ("a call an utterance", NOTHING): text.called,
         }
+        if turns == 1:
+            del ways["a call an utterance", NO_PREFIX]
         times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
         last: dict[tuple[str, str], tuple[StreamingMetrics, Memory]] = {}
         for tts in text.models.values():
