@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -111,3 +112,14 @@ def test_missing_cases_are_refused(report):
 )
 def test_what_a_line_of_the_plot_joins(report, name, family):
     assert report.family(name) == family
+
+
+def test_the_page_shows_the_figures_of_the_committed_run(report):
+    result = json.loads((BENCHMARKS / "results" / "quality.json").read_text())
+    docs = BENCHMARKS.parent / "docs"
+    page = (docs / "kvcache.md").read_text()
+    assert len(result["rows"]) > 20 and {row["cases"] for row in result["rows"]} == {160}
+    assert report.table(result["rows"]) in page, "put the table that make quality prints into docs/kvcache.md"
+    assert (
+        "(images/quality_vs_bytes.png)" in page and (BENCHMARKS.parent / "docs/images/quality_vs_bytes.png").is_file()
+    )
