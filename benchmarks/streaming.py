@@ -60,7 +60,7 @@ def targets(rows: list[Row]) -> dict[str, float]:
         streamed, called = by_case["one stream", ON], by_case["a call an utterance", NOTHING]
         found |= {
             "hit_rate": streamed["hit_rate"],
-            "hit_rate_shared": streamed["hit_rate_shared"],
+            "voices_found": streamed["voices_found"],
             "hit_rate_append": by_case["one stream, append", ON]["hit_rate"],
             "less_time_than_nothing_kept": called["less_time_with_caches"],
             "less_time_than_no_prefix_cache": by_case["one stream", "no prefix cache"]["less_time_with_caches"],

@@ -20,7 +20,7 @@ import psutil
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, StreamingConfig
-from chatterbox.generation.requests import prefix_len
+from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.speech_request import SpeechRequest, decode_request, utterance_seed
 from chatterbox.streaming import StreamingMetrics
@@ -188,15 +188,15 @@ class LongText:
         seconds = time.perf_counter() - started
         return seconds, StreamingMetrics(total_audio_duration=samples / tts.sr)
 
-    def shared_len(self) -> int:
-        """Positions of all utterances that do not depend on what is said: the voice in both rows, the empty row."""
+    def voices_found(self) -> float:
+        """Share of utterances, in turn and from nothing, whose voice is there; no speech is needed to know."""
         tts = self.models[ON]
-        voice = tts.conds
-        request = SpeechRequest(self.text, voice, tts.sampling)
-        prefixes = [
-            prefix_len(tts.t3, decode_request(tts.t3, tts.tokenizer, voice, request, part)) for part in self.parts
-        ]
-        return sum(prefixes) + tts.t3.cond_len_of(voice.t3) * len(prefixes)
+        source, found = PrefixSource(tts.t3, KVCacheConfig()), 0
+        for part in self.parts:
+            request = SpeechRequest(part, tts.conds, tts.sampling)
+            with source.acquire(decode_request(tts.t3, tts.tokenizer, tts.conds, request)) as prefix:
+                found += prefix.num_computed < prefix.length
+        return found / len(self.parts)
 
 
 def long_texts(plan: Sequence[tuple[int, int]]) -> list[Row]:
@@ -254,9 +254,7 @@ def _long_row(
     }
 
 
-def _hits(text: LongText, metrics: StreamingMetrics, mode: str) -> Row:
-    """Of all positions before drawn tokens, and of those that utterances have in common whatever they say."""
+def _hits(text: LongText, metrics: StreamingMetrics, way: str) -> Row:
+    """Of positions before drawn tokens, and of utterances whose voice was there."""
     hits = {"hit_rate": round(metrics.cache_hit_rate, 4)}
-    if mode == "one stream":
-        hits["hit_rate_shared"] = round(metrics.positions_served / text.shared_len(), 4)
-    return hits
+    return hits | ({"voices_found": text.voices_found()} if way == "one stream" and metrics.cache_hit_rate else {})
