@@ -195,7 +195,7 @@ class LongText:
         for part in self.parts:
             request = SpeechRequest(part, tts.conds, tts.sampling)
             with source.acquire(decode_request(tts.t3, tts.tokenizer, tts.conds, request)) as prefix:
-                found += prefix.num_computed < prefix.length
+                found += prefix.num_served > 0
         return found / len(self.parts)
 
 

@@ -139,7 +139,7 @@ class TestContinued:
         caches = set()
         for request in requests:
             alone = generate(t3, request).tolist()
-            began = speaker._cache is None or not speaker._follows(required_capacity(t3, request))
+            began = speaker._cache is None or not speaker._follows(speaker._cache, required_capacity(t3, request))
             drawn = list(speaker.stream(request))
             caches.add(id(speaker._cache))
             assert speaker._cache.length <= speaker._cache.capacity == max(100, 2 * required_capacity(t3, requests[0]))

@@ -40,7 +40,7 @@ class RowPrefixes:
     """Leased segments of each row of a request, all up to its start tokens. Use it in a ``with`` block."""
 
     leases: tuple[Lease, ...]
-    num_computed: int = 0  # positions that were not known; what both rows share counts once
+    num_served: int = 0  # positions of all rows that the manager knew before this request
 
     @property
     def rows(self) -> tuple[Segments, ...]:
@@ -92,18 +92,19 @@ class PrefixSource:
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
-        num_computed = 0
+        num_served = 0
         try:
             with self.manager.acquire(voice, emotion, partial(self._conditioning, cond), device=self.t3.device) as base:
-                num_computed += len_of(base.segments) - base.num_served
                 for labels, spoken in rows[: request.num_rows]:
                     fill = partial(self._text, text, spoken, base.segments)
                     leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
-                    num_computed += len_of(leases[-1].segments) - leases[-1].num_served
+                    known = leases[-1].num_served
+                    # No more than the base is known: by this very request, where it was computed just now.
+                    num_served += known if known > len_of(base.segments) else base.num_served
         except BaseException:
             RowPrefixes(tuple(leases)).release()
             raise
-        return RowPrefixes(tuple(leases), num_computed)
+        return RowPrefixes(tuple(leases), num_served)
 
     def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False) -> None:
         """Compute the beginnings of requests ahead of time. ``pin``: keep their voices' own parts on the device."""

@@ -59,28 +59,23 @@ class Utterances:
         Raises:
             ValueError: as `chatterbox.generation.requests.checked_limit`, or the cache cannot hold the request.
         """
-        needed = required_capacity(self._t3, request)
-        if not self._use_cache:
-            self._count(request, 0)
-            yield from run(self._t3, request, None)
-        elif self._cache is not None and self._follows(needed):
-            self._count(request, self._cache.length)
-            yield from run(self._t3, request, self._cache, kept_len=self._cache.length)
-        else:
-            cache = self._allocate(request, needed)
-            self._cache = cache if self._continued else None
-            yield from self._begin(request, cache)
+        needed, cache = required_capacity(self._t3, request), self._cache
+        if cache is not None and self._follows(cache, needed):
+            self._count(request, kept_len=cache.length)
+            yield from run(self._t3, request, cache, kept_len=cache.length)
+            return
+        cache = self._allocate(request, needed) if self._use_cache else None
+        self._cache = cache if self._continued else None
+        yield from self._begin(request, cache)
 
     def _begin(self, request: DecodeRequest, cache: KVCache | None) -> Iterator[int]:
         if self._prefixes is None or cache is None:
-            self._count(request, 0)
+            self._count(request)
             yield from run(self._t3, request, cache)
             return
         cache.require_pinned(range(prefix_len(self._t3, request)))
         with self._prefixes.acquire(request) as prefix:
-            # Where nothing is kept, what the rows share is counted in each lease.
-            served = max(0, request.num_rows * prefix.length - prefix.num_computed)
-            self._count(request, 0, served)
+            self._count(request, prefix.num_served)
             yield from run(self._t3, request, cache, prefix=prefix)
 
     def _allocate(self, request: DecodeRequest, needed: int) -> KVCache | None:
@@ -94,19 +89,17 @@ class Utterances:
         kind = policy(settings_of(self._policy).policy)
         return kind is not None and kind.has_ceiling
 
-    def _follows(self, needed: int) -> bool:
+    def _follows(self, cache: KVCache, needed: int) -> bool:
         """Whether ``needed`` positions more find room, in the cache and in the model."""
-        cache, backbone = self._cache, self._t3.hp.backbone
-        if cache is None:
-            return False
+        backbone = self._t3.hp.backbone
         most = backbone.max_positions if isinstance(backbone, GPT2Config) else ENDLESS
         return cache.length + needed <= min(cache.capacity, most)
 
-    def _count(self, request: DecodeRequest, kept_len: int, num_served: int | None = None) -> None:
-        """Count the positions before the request's first drawn token, ``kept_len`` of each row being held already."""
-        rows, new_len = request.num_rows, prefix_len(self._t3, request) + request.spoken_len
+    def _count(self, request: DecodeRequest, num_served: int = 0, *, kept_len: int = 0) -> None:
+        """Count the positions before the request's first drawn token; its rows go on behind ``kept_len`` of them."""
+        length = prefix_len(self._t3, request) + request.spoken_len
         if kept_len:
-            new_len += kept_len - self._t3.cond_len_of(request.t3_cond)
-        served = rows * kept_len if num_served is None else num_served
-        self.num_served += served
-        self.num_computed += rows * new_len - served
+            num_served = request.num_rows * kept_len
+            length += kept_len - self._t3.cond_len_of(request.t3_cond)
+        self.num_served += num_served
+        self.num_computed += request.num_rows * length - num_served
