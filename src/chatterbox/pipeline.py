@@ -21,7 +21,7 @@ from chatterbox.ahead import Ahead
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import StreamingConfig
-from chatterbox.generation.decode import generate_batch, stream
+from chatterbox.generation.decode import generate_batch
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.generation.utterances import Utterances
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -182,14 +182,14 @@ def speak_stream(
     """
     watch = Stopwatch()
     voice = request.conditionals.with_exaggeration(request.exaggeration)
-    plan = streaming or StreamingConfig()
+    plan = streaming or DEFAULTS
     texts = utterance_texts(t3, tokenizer, request, by_sentence=plan.continuity != "isolated")
-    is_single = isinstance(texts, list) and len(texts) == 1
-    if not (streaming is None and is_single):
+    in_one_piece = streaming is None and isinstance(texts, list) and len(texts) == 1
+    if not in_one_piece:
         request = with_seed(request)
     renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
     drawn: Generator[Drawn, None, None] | Ahead[Drawn] = draw(t3, tokenizer, voice, request, texts, streaming, prefixes)
-    if plan.decode_ahead and not (streaming is None and is_single):
+    if plan.decode_ahead and not in_one_piece:
         # On a CPU the two share the cores: the first chunk gets them all, so that it is heard sooner.
         drawn = Ahead(drawn, plan.decode_ahead, start=streaming is None or t3.device.type != "cpu")
     is_written = not isinstance(request.text, str)
@@ -224,7 +224,7 @@ def draw(
     prefixes: PrefixSource | None = None,
 ) -> Generator[Drawn, None, None]:
     """Speech codes of one utterance after another, as they are drawn; with ``streaming`` None an utterance at once."""
-    plan = streaming or StreamingConfig()
+    plan = streaming or DEFAULTS
     speaker = Utterances(
         t3,
         use_cache=request.use_cache,
@@ -268,12 +268,10 @@ def render(
     def chunk(audio: Tensor, last: Drawn) -> Iterator[SpeechChunk]:
         if not audio.shape[1]:
             return
-        known = last.positions_served + last.positions_computed
         metrics = watch.chunk(
             audio.shape[1],
             num_tokens=last.num_tokens,
             utterance=last.utterance,
-            cache_hit_rate=last.positions_served / known if known else 0.0,
             positions_served=last.positions_served,
             positions_computed=last.positions_computed,
         )
@@ -298,19 +296,6 @@ def render(
         logger.warning("the text ended before it said anything; nothing is spoken")
     elif renderer.is_open:
         yield from chunk(renderer.end(), last)
-
-
-def draw_speech_tokens(
-    t3: T3,
-    tokenizer: TextTokenizer,
-    voice: Conditionals,
-    request: SpeechRequest,
-    prefixes: PrefixSource | None = None,
-) -> Tensor:
-    """Speech tokens of the request's text in one utterance, (N,), as drawn: stop token and strays included."""
-    decode = decode_request(t3, tokenizer, voice, request)
-    tokens = stream(t3, decode, use_cache=request.use_cache, cache_policy=request.cache_policy, prefixes=prefixes)
-    return torch.tensor(list(tokens), dtype=torch.long)
 
 
 def render_codes(

@@ -44,9 +44,14 @@ class StreamingMetrics:
     tokens_time: float = 0.0  # of which T3 took, that was not ahead by so much
     num_tokens: int = 0  # speech tokens drawn so far for what was heard, stop tokens included
     utterance: int = 0  # which of the stream's utterances this chunk is of
-    cache_hit_rate: float = 0.0  # share of the positions before drawn tokens that were in memory
-    positions_served: int = 0
-    positions_computed: int = 0
+    positions_served: int = 0  # before drawn tokens: those that were in memory
+    positions_computed: int = 0  # and those that were not
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the positions before drawn tokens that were in memory."""
+        positions = self.positions_served + self.positions_computed
+        return self.positions_served / positions if positions else 0.0
 
     def summary(self) -> str:
         duration, waited = self.total_audio_duration or 0.0, self.total_generation_time or 0.0
@@ -123,7 +128,7 @@ class SpeechRenderer:
         watermarker: PerthWatermarker | None,
     ) -> None:
         """``gen``: the voice, of `S3Gen.embed_ref`. ``watermarker``: None leaves the audio unmarked."""
-        self._s3gen, self._gen, self._config = s3gen, gen, config
+        self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()
         self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
         self._due = next(self._lens)
         self._stream: S3GenStream | None = None
@@ -139,15 +144,13 @@ class SpeechRenderer:
 
     def begin(self, seed: int | None) -> None:
         """The next codes are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
-        config = self._config or StreamingConfig()
-        self._stream = S3GenStream(
-            self._s3gen, self._gen, seed=seed, context_len=config.context_window, fade=config.fade_duration
-        )
+        context_len, fade = self._config.context_window, self._config.fade_duration
+        self._stream = S3GenStream(self._s3gen, self._gen, seed=seed, context_len=context_len, fade=fade)
 
     def take(self, codes: list[int]) -> Tensor | None:
         """Codes follow; (1, N) samples on the CPU where they complete a chunk."""
         self._codes += codes
-        if self._stream is None or len(self._codes) + self._stream.num_waiting < self._due + self._stream.lookahead:
+        if self._stream is None or len(self._codes) + self._stream.num_waiting < self._due + self._stream.lookahead_len:
             return None
         return self._said(self._stream.push(self._handed_over()))
 

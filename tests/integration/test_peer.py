@@ -16,9 +16,9 @@ import torch
 
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
 from chatterbox.facade import SpeechModel
+from chatterbox.generation.decode import stream
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.pipeline import draw_speech_tokens
-from chatterbox.speech_request import SpeechRequest
+from chatterbox.speech_request import SpeechRequest, decode_request
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
@@ -112,7 +112,8 @@ def test_conditionals(ours, upstream):
 def test_speech_tokens(peer, ours, upstream):
     torch.manual_seed(SEED)
     request = SpeechRequest(peer.text, ours.conds, ours.sampling, **peer.speaking)
-    tokens = draw_speech_tokens(ours.t3, ours.tokenizer, ours.conds, request)
+    decode = decode_request(ours.t3, ours.tokenizer, ours.conds, request)
+    tokens = torch.tensor(list(stream(ours.t3, decode)))
     assert len(tokens) == MAX_NEW_TOKENS and tokens.unique().numel() > MAX_NEW_TOKENS // 2
     assert torch.equal(tokens, upstream["tokens"])
 

@@ -109,7 +109,7 @@ def test_nothing_is_said_that_may_change(tiny: ChatterboxTTS) -> None:
     stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
     assert stream.push(codes(3)).shape == (1, 0) and stream.num_waiting == 3
     assert stream.push(codes(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - HELD_FRAMES) * 480)
-    assert stream.num_waiting == stream.lookahead == 3
+    assert stream.num_waiting == stream.lookahead_len == 3
     assert stream.finish().shape == (1, (HELD_FRAMES + FRAMES_PER_TOKEN * 3) * 480) and stream.num_waiting == 0
     assert stream.finish().shape == (1, 0)
 

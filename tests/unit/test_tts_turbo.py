@@ -17,12 +17,13 @@ from chatterbox import checkpoints, tts_turbo
 from chatterbox.checkpoints import NANO, TURBO, CheckpointError
 from chatterbox.cli import main
 from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.generation.decode import generate
 from chatterbox.loudness import integrated_loudness
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
-from chatterbox.pipeline import draw_speech_tokens, speak
+from chatterbox.pipeline import speak
 from chatterbox.speech_codes import valid_codes
-from chatterbox.speech_request import SpeechRequest
+from chatterbox.speech_request import SpeechRequest, decode_request
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from tests.folders import SMALL_TURBO, recording
@@ -132,7 +133,7 @@ def test_text_longer_than_the_positions(turbo):
     sampling = dataclasses.replace(turbo.sampling, max_new_tokens=60)
     request = SpeechRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
     with pytest.raises(ValueError, match=r"180 of text and \d+ of speech are more than the model's 200; split"):
-        draw_speech_tokens(turbo.t3, turbo.tokenizer, turbo.conds, request)
+        generate(turbo.t3, decode_request(turbo.t3, turbo.tokenizer, turbo.conds, request))
     assert speak(turbo.t3, turbo.s3gen, turbo.tokenizer, request).duration > 0  # in several utterances
 
 

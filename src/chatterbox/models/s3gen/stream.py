@@ -77,7 +77,7 @@ class S3GenStream:
         """
         self._s3gen, self._reference = s3gen, reference
         self._noise = None if seed is None else FrameNoise(s3gen, seed)
-        self._lookahead = s3gen.config.flow.encoder.lookahead_len
+        self.lookahead_len = s3gen.config.flow.encoder.lookahead_len  # tokens that `push` holds back: they see ahead
         self._hop_len = s3gen.config.vocoder.hop_len
         prompt_len = self._prompt_len()
         self._surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * prompt_len
@@ -91,9 +91,8 @@ class S3GenStream:
         self._num_spoken = 0  # frames whose waveform was handed out
         self._turns = 0.0  # of the fundamental at that frame
         self._tail: Tensor | None = None  # (1, fade) samples beyond it, as the last piece would have gone on
-        self._mel = torch.zeros(
-            1, s3gen.config.flow.num_mels, 0
-        )  # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
+        # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
+        self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0)
         self._mel_start = 0
         self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
@@ -106,11 +105,6 @@ class S3GenStream:
         """Tokens that were pushed and are not rendered yet, those ahead included."""
         return self._first + len(self._tokens) - self._num_rendered
 
-    @property
-    def lookahead(self) -> int:
-        """Tokens at the end that `push` does not render yet: what follows shapes them."""
-        return self._lookahead
-
     @torch.inference_mode()
     def push(self, tokens: Tensor) -> Tensor:
         """Waveform (1, N) of what can be said now that ``tokens`` (n,) follow; N may be 0.
@@ -121,13 +115,13 @@ class S3GenStream:
         if self._noise is None:
             raise RuntimeError("a stream in pieces needs a seed of its own; finish(tokens) renders all at once")
         self._take(tokens)
-        if self.num_waiting <= self._lookahead:
+        if self.num_waiting <= self.lookahead_len:
             return self._nothing()
         return self._render(self._noise, is_last=False)
 
     @torch.inference_mode()
     def finish(self, tokens: Tensor | None = None) -> Tensor:
-        """Waveform (1, N) of all that is left, with ``tokens`` (n,) as the last; the stream is over."""
+        """Waveform (1, N) of all that is left, with ``tokens`` (n,) as the last. More may follow, unblended."""
         if tokens is not None:
             self._take(tokens)
         if self._noise is None:
@@ -166,7 +160,7 @@ class S3GenStream:
         mel = self._s3gen.flow_inference(
             self._tokens.to(self._s3gen.device), ref_dict=self._reference, finalize=is_last, z=noise
         )
-        self._num_rendered = start + len(self._tokens) - (0 if is_last else self._lookahead)
+        self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
         return self._checked(mel, "S3Gen's flow"), FRAMES_PER_TOKEN * self._num_rendered - self._surplus
 
     def _blend(self, mel: Tensor, end: int) -> None:
