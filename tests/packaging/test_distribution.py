@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -15,33 +14,24 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from tests.packaging.support import ROOT, copy_tree, run
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # comes with pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "chatterbox"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = r"\d+\.\d+\.\d+"
 OVERRIDES = ("kvcache=sliding", "kvcache.window_size=256", "sampling.max_new_tokens=10")
 
 
-def run(*command: object, **options: object) -> str:
-    """Standard output of a command; what it said where it failed."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from what is here, without touching the working tree."""
     folder = tmp_path_factory.mktemp("sdist")
-    copy = folder / "tree"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "configs"):
-        run("cp", "-r", ROOT / name, copy / name)
+    copy = copy_tree(folder / "tree")
     build = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
     run(sys.executable, "-c", build, cwd=copy)
     return next(folder.glob("*.tar.gz"))

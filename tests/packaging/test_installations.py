@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,26 +12,16 @@ import soundfile
 
 from chatterbox.cli.configs import filled
 from chatterbox.compose import compose_config, to_yaml
+from tests.packaging.support import copy_tree, run
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = ("kvcache=phone", "kvcache.window_size=100", "sampling.temperature=0.6")
 KINDS = ("clone", "editable", "wheel")
-
-
-def run(*command: object, **options: object) -> str:
-    """Standard output of a command; what it said where it failed."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is here, without what an installation left in it."""
-    copy = tmp_path_factory.mktemp("clone") / "tree"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "configs"):
-        run("cp", "-r", ROOT / name, copy / name)
+    copy = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
     for folder in (copy / "src").glob("*.egg-info"):
         run("rm", "-r", folder)
     return copy

@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 
-from chatterbox.cli import bench, main, plots
+from chatterbox.cli import bench, plots
 from chatterbox.cli.measure import PeakMemory, agreement
 from chatterbox.cli.speaker import Speaker
 from chatterbox.compose import compose_config
 from chatterbox.config import BenchmarkConfig, from_dict
 from tests.folders import SMALL
+from tests.unit.command import command
 
 SAYS_SO = ("tokens_per_s", "ms_per_token", "first_token_ms", "first_audio_ms", "rtf", "peak_mib")
 NUM_TOKENS = SMALL.sampling.max_new_tokens
@@ -28,15 +29,7 @@ PACKS_SOON = ("kvcache.group_size=4", "kvcache.residual_size=4")
 @pytest.fixture
 def run(capsys, small_folder):
     """Runs ``chatterbox bench …`` on the small model: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(["bench", "model=folder", f"model.source={small_folder}", *arguments])
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return call
+    return command(capsys, "bench", "model=folder", f"model.source={small_folder}")
 
 
 def lines(folder) -> list[dict]:

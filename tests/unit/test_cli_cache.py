@@ -10,6 +10,7 @@ import pytest
 
 from chatterbox.cli import main
 from chatterbox.generation.prefix import PrefixSource
+from tests.unit.command import command
 
 TEXTS = ("Good morning.", "Good evening.")
 
@@ -17,15 +18,7 @@ TEXTS = ("Good morning.", "Good evening.")
 @pytest.fixture
 def run(capsys):
     """Runs ``chatterbox cache …``: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(["cache", *arguments])
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return call
+    return command(capsys, "cache")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from chatterbox.compose import compose_config
 from chatterbox.config import BenchmarkConfig, SayConfig, StreamConfig, from_dict, to_dict
 from chatterbox.settings import PRIMARY, groups_of, settings_of
 from tests.folders import SMALL
+from tests.unit.command import command
 
 COMMANDS = {"say": SayConfig, "stream": StreamConfig, "bench": BenchmarkConfig, "config": BenchmarkConfig}
 
@@ -23,15 +24,7 @@ COMMANDS = {"say": SayConfig, "stream": StreamConfig, "bench": BenchmarkConfig, 
 def run(capsys, monkeypatch):
     """Runs ``chatterbox config …`` offline: (exit code, standard output, standard error)."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(["config", *arguments])
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return call
+    return command(capsys, "config")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from chatterbox.cli import main, voices
 from chatterbox.cli.voices import Library, default_folder
 from chatterbox.conditioning import Conditionals
 from tests.folders import recording
+from tests.unit.command import command
 
 
 @pytest.fixture
@@ -24,15 +25,7 @@ def library(tmp_path, monkeypatch) -> Library:
 @pytest.fixture
 def run(small_folder, capsys, library):
     """Runs ``chatterbox …``: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(list(arguments))
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return call
+    return command(capsys)
 
 
 @pytest.fixture
