@@ -149,19 +149,27 @@ def speak_batch(
     results = []
     for request, voice, parts in zip(requests, voices, texts, strict=True):
         watch = Stopwatch()
-        drawn = [at_once(t3, request, next(tokens), index) for index in range(len(parts))]
+        drawn = [at_once(t3, request, text, next(tokens), index) for index, text in enumerate(parts)]
         renderer = SpeechRenderer(s3gen, voice.gen, None, watermarker if request.watermark else None)
         result = collect(render(iter(drawn), renderer, DEFAULTS, request.seed, watch))
         results.append(dataclasses.replace(result, tokens_time=seconds))
     return results
 
 
-def at_once(t3: T3, request: SpeechRequest, tokens: Tensor, index: int) -> Drawn:
-    """An utterance whose tokens (N,) are all drawn."""
+def at_once(t3: T3, request: SpeechRequest, text: str, tokens: Tensor, index: int) -> Drawn:
+    """The utterance of ``text``, whose tokens (N,) are all drawn."""
     codes = SpeechCodes(t3.hp, request.guard, at_once=True)
     for token in tokens.tolist():
         codes.push(token)
-    return Drawn(codes.finish(), index, True, len(tokens), 0, 0)
+    return Drawn(finish(codes, text), index, True, len(tokens), 0, 0)
+
+
+def finish(codes: SpeechCodes, text: str) -> list[int]:
+    """The codes of an utterance that were not certain before its end; that there are none at all is logged."""
+    rest = codes.finish()
+    if not codes.kept:
+        logger.warning("the model said nothing of %r; try another seed", text[:80])
+    return rest
 
 
 def speak_stream(
@@ -245,7 +253,7 @@ def draw(
             logger.warning(
                 "an utterance was cut off at max_new_tokens %d: %r; raise it", decode.max_new_tokens, text[:80]
             )
-        rest = codes.finish()
+        rest = finish(codes, text)
         if plan.continuity == "history":
             said = (text, codes.kept) if 0 < len(codes.kept) <= plan.history_len else None
         yield Drawn(rest, index, True, num_tokens, speaker.num_served, speaker.num_computed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox.models.t3.linear import project
+from chatterbox.models.linear import linear
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 33, 128, 129])
@@ -14,14 +14,14 @@ def test_product(rows: int, dtype: torch.dtype) -> None:
     weight, x = torch.randn(24, 16).to(dtype), torch.randn(3, rows, 16).to(dtype)[1:2]
     expected = (x.double() @ weight.double().T).to(dtype)
     with torch.inference_mode():
-        torch.testing.assert_close(project(x, weight), expected)
+        torch.testing.assert_close(linear(x, weight), expected)
         interleaved = x[0].T.contiguous().T  # rows that do not lie whole in memory
-        torch.testing.assert_close(project(interleaved, weight), expected[0])
+        torch.testing.assert_close(linear(interleaved, weight), expected[0])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_gradient_reaches_weight_and_input(rows: int) -> None:
     weight, x = torch.randn(24, 16, requires_grad=True), torch.randn(rows, 16, requires_grad=True)
-    project(x, weight).sum().backward()
+    linear(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(24, 16))
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(rows, 16))

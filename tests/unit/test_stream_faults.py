@@ -161,6 +161,21 @@ def test_text_of_nothing(tts, caplog, text, decode_ahead):
     assert "the text ended before it said anything" in caplog.text
 
 
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_utterance_of_which_nothing_is_said(tts, monkeypatch, caplog, silent):
+    """The others are heard, and the log names the text that is missing."""
+    texts = [f"This is sentence {number} of the text. " for number in ("one", "two", "three")]
+    streamed, calls = Utterances.stream, itertools.count()
+    monkeypatch.setattr(
+        Utterances, "stream", lambda self, request: iter([6562]) if next(calls) == silent else streamed(self, request)
+    )
+    with caplog.at_level(logging.WARNING, "chatterbox"):
+        heard = num_samples(stream(tts, iter(texts), continuity="history"))
+    assert heard == 2 * PER_UTTERANCE
+    said = [record.getMessage() for record in caplog.records if "said nothing" in record.getMessage()]
+    assert said == [f"the model said nothing of {texts[silent].strip()!r}; try another seed"]
+
+
 @pytest.mark.parametrize("text", [["Hello. ", 5], [b"Hello."], [None]])
 def test_pieces_that_are_no_text(tts, text):
     with pytest.raises(TypeError, match="pieces of text must be strings"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import FlowEncoderConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
+from chatterbox.models.linear import Linear
 
 
 def length_mask(lengths: Tensor, max_len: int) -> Tensor:
@@ -37,11 +38,11 @@ class RelativeSelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.linear_q = nn.Linear(hidden_size, hidden_size)
-        self.linear_k = nn.Linear(hidden_size, hidden_size)
-        self.linear_v = nn.Linear(hidden_size, hidden_size)
-        self.linear_out = nn.Linear(hidden_size, hidden_size)
-        self.linear_pos = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.linear_q = Linear(hidden_size, hidden_size)
+        self.linear_k = Linear(hidden_size, hidden_size)
+        self.linear_v = Linear(hidden_size, hidden_size)
+        self.linear_out = Linear(hidden_size, hidden_size)
+        self.linear_pos = Linear(hidden_size, hidden_size, bias=False)
         self.pos_bias_u = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_heads, hidden_size // num_heads)))
         self.pos_bias_v = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_heads, hidden_size // num_heads)))
 
@@ -65,8 +66,8 @@ class RelativeSelfAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, hidden_size: int, inner_size: int) -> None:
         super().__init__()
-        self.w_1 = nn.Linear(hidden_size, inner_size)
-        self.w_2 = nn.Linear(inner_size, hidden_size)
+        self.w_1 = Linear(hidden_size, inner_size)
+        self.w_2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_2(F.silu(self.w_1(x)))
@@ -93,7 +94,7 @@ class InputProjection(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.scale = math.sqrt(hidden_size)
-        self.out = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size))
+        self.out = nn.Sequential(Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(x) * self.scale

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
+from chatterbox.models.linear import Linear
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -39,7 +40,7 @@ class CausalBlock(nn.Module):
 class ResnetBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int, time_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_size, width_out))
+        self.mlp = nn.Sequential(nn.Mish(), Linear(time_size, width_out))
         self.block1 = CausalBlock(width_in, width_out)
         self.block2 = CausalBlock(width_out, width_out)
         self.res_conv = Conv1d(width_in, width_out, 1)
@@ -53,10 +54,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.to_q = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.to_k = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.to_v = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(num_heads * head_dim, width))
+        self.to_q = Linear(width, num_heads * head_dim, bias=False)
+        self.to_k = Linear(width, num_heads * head_dim, bias=False)
+        self.to_v = Linear(width, num_heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(Linear(num_heads * head_dim, width))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         heads = (self.num_heads, -1)
@@ -68,7 +69,7 @@ class Attention(nn.Module):
 class GELUProjection(nn.Module):
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width_in, width_out)
+        self.proj = Linear(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.proj(x))
@@ -78,7 +79,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
         # Index 2 is the output layer's place in the checkpoint.
-        self.net = nn.Sequential(GELUProjection(width, factor * width), nn.Identity(), nn.Linear(factor * width, width))
+        self.net = nn.Sequential(GELUProjection(width, factor * width), nn.Identity(), Linear(factor * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -103,8 +104,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, num_sinusoids: int, time_size: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(num_sinusoids, time_size)
-        self.linear_2 = nn.Linear(time_size, time_size)
+        self.linear_1 = Linear(num_sinusoids, time_size)
+        self.linear_2 = Linear(time_size, time_size)
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.linear_1.in_features // 2
@@ -123,7 +124,7 @@ class ConditionalDecoder(nn.Module):
         num_inputs, width, time_size = 4 * config.num_mels, c.channels, 4 * c.channels
         self.meanflow = meanflow
         self.time_mlp = TimeEmbedding(num_inputs, time_size)
-        self.time_embed_mixer = nn.Linear(2 * time_size, time_size, bias=False) if meanflow else None
+        self.time_embed_mixer = Linear(2 * time_size, time_size, bias=False) if meanflow else None
 
         def stage(width_in: int) -> list[nn.Module]:
             transformers = nn.ModuleList(TransformerBlock(c) for _ in range(c.num_transformers))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.config import FlowConfig
+from chatterbox.models.linear import Linear
 from chatterbox.models.s3gen.cfm import CausalConditionalCFM
 from chatterbox.models.s3gen.encoder import UpsampleConformerEncoder, length_mask
 
@@ -26,9 +27,9 @@ class CausalMaskedDiffWithXvec(nn.Module):
         super().__init__()
         self.config = config
         self.input_embedding = nn.Embedding(config.vocab_size, config.encoder.hidden_size)
-        self.spk_embed_affine_layer = nn.Linear(config.speaker_embed_size, config.num_mels)
+        self.spk_embed_affine_layer = Linear(config.speaker_embed_size, config.num_mels)
         self.encoder = UpsampleConformerEncoder(config.encoder)
-        self.encoder_proj = nn.Linear(config.encoder.hidden_size, config.num_mels)
+        self.encoder_proj = Linear(config.encoder.hidden_size, config.num_mels)
         self.decoder = CausalConditionalCFM(config, meanflow)
 
     @property

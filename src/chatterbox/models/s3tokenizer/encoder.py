@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox.config import S3TokenizerConfig
+from chatterbox.models.linear import Linear
 
 NUM_DIGITS, NUM_LEVELS = 8, 3  # a code has eight digits of base three
 _MLP_FACTOR = 4
@@ -48,7 +49,7 @@ class EncoderBlock(nn.Module):
         width, inner = config.hidden_size, _MLP_FACTOR * config.hidden_size
         self.attn = MemoryAttention(config)
         self.attn_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+        self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(), Linear(inner, width))
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -63,10 +64,10 @@ class MemoryAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
         self.fsmn_block = nn.Conv1d(width, width, config.fsmn_kernel, padding="same", groups=width, bias=False)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -88,7 +89,7 @@ class FSQCodebook(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.project_down = nn.Linear(hidden_size, NUM_DIGITS)
+        self.project_down = Linear(hidden_size, NUM_DIGITS)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Numbers (..., 8) before tanh and rounding, float32, differentiable."""

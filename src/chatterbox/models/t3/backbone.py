@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache
+from chatterbox.models.linear import SharedInput, linear
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
-from chatterbox.models.t3.linear import SharedInput, project
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -65,7 +65,7 @@ class Attention(SharedInput):
             part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project_joined(x)
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
-        return project(attend(query, key, value, run, layer), self.o_proj.weight)
+        return linear(attend(query, key, value, run, layer), self.o_proj.weight)
 
 
 class GatedMLP(SharedInput):
@@ -79,7 +79,7 @@ class GatedMLP(SharedInput):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.project_joined(x)
-        return project(F.silu(gate) * up, self.down_proj.weight)
+        return linear(F.silu(gate) * up, self.down_proj.weight)
 
 
 class Layer(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import GPT2Config
 from chatterbox.kvcache.base import KVCache
+from chatterbox.models.linear import linear
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
@@ -26,7 +27,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        return linear(x, self.weight.T, self.bias)
 
 
 class Attention(nn.Module):

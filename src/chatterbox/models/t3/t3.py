@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
+from chatterbox.models.linear import linear
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.gpt2 import GPT2Backbone
-from chatterbox.models.t3.linear import project
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
 
@@ -82,8 +82,7 @@ class T3(nn.Module):
 
     def predict_speech(self, hidden: Tensor) -> Tensor:
         """(..., hidden) to logits (..., speech vocabulary)."""
-        logits, bias = project(hidden, self.speech_head.weight), self.speech_head.bias
-        return logits if bias is None else logits + bias
+        return linear(hidden, self.speech_head.weight, self.speech_head.bias)
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """(B, S) ids to (B, S, hidden), learned positions added where the model has them.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.config import T3Config
+from chatterbox.models.linear import Linear
 from chatterbox.models.t3.modules.perceiver import Perceiver
 
 
@@ -57,10 +58,10 @@ class T3CondEnc(nn.Module):
 
     def __init__(self, config: T3Config) -> None:
         super().__init__()
-        self.spkr_enc = nn.Linear(config.speaker_embed_size, config.n_channels)
+        self.spkr_enc = Linear(config.speaker_embed_size, config.n_channels)
         self.emotion_adv_fc = self.perceiver = None
         if config.emotion_adv:
-            self.emotion_adv_fc = nn.Linear(1, config.n_channels, bias=False)
+            self.emotion_adv_fc = Linear(1, config.n_channels, bias=False)
         if config.use_perceiver_resampler:
             self.perceiver = Perceiver(config.perceiver_queries, config.n_channels, config.perceiver_heads)
 

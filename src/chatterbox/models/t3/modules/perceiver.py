@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox.models.linear import Linear
+
 
 class AttentionBlock(nn.Module):
     """Pre-norm attention with a residual on the queries; one norm serves both inputs."""
@@ -17,10 +19,10 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(channels)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.proj_out = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """(B, Q, C) attends to (B, M, C): (B, Q, C)."""

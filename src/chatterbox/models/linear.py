@@ -1,0 +1,87 @@
+"""Products with weight matrices, as fast as the CPU has them.
+
+Owns: which product reads the weights faster, and several layers of one input stored as one matrix. Does not know: what
+the layers are for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox.models.conv import shared_length
+
+# What is fastest on CPUs differs by the number of rows (benchmarks/linear.py): two to four take `weight @ x.T`, the
+# others oneDNN, which `F.linear` does not take for float32. oneDNN keeps memory for each number of rows that it
+# meets, so beyond a few they come in few numbers: zeros follow them.
+# Fixed, not probed: a probe under load would choose differently in the next process, and they differ in last bits.
+FEW_ROWS = range(2, 5)
+ONEDNN = torch.backends.mkldnn.is_available()
+EXACT_ROWS = 32  # so many, and fewer, have a kernel of their own
+
+
+def shared_rows(rows: int) -> int:
+    """The number of rows at which ``rows`` are computed."""
+    return rows if rows <= EXACT_ROWS else shared_length(rows)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` of (..., in), (out, in) and (out,)."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
+        return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1]
+    if rows in FEW_ROWS:
+        # Fast only if the rows lie whole in memory; after another such product they are interleaved.
+        product = (weight @ x.reshape(rows, -1).contiguous().T).T.reshape(*x.shape[:-1], -1)
+        return product if bias is None else product + bias
+    if not ONEDNN or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    flat = x.reshape(rows, -1).contiguous()  # strides of another kind end in oneDNN's slow reference kernel
+    if (shared := shared_rows(rows)) > rows:
+        flat = F.pad(flat, (0, 0, 0, shared - rows))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    return out[:rows].reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`; the state dict is the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class SharedInput(nn.Module):
+    """Base of a module with several bias-free linear layers of one input: their weights lie in one matrix.
+
+    The layers keep their names and are views of it, so state dicts are as published. Subclasses name them in
+    ``JOINED``.
+    """
+
+    JOINED: tuple[str, ...]
+    _joined: Tensor | None = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SharedInput:  # what .to(), .half() and .cuda() go through
+        module = super()._apply(*args, **kwargs)
+        self._joined = None
+        return module
+
+    def project_joined(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of all joined layers."""
+        layers = [getattr(self, name) for name in self.JOINED]
+        if torch.is_grad_enabled():
+            return tuple(F.linear(x, layer.weight) for layer in layers)
+        joined = self._joined
+        if joined is None or joined.data_ptr() != layers[0].weight.data_ptr():
+            joined = self._join(layers)
+        return linear(x, joined).split([layer.out_features for layer in layers], dim=-1)
+
+    def _join(self, layers: list[nn.Linear]) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for training
+            joined = torch.cat([layer.weight for layer in layers])
+            for layer, part in zip(layers, joined.split([layer.out_features for layer in layers]), strict=True):
+                layer.weight.data = part
+        self._joined = joined
+        return joined
