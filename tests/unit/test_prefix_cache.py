@@ -414,6 +414,26 @@ def test_hashes_follow_the_content() -> None:
     assert weights_fingerprint(one) != before
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("size", [1, 7, 8, 2051])
+def test_fingerprint_is_of_every_weight_wherever_it_lies(dtype: torch.dtype, size: int) -> None:
+    module = torch.nn.Module()
+
+    def fingerprint(values: torch.Tensor) -> str:
+        module.register_buffer("weight", values)
+        return weights_fingerprint(module)
+
+    values = torch.arange(size).remainder(100).to(dtype)
+    before = fingerprint(values)
+    for offset in (1, 3):  # within a larger matrix, where its words are not aligned
+        assert fingerprint(torch.cat([values.new_zeros(offset), values])[offset:]) == before
+    assert fingerprint(values.repeat(2, 1).T[:, 0]) == before
+    for place in {0, size // 3, size - 2, size - 1} & set(range(size)):
+        other = values.clone()
+        other[place] += 1
+        assert fingerprint(other) != before
+
+
 @pytest.fixture
 def source(t3: T3) -> PrefixSource:
     return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20))

@@ -44,6 +44,12 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def _bit_sum(flat: Tensor) -> int:
-    """Sum of the bit patterns, which is exact and so does not depend on the order of the sum."""
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return int(flat.contiguous().view(width).sum(dtype=torch.int64))
+    """Sum of the bit patterns, eight bytes at a time: exact, so it does not depend on the order of the sum."""
+    flat = flat.contiguous()
+    per_word = 8 // flat.element_size()
+    if flat.storage_offset() % per_word:
+        flat = flat.clone()
+    num_whole = len(flat) // per_word * per_word
+    # A plain sum of int64 runs at the memory's speed; one that widens what it adds is twenty times slower.
+    rest = flat[num_whole:].view(torch.uint8).sum(dtype=torch.int64)
+    return int(flat[:num_whole].view(torch.int64).sum() + rest)
