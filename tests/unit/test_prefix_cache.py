@@ -460,6 +460,54 @@ def test_a_warm_voice_computes_its_text_alone(t3: T3, source: PrefixSource) -> N
     assert computed(source, unguided) == 0
 
 
+def test_a_new_voice_takes_one_pass_with_its_text(t3: T3, source: PrefixSource, monkeypatch) -> None:
+    passes: list[tuple[int, int]] = []
+    forward = t3.tfmr.forward
+
+    def counted(embeds, *args, **kwargs):
+        passes.append(tuple(embeds.shape[:2]))
+        return forward(embeds, *args, **kwargs)
+
+    def passed(request) -> list[tuple[int, int]]:
+        passes.clear()
+        with source.acquire(request) as prefix:
+            assert prefix.length == t3.hp.cond_len + request.text_tokens.shape[-1]
+        return list(passes)
+
+    monkeypatch.setattr(t3.tfmr, "forward", counted)
+    text, longer = torch.tensor([1, 5, 6, 7, 8, 0]), torch.tensor([1, 5, 6, 7, 9, 9, 9, 0])
+    base = dataclasses.replace(REQUESTS[0], sampling=SamplingConfig(), text_tokens=text)
+    cond_len = t3.hp.cond_len
+    assert passed(base) == [(2, cond_len + 6)]
+    assert passed(base) == []
+    assert passed(dataclasses.replace(base, text_tokens=longer)) == [(1, 4), (1, 2)]
+    livelier = dataclasses.replace(base, t3_cond=dataclasses.replace(base.t3_cond, emotion_adv=0.9))
+    assert passed(livelier) == [(2, 1 + 6)]
+    unguided = dataclasses.replace(REQUESTS[1], sampling=SamplingConfig(cfg_weight=0.0), text_tokens=text)
+    other = dataclasses.replace(unguided.t3_cond, speaker_emb=unguided.t3_cond.speaker_emb + 1.0)
+    assert passed(dataclasses.replace(unguided, t3_cond=other)) == [(1, cond_len + 6)]
+
+
+def test_what_one_pass_computed_is_what_passes_of_its_parts_compute(t3: T3) -> None:
+    """Whichever text brought a voice in, its beginnings are the same, and each has its share of the time."""
+    short = dataclasses.replace(REQUESTS[0], sampling=SamplingConfig(), text_tokens=torch.tensor([1, 5, 0]))
+    request = dataclasses.replace(short, text_tokens=torch.tensor([1, 6, 7, 7, 7, 8, 0]))
+    at_once, in_parts = (PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20)) for _ in range(2))
+    in_parts.acquire(short).release()
+    with at_once.acquire(request) as one, in_parts.acquire(request) as two:
+        for ours, theirs in zip(one.rows, two.rows, strict=True):
+            joined, expected = Segment.join(ours), Segment.join(theirs)
+            torch.testing.assert_close(joined.keys, expected.keys)
+            torch.testing.assert_close(joined.values, expected.values)
+    nodes = list(at_once.manager._tree.nodes())
+    per_position = {node.labels[:1]: node.fill_ms / node.num_positions for node in nodes}
+    root, emotion = per_position.pop(()), per_position.pop(tuple(at_once._emotion(request.t3_cond)))
+    assert sorted(per_position, key=str) == [("no text",), (1,)]
+    for cost in per_position.values():
+        assert (root, emotion) == pytest.approx((2 * cost, 2 * cost), rel=0.01)  # computed in both rows
+    assert at_once.manager.stats()["fill_ms"] == pytest.approx(sum(node.fill_ms for node in nodes), rel=0.01)
+
+
 def test_voices_are_told_apart_by_content(t3: T3, source: PrefixSource) -> None:
     cond = REQUESTS[0].t3_cond
     same = dataclasses.replace(cond, speaker_emb=cond.speaker_emb.clone(), emotion_adv=0.1)

@@ -13,6 +13,7 @@ zeros plus learned positions: it depends on the voice and the length alone, and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +22,11 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.requests import DecodeRequest, allocate_cache
+from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import make_manager
-from chatterbox.kvcache.base import Segment
+from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.keys import content_hash, weights_fingerprint
-from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
+from chatterbox.kvcache.manager import Computed, GlobalKVCacheManager, Lease
 from chatterbox.kvcache.prefix import NO_TEXT, Label
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
@@ -88,15 +89,17 @@ class PrefixSource:
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
         """Lease, and compute where needed, all that comes before a request's start tokens."""
-        cond, voice, emotion = request.t3_cond, self.voice_of(request.t3_cond), self._emotion(request.t3_cond)
+        voice, emotion = self.voice_of(request.t3_cond), self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
         num_served = 0
+        texts: list[Computed] = []  # of each row, if they are computed with the conditioning
         try:
-            with self.manager.acquire(voice, emotion, partial(self._conditioning, cond), device=self.t3.device) as base:
-                for labels, spoken in rows[: request.num_rows]:
-                    fill = partial(self._text, text, spoken, base.segments)
+            begin = partial(self._beginning, request, texts)
+            with self.manager.acquire(voice, emotion, begin, device=self.t3.device) as base:
+                for row, (labels, spoken) in enumerate(rows[: request.num_rows]):
+                    fill = partial(self._text, text, spoken, base.segments, texts[row] if texts else None)
                     leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
                     known = leases[-1].num_served
                     # No more than the base is known: by this very request, where it was computed just now.
@@ -120,24 +123,41 @@ class PrefixSource:
         return [("emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0]))]
 
     @torch.inference_mode()
-    def _conditioning(self, cond: T3Cond, known: Segments) -> Segment:
-        return self._compute(self.t3.prepare_conditioning(cond), 0, known, len_of(known))
+    def _beginning(self, request: DecodeRequest, texts: list[Computed], known: Segments) -> Computed:
+        """The conditioning, and into ``texts`` what follows it in each row, all in one pass."""
+        started, first = time.perf_counter(), len_of(known)
+        embeds = prefill_embeds(self.t3, request)[:, first : -self.t3.hp.num_start_tokens]
+        cache = self._run(embeds, known)
+        middle, end = self.t3.cond_len_of(request.t3_cond), cache.length
+        parts = [cache.segment(0, first, middle), *(cache.segment(row, middle, end) for row in range(cache.num_rows))]
+        # Where there are two rows, the conditioning was computed in both.
+        ms_per_position = 1000 * (time.perf_counter() - started) / (cache.num_rows * (end - first))
+        texts += [Computed(part, ms_per_position * len(part)) for part in parts[1:]]
+        return Computed(parts[0], ms_per_position * len(parts[0]) * cache.num_rows)
 
     @torch.inference_mode()
-    def _text(self, text: list[int], spoken: bool, base: Segments, known: Segments) -> Segment:
+    def _text(
+        self, text: list[int], spoken: bool, base: Segments, computed: Computed | None, known: Segments
+    ) -> Segment | Computed:
+        first, start = len_of(base), len_of(known)
+        if computed is not None and start >= first:
+            rest = computed.segment[start - first :]
+            return Computed(rest, computed.ms * len(rest) / len(computed.segment))
         ids = torch.tensor([text], device=self.t3.device)
         embeds = self.t3.embed_text(ids) if spoken else self.t3.embed_no_text(ids)  # (1, S, hidden)
         # The manager may not know the base any more, but this request holds it.
-        return self._compute(embeds, len_of(base), max(base, known, key=len_of), len_of(known))
+        before = max(base, known, key=len_of)
+        return self._run(embeds[:, len_of(before) - first :], before).segment(0, start, first + len(text))
 
-    def _compute(self, embeds: Tensor, first: int, before: Segments, start: int) -> Segment:
-        """Positions from ``start`` on of ``embeds`` (1, T, hidden), whose first is ``first``; ``before`` is known."""
-        done, end = len_of(before), first + embeds.shape[1]
-        cache = allocate_cache(self.t3, 1, end)
+    def _run(self, embeds: Tensor, before: Segments) -> KVCache:
+        """A cache in which ``embeds`` (rows, T, hidden) follow ``before`` in every row."""
+        rows, new_len, _ = embeds.shape
+        cache = allocate_cache(self.t3, rows, len_of(before) + new_len)
         assert cache is not None  # the default policy is one
-        cache.load(0, *before)
-        self.t3.tfmr(embeds[:, done - first :], cache)
-        return cache.segment(0, start, end)
+        for row in range(rows):
+            cache.load(row, *before)
+        self.t3.tfmr(embeds, cache)
+        return cache
 
 
 def len_of(segments: Segments) -> int:

@@ -33,7 +33,16 @@ from chatterbox.kvcache.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
-Fill = Callable[[tuple[Segment, ...]], Segment]
+
+@dataclass(frozen=True)
+class Computed:
+    """A segment of a pass that computed others too, and its share of the pass's time in milliseconds."""
+
+    segment: Segment
+    ms: float
+
+
+Fill = Callable[[tuple[Segment, ...]], Segment | Computed]
 
 
 @dataclass(eq=False)
@@ -123,8 +132,9 @@ class GlobalKVCacheManager:
         Args:
             voice: name by content of all that shapes the values (`chatterbox.kvcache.keys`).
             labels: one per position after the conditioning.
-            fill: gets the known segments, returns the rest up to the last label as one segment. Called without the
-                lock, by one thread at a time for the same beginning; what it raises reaches all that wait for it.
+            fill: gets the known segments, returns the rest up to the last label as one segment, `Computed` where the
+                time of the call is not what it cost. Called without the lock, by one thread at a time for the same
+                beginning; what it raises reaches all that wait for it.
             device: where segments from disk go.
         """
         labels = tuple(labels)
@@ -301,11 +311,15 @@ class GlobalKVCacheManager:
             load_ms = 1000 * (self._clock() - started)
             parts = () if loaded is None else (loaded,)
             is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
+            fill_ms = 0.0
             if not is_whole:
-                parts = (*parts, fill((*known.segments, *parts)))
+                filled = fill((*known.segments, *parts))
+                fill_ms = 1000 * (self._clock() - started) - load_ms
+                if isinstance(filled, Computed):
+                    fill_ms, filled = filled.ms, filled.segment
+                parts = (*parts, filled)
             rest = parts[0] if len(parts) == 1 else Segment.join(parts)
             num_served = len(known) + (0 if loaded is None else len(loaded))
-            elapsed_ms = 1000 * (self._clock() - started)
             with self._lock:
                 self._stats.lookups += 1
                 self._stats.saved_ms += known.fill_ms
@@ -313,10 +327,10 @@ class GlobalKVCacheManager:
                 self._stats.load_ms += load_ms * (self.disk is not None)
                 if not is_whole:
                     self._stats.fills += 1
-                    self._stats.fill_ms += elapsed_ms - load_ms
+                    self._stats.fill_ms += fill_ms
                 self._stats.tokens_served += num_served
                 self._stats.tokens_computed += rest.end - num_served
-                node = self._kept(voice, labels, rest, elapsed_ms)
+                node = self._kept(voice, labels, rest, load_ms + fill_ms)
                 segments = (*known.segments, rest)
                 lease = self._leased(segments, num_served, node)
         except BaseException as error:
