@@ -1,9 +1,10 @@
 """Which beginnings should a full prefix cache keep? 500 voices, their popularity a Zipf law, no model.
 
 ``python benchmarks/eviction.py -o benchmarks/results/eviction.json``: the manager is driven as `PrefixSource` drives it
-(a voice, a text, the empty text of the same length), with segments of the published model's proportions at 1/64 of its
-width and budgets to match. A fill costs what it costs the published T3 on two CPU cores, a fixed part and one per
-position, both solved from results/prefill.json; a clock of the simulation's own makes the run the same everywhere.
+(what is new of a voice in one pass with its texts; else a text, and the empty text of the same length), with segments
+of the published model's proportions at 1/64 of its width and budgets to match. A pass costs what it costs the published
+T3 on two CPU cores, a fixed part and one per position, both solved from results/prefill.json; a clock of the
+simulation's own makes the run the same everywhere.
 
 ``steady``: popularity never changes. ``shifting``: every 2,000 requests half of the voices change their ranks, as a day
 goes by. Every request asserts, while its leases are held and inside each fill, that what all tiers hold
@@ -27,6 +28,7 @@ import torch
 
 from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
+from chatterbox.kvcache.manager import Computed, Lease
 from chatterbox.kvcache.prefix import NO_TEXT, Label
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.kvcache.replacement import REPLACEMENT
@@ -96,6 +98,7 @@ class Simulation:
     def __init__(self, budgets: Budgets, policy: str, *, scale: int, monitor: MemoryMonitor | None = None) -> None:
         self.now_ms, self.uncached_ms, self.peak, self.budgets, self.scale = 0.0, 0.0, 0, budgets, scale
         self.fixed_ms, self.position_ms = fill_costs()
+        self.ms_of_new: float | None = None  # of a position of the request's one pass, if its voice is new
         self.manager = GlobalKVCacheManager(
             budget_bytes=budgets.device_mb * MB // scale,
             host_bytes=budgets.host_mb * MB // scale,
@@ -108,21 +111,34 @@ class Simulation:
 
     def run(self, requests: Iterator[tuple[str, list[Label]]]) -> None:
         for voice, labels in requests:
-            self.uncached_ms += 3 * self.fixed_ms + self.position_ms * (COND_LEN + 2 * len(labels) - 1)
-            with self._acquire(voice, labels[:1]):
-                leases = [self._acquire(voice, row) for row in (labels, labels[:1] + [NO_TEXT] * (len(labels) - 1))]
+            end, base = COND_LEN + len(labels), labels[:1]
+            self.uncached_ms += self._pass_ms(2 * end)
+            self.ms_of_new = None
+            with self._acquire(voice, base, rows=2, pass_end=end):
+                leases = [self._acquire(voice, row) for row in (labels, base + [NO_TEXT] * (len(labels) - 1))]
             self._require_budget()
             for lease in leases:
                 lease.release()
         self.manager.check_integrity()
 
-    def _acquire(self, voice: str, labels: list[Label]):
-        def fill(known: Sequence[Segment]) -> Segment:
+    def _pass_ms(self, num_positions: int) -> float:
+        return self.fixed_ms + self.position_ms * num_positions
+
+    def _acquire(self, voice: str, labels: list[Label], rows: int = 1, pass_end: int | None = None) -> Lease:
+        """``pass_end``: what is new of a voice is computed in one pass of both rows with the texts that follow it."""
+
+        def fill(known: Sequence[Segment]) -> Computed:
             self._require_budget()
             start, end = sum(map(len, known)), COND_LEN + len(labels)
-            self.now_ms += self.fixed_ms + self.position_ms * (end - start)
+            ms_per_position = self.ms_of_new
+            if ms_per_position is None:
+                num_positions = rows * ((pass_end or end) - start)
+                self.now_ms += (ms := self._pass_ms(num_positions))
+                ms_per_position = ms / num_positions
+            if pass_end:
+                self.ms_of_new = ms_per_position
             keys = torch.ones(1, 1, end - start, WIDTH // self.scale, dtype=torch.bfloat16)
-            return Segment(keys, keys.clone(), start)
+            return Computed(Segment(keys, keys.clone(), start), ms_per_position * rows * (end - start))
 
         return self.manager.acquire(voice, labels, fill)
 
