@@ -1,4 +1,4 @@
-"""How fast do few rows read weights? `F.linear` against the products that `chatterbox.models.t3.linear` takes on CPUs.
+"""How fast are products with weights? `F.linear` against those that `chatterbox.models.linear` takes on CPUs.
 
 ``python benchmarks/linear.py -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published size,
 all ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth, shown

@@ -251,7 +251,7 @@ SECTIONS = (
         "Two rows are one request with guidance. The plot is of `t3_decode.json`.",
     ),
     Section(
-        "T3: small products",
+        "Products with weights",
         ("linear", "linear_avx2"),
         KVCACHE,
         all_columns,
