@@ -120,10 +120,15 @@ def report(name: str, rows: Sequence[Mapping[str, object]], output: Path | None,
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    print(json.dumps(write(name, rows, output, **about)))
+
+
+def write(name: str, rows: Sequence[Mapping[str, object]], output: Path | None, **about: object) -> dict[str, object]:
+    """The result that `report` prints, written to ``output``; a long run calls it after each of its parts."""
     result = {"benchmark": name, **about, "rows": list(rows), "command": command(), "environment": environment()}
-    print(json.dumps(result))
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def command() -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from harness import ROOT, comparable, environment, ratio, report
+from harness import ROOT, comparable, environment, ratio, report, write
 from peers.client import FORKED, OURS, UPSTREAM, Peer
 from peers.folder import REFERENCE_SECONDS, full_size_folder, new_recordings
 
@@ -191,10 +191,11 @@ def rows_of(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[st
     return rows
 
 
-def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence[str]) -> dict[str, object]:
-    """All that `report` is told."""
+def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All that `report` is told, after each case anew: what breaks off leaves what it had."""
     started, rows, failed = time.perf_counter(), [], {}
     references = map(str, new_recordings(folder))
+    installed = {name: installation(name, python) for name, python in pythons.items()}
     with ExitStack() as stack:
         systems = {name: stack.enter_context(Peer(name, python, folder)) for name, python in pythons.items()}
         about = {name: system.ask("about") for name, system in systems.items()}
@@ -208,33 +209,33 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
             "several": (several, size.long_turns, 0),
             "named": (several_named, size.long_turns if size is FULL else 0, 0),
             "stream": (stream, size.long_turns, 0),
+            "imports": (lambda *_: imports(pythons), 3, 1),
         }
         for name, (case, turns, warm_up) in cases.items():
-            if turns and (not only or name in only):
-                try:
-                    rows += rows_of(in_turns(turns, warm_up, lambda case=case: case(systems, size, next(references))))
-                except RuntimeError as error:
-                    failed[name] = str(error).strip().splitlines()[-1]
-                done = time.perf_counter() - started
-                print(f"{done:6.0f} s  {name}  {failed.get(name, '')}", file=sys.stderr, flush=True)
-    if not only or "imports" in only:
-        rows += rows_of(in_turns(3, 1, lambda: imports(pythons)))
+            if not turns or (only and name not in only):
+                continue
+            try:
+                rows += rows_of(in_turns(turns, warm_up, lambda case=case: case(systems, size, next(references))))
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                failed[name] = str(error).strip().splitlines()[-1]
+            done = time.perf_counter() - started
+            print(f"{done:6.0f} s  {name}  {failed.get(name, '')}", file=sys.stderr, flush=True)
+            yield {
+                "threads_of_all": about[OURS]["threads"],
+                "size": asdict(size),
+                "reference_seconds": REFERENCE_SECONDS,
+                "loading": {name: _loading(one) for name, one in about.items()},
+                "installed": installed,
+                "failed": dict(failed),
+                "cases": list(only),
+                "seconds": round(done),
+                "rows": list(rows),
+            }
+
+
+def installation(name: str, python: str) -> dict[str, Any]:
     script = Path(__file__).parent / "peers" / "installed.py"
-    installed = {
-        name: json.loads(subprocess.check_output([python, str(script), DISTRIBUTIONS[name]], text=True))
-        for name, python in pythons.items()
-    }
-    return {
-        "threads_of_all": about[OURS]["threads"],
-        "size": asdict(size),
-        "reference_seconds": REFERENCE_SECONDS,
-        "loading": {name: _loading(one) for name, one in about.items()},
-        "installed": installed,
-        "failed": failed,
-        "cases": list(only),
-        "seconds": round(time.perf_counter() - started),
-        "rows": rows,
-    }
+    return json.loads(subprocess.check_output([python, str(script), DISTRIBUTIONS[name]], text=True))
 
 
 def merged(old: Mapping[str, Any], new: dict[str, Any], machine: Mapping[str, object]) -> dict[str, Any]:
@@ -269,17 +270,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="minutes instead of an hour")
     parser.add_argument("--only", nargs="*", default=(), metavar="CASE", help="some; others stay as -o has them")
     arguments = parser.parse_args()
-    pythons = {OURS: sys.executable, UPSTREAM: arguments.peer, FORKED: arguments.streaming}
+    given = {OURS: sys.executable, UPSTREAM: arguments.peer, FORKED: arguments.streaming}
+    # Not resolved: a virtual environment's interpreter is a link, and found by where the link is.
+    pythons = {name: str(Path(python).absolute()) for name, python in given.items()}
     for name, python in pythons.items():
         if not Path(python).is_file():
             parser.error(f"{python} does not exist; make peer-env and make streaming-env install {name}")
-    folder = full_size_folder(arguments.folder)
-    found = measure(pythons, folder, QUICK if arguments.quick else FULL, arguments.only)
-    torch.set_num_threads(found.pop("threads_of_all"))
-    if arguments.only and arguments.output is not None and arguments.output.is_file():
-        found = merged(json.loads(arguments.output.read_text()), found, environment())
-    about = {key: value for key, value in found.items() if key not in ("benchmark", "rows", "cases", *RUN)}
-    report("peer", found["rows"], arguments.output, **{"quick": arguments.quick, **about})
+    folder, output = full_size_folder(arguments.folder), arguments.output
+    is_partial = bool(arguments.only) and output is not None and output.is_file()
+    old = json.loads(output.read_text()) if is_partial else {}
+    size = QUICK if arguments.quick else FULL
+    if old and old["size"] != asdict(size):
+        parser.error(f"{output} was measured at another size, {old['size']}; measure all of it again, without --only")
+    rows, about = [], {}
+    for found in measure(pythons, folder, size, arguments.only):
+        torch.set_num_threads(found.pop("threads_of_all"))
+        if old:
+            found = merged(old, found, environment())
+        rows = found["rows"]
+        about = {key: value for key, value in found.items() if key not in ("benchmark", "rows", "cases", *RUN)}
+        write("peer", rows, output, **{"quick": arguments.quick, **about})
+    report("peer", rows, output, **{"quick": arguments.quick, **about})
 
 
 if __name__ == "__main__":

@@ -169,3 +169,44 @@ def test_an_installation_is_the_package_and_what_it_needs(tmp_path):
         "without_torch_mib": 4.0,
         "package_mib": 3.0,
     }
+
+
+def test_a_case_that_fails_costs_no_other(peer, monkeypatch, tmp_path):
+    """Each case is handed out when it is done, and what failed is named."""
+
+    class Loaded:
+        def __init__(self, name: str, python: str, folder: Path) -> None:
+            self.name = name
+
+        def __enter__(self) -> Loaded:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, question: str, **arguments):
+            assert question == "about"
+            about = {"threads": 2, "torch": "2", "transformers": "5", "numpy": "2"}
+            return {**about, "loading_ms": 1.0, "loaded_mib": 1.0, "loading_peak_mib": 1.0}
+
+    def works(systems, size, reference):
+        yield "speaking (ms)", peer.OURS, 1.0
+
+    def fails(systems, size, reference):
+        raise RuntimeError("an answer\nthat is wrong")
+
+    def lacks_a_program(pythons):
+        raise FileNotFoundError("no such python")
+
+    monkeypatch.setattr(peer, "Peer", Loaded)
+    monkeypatch.setattr(peer, "new_recordings", lambda folder: iter(str(i) for i in range(1000)))
+    monkeypatch.setattr(peer, "installation", lambda name, python: {})
+    for name in ("conditioning", "s3gen", "generate", "several", "several_named", "stream"):
+        monkeypatch.setattr(peer, name, works)
+    monkeypatch.setattr(peer, "t3", fails)
+    monkeypatch.setattr(peer, "imports", lacks_a_program)
+    found = list(peer.measure({peer.OURS: "", peer.UPSTREAM: ""}, tmp_path, peer.QUICK, ()))
+    assert [len(one["rows"]) for one in found] == [1, 1, 2, 3, 4, 5, 5]
+    assert [one["failed"] for one in found[:2]] == [{}, {"t3": "that is wrong"}]
+    assert found[-1]["failed"] == {"t3": "that is wrong", "imports": "no such python"}
+    (only,) = peer.measure({peer.OURS: "", peer.UPSTREAM: ""}, tmp_path, peer.FULL, ["named"])
+    assert only["cases"] == ["named"] and len(only["rows"]) == 1
