@@ -15,7 +15,7 @@ Result = Mapping[str, Any]
 Results = Mapping[str, Result]
 Plots = dict[str, tuple[str, str]]  # SVG and its description by file name
 OURS = "chatterbox-kvcache"
-PEER_RESULTS = ("peer", "peer_quick", "peer_one_thread")  # the first that has a figure is the one that counts
+PEER_RESULTS = ("peer", "peer_quick")  # the first that has a figure is the one that counts
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ def test_a_target_is_reached_or_not_by_the_measured_ratio(report, ratio, word):
     assert word in line and "`peer_quick.json`" in line and f"{100 * (1 - 1 / ratio):.0f}% less" in line
 
 
-def test_a_figure_that_the_quick_comparison_lacks_is_of_the_one_in_one_thread(report):
+def test_a_figure_that_the_long_comparison_lacks_is_of_the_quick_one(report):
     lacking = {**peer_result(2.0), "rows": []}
-    line = target(report, {"peer_quick": lacking, "peer_one_thread": peer_result(1.25)}, "multi-chunk text")
-    assert "20% less" in line and "`peer_one_thread.json`" in line
+    line = target(report, {"peer": lacking, "peer_quick": peer_result(1.25)}, "multi-chunk text")
+    assert "20% less" in line and "`peer_quick.json`" in line
 
 
 def test_the_long_comparison_stands_before_the_quick_one(report):
