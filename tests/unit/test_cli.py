@@ -85,7 +85,7 @@ def test_a_voice_on_disk_serves_the_next_process(say, tmp_path, monkeypatch):
     setting = f"kvcache.disk_folder={tmp_path / 'kept'}"
     assert say("--seed", "1", setting, output="a.wav")[0] == 0
     assert len(list((tmp_path / "kept").iterdir())) == 3  # the voice, its text, its empty text
-    monkeypatch.setattr(PrefixSource, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
     assert say("--seed", "1", setting, output="b.wav")[0] == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 

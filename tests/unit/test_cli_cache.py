@@ -40,7 +40,7 @@ def test_what_was_warmed_is_not_computed_again(run, kept, small_folder, tmp_path
     """`say` finds it, for a text that was warmed and in another process's cache."""
     say = ["say", TEXTS[1], "--model", str(small_folder), "--seed", "1", "-o"]
     assert main([*say, str(tmp_path / "cold.wav")]) == 0
-    monkeypatch.setattr(PrefixSource, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
     assert main([*say, str(tmp_path / "warm.wav"), f"kvcache.disk_folder={kept}"]) == 0
     assert (tmp_path / "cold.wav").read_bytes() == (tmp_path / "warm.wav").read_bytes()
 
@@ -76,7 +76,7 @@ def test_export_goes_elsewhere_and_serves_there(run, kept, small_folder, tmp_pat
     with tarfile.open(tmp_path / "kept.tar") as archive:
         archive.extractall(tmp_path / "elsewhere", filter="data")
     shutil.rmtree(kept)
-    monkeypatch.setattr(PrefixSource, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
     say = ["say", TEXTS[0], "--model", str(small_folder), f"kvcache.disk_folder={tmp_path / 'elsewhere'}"]
     assert main([*say, "-o", str(tmp_path / "out.wav")]) == 0
 
