@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox.models.linear import linear
+from chatterbox.models.linear import EXACT_ROWS, Linear, linear, shared_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 33, 128, 129])
@@ -25,3 +25,28 @@ def test_gradient_reaches_weight_and_input(rows: int) -> None:
     linear(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(24, 16))
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(rows, 16))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 33, 100, 400, 417])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_bias_and_weights_that_are_stored_the_other_way(rows: int, is_transposed: bool) -> None:
+    weight, bias, x = torch.randn(24, 16), torch.randn(24), torch.randn(2, rows, 16)
+    weight = weight.T.contiguous().T if is_transposed else weight
+    with torch.inference_mode():
+        out = linear(x, weight, bias)
+        assert out.shape == (2, rows, 24)
+        torch.testing.assert_close(out, (x.double() @ weight.double().T + bias.double()).float())
+
+
+def test_many_rows_come_in_few_numbers() -> None:
+    assert [shared_rows(rows) for rows in (1, EXACT_ROWS, 33, 36, 37, 400)] == [1, 32, 36, 36, 40, 416]
+    assert len({shared_rows(rows) for rows in range(1, 4097)}) == EXACT_ROWS + 7 * 8
+
+
+def test_layer_has_the_state_dict_of_torch() -> None:
+    layer, theirs = Linear(16, 24), torch.nn.Linear(16, 24)
+    layer.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 50, 16)
+    torch.testing.assert_close(layer(x), theirs(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), theirs(x))
