@@ -70,6 +70,10 @@ class Size:
     stream_tokens: int
     chunk_size: int = 25
 
+    def as_json(self) -> dict[str, object]:
+        """As it is read back from a result, so that the two can be compared."""
+        return {**asdict(self), "s3gen_codes": list(self.s3gen_codes)}
+
 
 QUICK = Size(turns=3, long_turns=2, t3_tokens=24, s3gen_codes=(25,), tokens=50, texts=3, stream_tokens=50)
 FULL = Size(turns=9, long_turns=3, t3_tokens=100, s3gen_codes=(25, 100), tokens=75, texts=10, stream_tokens=150)
@@ -191,6 +195,21 @@ def rows_of(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[st
     return rows
 
 
+def cases_of(size: Size, pythons: Mapping[str, str]) -> dict[str, tuple[Callable[..., Series], int, int]]:
+    """What is measured at a size, by name, with its turns and those before them that do not count."""
+    cases: dict[str, tuple[Callable[..., Series], int, int]] = {
+        "conditioning": (conditioning, size.turns, 1),
+        "t3": (t3, size.turns, 1),
+        "s3gen": (s3gen, size.turns - 1, 1),
+        "generate": (generate, size.long_turns, 0),
+        "several": (several, size.long_turns, 0),
+        "named": (several_named, size.long_turns if size is FULL else 0, 0),
+        "stream": (stream, size.long_turns, 0),
+        "imports": (lambda *_: imports(pythons), 3, 1),
+    }
+    return {name: case for name, case in cases.items() if case[1]}
+
+
 def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence[str]) -> Iterator[dict[str, Any]]:
     """All that `report` is told, after each case anew: what breaks off leaves what it had."""
     started, rows, failed = time.perf_counter(), [], {}
@@ -201,18 +220,8 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
         about = {name: system.ask("about") for name, system in systems.items()}
         if len({(one["threads"], one["torch"]) for one in about.values()}) > 1:
             raise RuntimeError(f"not all run alike: {about}; set OMP_NUM_THREADS and install one torch")
-        cases = {
-            "conditioning": (conditioning, size.turns, 1),
-            "t3": (t3, size.turns, 1),
-            "s3gen": (s3gen, size.turns - 1, 1),
-            "generate": (generate, size.long_turns, 0),
-            "several": (several, size.long_turns, 0),
-            "named": (several_named, size.long_turns if size is FULL else 0, 0),
-            "stream": (stream, size.long_turns, 0),
-            "imports": (lambda *_: imports(pythons), 3, 1),
-        }
-        for name, (case, turns, warm_up) in cases.items():
-            if not turns or (only and name not in only):
+        for name, (case, turns, warm_up) in cases_of(size, pythons).items():
+            if only and name not in only:
                 continue
             try:
                 rows += rows_of(in_turns(turns, warm_up, lambda case=case: case(systems, size, next(references))))
@@ -222,7 +231,7 @@ def measure(pythons: Mapping[str, str], folder: Path, size: Size, only: Sequence
             print(f"{done:6.0f} s  {name}  {failed.get(name, '')}", file=sys.stderr, flush=True)
             yield {
                 "threads_of_all": about[OURS]["threads"],
-                "size": asdict(size),
+                "size": size.as_json(),
                 "reference_seconds": REFERENCE_SECONDS,
                 "loading": {name: _loading(one) for name, one in about.items()},
                 "installed": installed,
@@ -245,15 +254,20 @@ def merged(old: Mapping[str, Any], new: dict[str, Any], machine: Mapping[str, ob
         ValueError: ``old`` was measured on another machine, or at another size.
     """
     comparable(old, {"environment": machine})
-    if old["size"] != new["size"]:
-        raise ValueError(
-            f"the result that is there was measured at another size, {old['size']}; measure all of it again"
-        )
+    require_size(old, new["size"])
     measures = {row["measure"] for row in new["rows"]}
     kept = [row for row in old["rows"] if row["measure"] not in measures]
     failed = {case: why for case, why in old["failed"].items() if case not in new["cases"]}
     again = [*old.get("measured_again", ()), {"cases": new["cases"], "commit": machine["commit"]}]
     return {**old, "rows": kept + new["rows"], "failed": failed | new["failed"], "measured_again": again}
+
+
+def require_size(old: Mapping[str, Any], size: Mapping[str, object]) -> None:
+    """Raise ValueError if ``old`` was measured at another size, as it is in the JSON."""
+    if old["size"] != size:
+        raise ValueError(
+            f"the result that is there was measured at another size, {old['size']}; measure all of it again"
+        )
 
 
 def _loading(about: Mapping[str, Any]) -> dict[str, object]:
@@ -276,12 +290,17 @@ def main() -> None:
     for name, python in pythons.items():
         if not Path(python).is_file():
             parser.error(f"{python} does not exist; make peer-env and make streaming-env install {name}")
-    folder, output = full_size_folder(arguments.folder), arguments.output
+    size, output = QUICK if arguments.quick else FULL, arguments.output
+    if unknown := set(arguments.only) - (known := cases_of(size, pythons)).keys():
+        parser.error(f"no such case at this size: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     is_partial = bool(arguments.only) and output is not None and output.is_file()
     old = json.loads(output.read_text()) if is_partial else {}
-    size = QUICK if arguments.quick else FULL
-    if old and old["size"] != asdict(size):
-        parser.error(f"{output} was measured at another size, {old['size']}; measure all of it again, without --only")
+    if old:  # before anything is measured in vain
+        try:
+            require_size(old, size.as_json())
+        except ValueError as error:
+            parser.error(str(error))
+    folder = full_size_folder(arguments.folder)
     rows, about = [], {}
     for found in measure(pythons, folder, size, arguments.only):
         torch.set_num_threads(found.pop("threads_of_all"))

@@ -40,7 +40,7 @@ from chatterbox.generation.decode import stream
 from chatterbox.generation.prefix import PrefixSource
 from chatterbox.kvcache import POLICIES
 from chatterbox.kvcache.pressure import return_free_memory
-from chatterbox.models.linear import EXACT_ROWS
+from chatterbox.models.linear import shared_rows
 from chatterbox.pipeline import render_codes
 from chatterbox.speech_codes import valid_codes
 from chatterbox.speech_request import SpeechRequest, decode_request
@@ -77,7 +77,7 @@ class Soak:
     def _meet_shapes(self) -> None:
         """Passes of every number of rows that oneDNN takes, and audio of every padded length, in every voice."""
         tts = self.tts
-        for rows in range(1, EXACT_ROWS + 1):
+        for rows in sorted({shared_rows(rows) for rows in range(1, 2 * (TEXT_LENS[1] + MAX_TOKENS))}):
             tts.t3.tfmr(torch.zeros(1, rows, tts.t3.hp.n_channels))
         for recording in (None, *self.recordings):
             voice = self.built_in if recording is None else self._of(recording, 0.5)

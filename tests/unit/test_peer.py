@@ -210,3 +210,29 @@ def test_a_case_that_fails_costs_no_other(peer, monkeypatch, tmp_path):
     assert found[-1]["failed"] == {"t3": "that is wrong", "imports": "no such python"}
     (only,) = peer.measure({peer.OURS: "", peer.UPSTREAM: ""}, tmp_path, peer.FULL, ["named"])
     assert only["cases"] == ["named"] and len(only["rows"]) == 1
+
+
+@pytest.mark.parametrize("size", ["QUICK", "FULL"])
+def test_a_size_is_the_same_when_it_is_read_back(peer, size):
+    size = getattr(peer, size).as_json()
+    peer.require_size({"size": json.loads(json.dumps(size))}, size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--only", "sing"], "no such case at this size: sing; choose from conditioning, t3,"),
+        (["--only", "named"], "no such case at this size: named; choose from"),  # the quick one has no turns of it
+        (["--only", "t3"], "measured at another size"),
+    ],
+)
+def test_what_cannot_be_measured_leaves_the_result_that_is_there(peer, monkeypatch, capsys, tmp_path, arguments, error):
+    result = tmp_path / "peer.json"
+    result.write_text(json.dumps({"size": peer.FULL.as_json(), "rows": []}))
+    before = result.read_text()
+    monkeypatch.setattr(peer, "full_size_folder", lambda folder: pytest.fail("something was prepared"))
+    pythons = ["--peer", sys.executable, "--streaming", sys.executable]
+    monkeypatch.setattr(sys, "argv", ["peer.py", "--quick", "-o", str(result), *pythons, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        peer.main()
+    assert stopped.value.code == 2 and error in capsys.readouterr().err and result.read_text() == before

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from chatterbox.models.conv import shared_length
 
 # What is fastest on CPUs differs by the number of rows (benchmarks/linear.py): two to four take `weight @ x.T`, the
-# others oneDNN, which `F.linear` does not take for float32. oneDNN keeps memory for each number of rows that it
-# meets, so beyond a few they come in few numbers: zeros follow them.
+# others oneDNN, which `F.linear` does not take for float32. In other types, and where there is no oneDNN, the first
+# pays for more rows too. oneDNN keeps memory for each number of rows that it meets: beyond a few they come in few
+# numbers, zeros following them.
 # Fixed, not probed: a probe under load would choose differently in the next process, and they differ in last bits.
-FEW_ROWS = range(2, 5)
+SKINNY, FEW_ROWS = range(2, 5), range(2, 129)
 ONEDNN = torch.backends.mkldnn.is_available()
 EXACT_ROWS = 32  # so many, and fewer, have a kernel of their own
 
@@ -33,17 +34,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
+    flat = x.reshape(rows, -1).contiguous()  # both ways are fast only where the rows lie whole
+    if ONEDNN and x.dtype == torch.float32 and rows not in SKINNY:
+        if (shared := shared_rows(rows)) > rows:
+            flat = F.pad(flat, (0, 0, 0, shared - rows))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+        return out[:rows].reshape(*x.shape[:-1], -1)
     if rows in FEW_ROWS:
-        # Fast only if the rows lie whole in memory; after another such product they are interleaved.
-        product = (weight @ x.reshape(rows, -1).contiguous().T).T.reshape(*x.shape[:-1], -1)
+        product = (weight @ flat.T).T.reshape(*x.shape[:-1], -1)
         return product if bias is None else product + bias
-    if not ONEDNN or x.dtype != torch.float32:
-        return F.linear(x, weight, bias)
-    flat = x.reshape(rows, -1).contiguous()  # strides of another kind end in oneDNN's slow reference kernel
-    if (shared := shared_rows(rows)) > rows:
-        flat = F.pad(flat, (0, 0, 0, shared - rows))
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-    return out[:rows].reshape(*x.shape[:-1], -1)
+    return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
