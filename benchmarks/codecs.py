@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.decode import generate
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.decode import generate
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import KVCache, Segment, identify_important_heads
 from chatterbox.kvcache.compression import codec
 from chatterbox.models.t3 import T3
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request
 from chatterbox.tts import ChatterboxTTS
 from harness import in_turns, report, summary
 

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import report

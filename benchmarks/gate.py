@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.decode import generate, stream
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.engine.decode import generate, stream
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest
+from chatterbox.synthesis.request import SpeechRequest, decode_request
 from harness import in_turns, ratio, report
 
 TEXT = "The old man walked slowly down to the river, and nobody saw him again that day."

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from chatterbox.config import SamplingConfig, T3Config
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -34,13 +34,13 @@ import torch
 
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.guards import guard_of
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.guards import guard_of
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import KVCache
-from chatterbox.pipeline import render_codes
-from chatterbox.speech_codes import valid_codes
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.synthesizer import render_codes
+from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.training.corpus import evaluation_set
 from chatterbox.training.evaluate import REFERENCE_TEXT, spectral_profile
 from chatterbox.training.recognition import recognize, word_errors, words_of

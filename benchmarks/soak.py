@@ -36,14 +36,14 @@ from torch.nn.functional import interpolate
 from chatterbox import ChatterboxTTS
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig, to_dict
-from chatterbox.generation.decode import stream
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.decode import stream
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import POLICIES
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.models.linear import shared_rows
-from chatterbox.pipeline import render_codes
-from chatterbox.speech_codes import valid_codes
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.synthesizer import render_codes
+from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.training.corpus import sentences
 from harness import environment
 

@@ -15,10 +15,10 @@ import torch
 
 from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
-from chatterbox.pipeline import Drawn, draw, render, render_codes, speak, speak_stream
 from chatterbox.prosody import levels, loud_level, pitch
-from chatterbox.speech_request import SpeechRequest, utterance_texts, with_seed
-from chatterbox.streaming import SpeechRenderer, Stopwatch
+from chatterbox.synthesis.render import SpeechRenderer, Stopwatch
+from chatterbox.synthesis.request import SpeechRequest, utterance_texts, with_seed
+from chatterbox.synthesis.synthesizer import Drawn, draw, render, render_codes, speak, speak_stream
 from chatterbox.training.recognition import recognize, word_errors, words_of
 from measures import Utterance, interval, log_mel_distance
 from streaming_texts import paragraphs, single_texts

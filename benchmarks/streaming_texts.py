@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatterbox import ChatterboxTTS
-from chatterbox.speech_request import SpeechRequest, utterance_texts
+from chatterbox.synthesis.request import SpeechRequest, utterance_texts
 from chatterbox.training.corpus import evaluation_set, sentences
 
 PARAGRAPHS = Path(__file__).parent / "texts" / "paragraphs.txt"

@@ -20,10 +20,10 @@ import psutil
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, StreamingConfig
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache.pressure import return_free_memory
-from chatterbox.speech_request import SpeechRequest, decode_request, utterance_seed
-from chatterbox.streaming import StreamingMetrics
+from chatterbox.synthesis.render import StreamingMetrics
+from chatterbox.synthesis.request import SpeechRequest, decode_request, utterance_seed
 from chatterbox.voice_cache import VoiceCache
 from harness import ratio
 from streaming_texts import Recordings, parts_of, text_of

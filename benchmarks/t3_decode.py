@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.prefix import RowPrefixes
-from chatterbox.generation.requests import DecodeRequest, allocate_cache
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import RowPrefixes
+from chatterbox.engine.request import DecodeRequest, allocate_cache
 from chatterbox.kvcache import GlobalKVCacheManager, Segment
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from system import System, serve
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import stream
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest
+from chatterbox.engine.decode import stream
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.text import punc_norm
 from chatterbox.tts import ChatterboxTTS

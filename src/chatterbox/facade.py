@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chatterbox.asynchronous import astream
 from chatterbox.checkpoints import Layout, load_models
 from chatterbox.conditioning import (
     DEC_COND_SECONDS,
@@ -28,17 +27,18 @@ from chatterbox.conditioning import (
     prepare_conditionals,
 )
 from chatterbox.config import KVCacheConfig, SamplingConfig, StreamingConfig
-from chatterbox.generation.guards import check_guard
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.guards import check_guard
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.pipeline import speak, speak_batch, speak_stream
-from chatterbox.speech_request import SpeechRequest, decode_request, utterance_seed
-from chatterbox.streaming import StreamingMetrics
+from chatterbox.synthesis.aio import astream
+from chatterbox.synthesis.render import StreamingMetrics
+from chatterbox.synthesis.request import SpeechRequest, decode_request, utterance_seed
+from chatterbox.synthesis.synthesizer import speak, speak_batch, speak_stream
 from chatterbox.voice_cache import VoiceCache
 from chatterbox.watermark import PerthWatermarker
 

@@ -1,4 +1,4 @@
-"""`ChatterboxMultilingualTTS`: upstream's façade for 23 languages over `chatterbox.pipeline`.
+"""`ChatterboxMultilingualTTS`: upstream's façade for 23 languages over `chatterbox.synthesis.synthesizer`.
 
 Owns: upstream's names, signatures and defaults, nothing else.
 """
@@ -16,7 +16,7 @@ from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
-from chatterbox.streaming import StreamingMetrics
+from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text import MULTILINGUAL as RULES
 from chatterbox.text import punc_norm as _punc_norm
 

@@ -1,4 +1,4 @@
-"""`ChatterboxTTS`: upstream's English façade over `chatterbox.pipeline`.
+"""`ChatterboxTTS`: upstream's English façade over `chatterbox.synthesis.synthesizer`.
 
 Owns: upstream's names, signatures and defaults, nothing else.
 """
@@ -15,7 +15,7 @@ from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_de
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
-from chatterbox.streaming import StreamingMetrics
+from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text import punc_norm
 
 PUBLISHED = ENGLISH.config.sampling

@@ -1,4 +1,4 @@
-"""`ChatterboxTurboTTS`: upstream's façade of Turbo and Nano over `chatterbox.pipeline`.
+"""`ChatterboxTurboTTS`: upstream's façade of Turbo and Nano over `chatterbox.synthesis.synthesizer`.
 
 Owns: upstream's names, signatures and defaults, nothing else.
 """
@@ -19,7 +19,7 @@ from chatterbox.conditioning import TURBO_ENC_COND_SECONDS, Conditionals, Refere
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
-from chatterbox.streaming import StreamingMetrics
+from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text import TURBO as RULES
 from chatterbox.text import punc_norm as _punc_norm
 

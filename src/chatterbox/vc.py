@@ -1,4 +1,4 @@
-"""`ChatterboxVC`: upstream's voice conversion façade over `chatterbox.pipeline`.
+"""`ChatterboxVC`: upstream's voice conversion façade over `chatterbox.synthesis.synthesizer`.
 
 Owns: upstream's names and signatures, nothing else.
 """
@@ -24,7 +24,7 @@ from chatterbox.checkpoints import (
 from chatterbox.conditioning import DEC_COND_SECONDS, ENC_COND_SECONDS, Reference, prepare_target_voice
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
-from chatterbox.pipeline import convert
+from chatterbox.synthesis.synthesizer import convert
 from chatterbox.watermark import PerthWatermarker
 
 __all__ = ["REPO_ID", "ChatterboxVC"]

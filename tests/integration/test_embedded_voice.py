@@ -14,8 +14,8 @@ import torch
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
-from chatterbox.pipeline import speak
-from chatterbox.speech_request import SpeechRequest
+from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.synthesizer import speak
 from chatterbox.training.corpus import evaluation_set
 from chatterbox.training.recognition import recognize, word_errors, words_of
 from chatterbox.training.silence import silent_tokens

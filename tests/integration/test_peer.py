@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
+from chatterbox.engine.decode import stream
 from chatterbox.facade import SpeechModel
-from chatterbox.generation.decode import stream
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC

@@ -27,16 +27,16 @@ LEVELS = {
     "chatterbox.models": 2,
     "chatterbox.watermark": 2,
     "chatterbox.watermark_stream": 3,
-    "chatterbox.generation": 3,
+    "chatterbox.engine": 3,
     "chatterbox.conditioning": 3,
     "chatterbox.checkpoints": 4,
     "chatterbox.voice_cache": 4,
-    "chatterbox.pipeline": 5,
-    "chatterbox.ahead": 0,
-    "chatterbox.asynchronous": 0,
-    "chatterbox.speech_codes": 4,
-    "chatterbox.speech_request": 4,
-    "chatterbox.streaming": 4,
+    "chatterbox.synthesis": 5,
+    "chatterbox.synthesis.prefetch": 0,
+    "chatterbox.synthesis.aio": 0,
+    "chatterbox.synthesis.token_filter": 4,
+    "chatterbox.synthesis.request": 4,
+    "chatterbox.synthesis.render": 4,
     "chatterbox.facade": 6,
     "chatterbox.mtl_tts": 7,
     "chatterbox.tts": 7,
@@ -47,8 +47,8 @@ LEVELS = {
     "chatterbox.training": 8,
     "chatterbox": 9,
 }
-# `T3.inference` is upstream's name for what `generation.decode` does; it imports it when called.
-EXCEPTIONS = {("chatterbox.models.t3.t3", f"chatterbox.generation.{name}") for name in ("decode", "requests")}
+# `T3.inference` is upstream's name for what `engine.decode` does; it imports it when called.
+EXCEPTIONS = {("chatterbox.models.t3.t3", f"chatterbox.engine.{name}") for name in ("decode", "request")}
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import generate
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
-from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide, process
+from chatterbox.engine.decode import generate
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.sampler import Knobs, draw, exponential_noise, guide, process
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.synthetic import uniform

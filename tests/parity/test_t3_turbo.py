@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
-from chatterbox.generation.sampling import Knobs, process
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.sampler import Knobs, process
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import Pass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.requests import allocate_cache
+from chatterbox.engine.request import allocate_cache
 from chatterbox.kvcache import KVCache, Segment, StaticKVCache
 from chatterbox.kvcache.base import ALL_ROWS, NOWHERE
 from chatterbox.models.t3 import T3

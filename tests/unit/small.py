@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from chatterbox.config import GPT2Config, LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.requests import DecodeRequest
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.request import DecodeRequest
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatterbox import ahead
-from chatterbox.ahead import Ahead
+from chatterbox.synthesis import prefetch as ahead
+from chatterbox.synthesis.prefetch import Ahead
 
 WAIT = 30.0  # seconds until a test that should not wait gives up
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import pytest
 
-from chatterbox.asynchronous import astream
+from chatterbox.synthesis.aio import astream
 
 WAIT = 30.0
 SENTENCES = ["Hello there. ", "And so on."]
@@ -172,7 +172,7 @@ def test_a_source_that_blocks_holds_up_neither_the_loop_nor_the_end_of_the_progr
     """Its thread cannot be ended; nobody waits for it."""
     code = """
 import asyncio, threading, time
-from chatterbox.asynchronous import astream
+from chatterbox.synthesis.aio import astream
 
 waits = threading.Event()
 

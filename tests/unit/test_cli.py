@@ -16,8 +16,8 @@ import soundfile
 from chatterbox.cli import main
 from chatterbox.cli.output import warnings_shown
 from chatterbox.cli.speaker import Speaker
-from chatterbox.generation.guards import GUARDS, NO_GUARD
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.guards import GUARDS, NO_GUARD
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache.eviction import SCORERS
 from chatterbox.kvcache.factory import POLICIES
 from tests.folders import SMALL

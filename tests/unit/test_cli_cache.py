@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from chatterbox.cli import main
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.prefill import PrefixSource
 from tests.unit.command import command
 
 TEXTS = ("Good morning.", "Good evening.")

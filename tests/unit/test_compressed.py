@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, T3Config
-from chatterbox.generation.decode import decode
-from chatterbox.generation.requests import prefill_embeds
+from chatterbox.engine.decode import decode
+from chatterbox.engine.request import prefill_embeds
 from chatterbox.kvcache import KVCache, StaticKVCache
 from chatterbox.kvcache.compressed import CompressedKVCache
 from chatterbox.models.t3 import T3

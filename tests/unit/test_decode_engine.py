@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import generate, generate_batch
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
-from chatterbox.generation.sampling import guide
+from chatterbox.engine.decode import generate, generate_batch
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
+from chatterbox.engine.sampler import guide
 from chatterbox.models.t3 import T3
 from tests.unit.small import REQUESTS
 

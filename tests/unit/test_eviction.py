@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.generation.decode import decode, generate, generate_batch
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.graphs import StepGraphs
-from chatterbox.generation.requests import allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.cuda_graphs import StepGraphs
+from chatterbox.engine.decode import decode, generate, generate_batch
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.request import allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import EvictingKVCache, SlidingKVCache
 from chatterbox.kvcache.eviction import SCORERS, Held, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import Attention, received

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import generate
-from chatterbox.generation.requests import DecodeRequest
-from chatterbox.generation.sampling import (
+from chatterbox.engine.decode import generate
+from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.sampler import (
     Knobs,
     draw,
     exponential_noise,

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chatterbox.config import T3Config
-from chatterbox.generation.decode import generate
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.graphs import StepGraphs
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.cuda_graphs import StepGraphs
+from chatterbox.engine.decode import generate
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
 from tests.unit.small import REQUESTS, SMALL, SMALL_GPT2, build, decode_together, make_request
 
@@ -112,7 +112,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(t3: T3, caplog: pytest.LogC
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors ...")
 
     graphs = StepGraphs(capture=refuse)
-    with caplog.at_level(logging.WARNING, logger="chatterbox.generation.graphs"):
+    with caplog.at_level(logging.WARNING, logger="chatterbox.engine.cuda_graphs"):
         drawn = run(t3, graphs, 1)
     assert drawn == [generate(t3, request).tolist() for request in REQUESTS]
     assert graphs.num_captured == 0

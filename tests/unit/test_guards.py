@@ -9,20 +9,20 @@ import random
 import pytest
 import torch
 
-from chatterbox import pipeline
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import decode, generate, generate_batch, stream
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.graphs import StepGraphs
-from chatterbox.generation.guards import AlignmentGuard, LightGuard, check_guard
-from chatterbox.generation.guards.batch import Verdict, join_guards, select_guards
-from chatterbox.generation.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.cuda_graphs import StepGraphs
+from chatterbox.engine.decode import decode, generate, generate_batch, stream
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.guards import AlignmentGuard, LightGuard, check_guard
+from chatterbox.engine.guards.batch import Verdict, join_guards, select_guards
+from chatterbox.engine.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.synthesis import synthesizer as pipeline
 from tests.parity.support import fill, load_golden, load_json, load_meta
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request
 from tests.unit.test_graphs import recorded
@@ -266,7 +266,7 @@ def test_a_loop_and_a_long_utterance_are_ended_and_reported(caplog):
     text = torch.tensor([1, 5, 0])
     request = dataclasses.replace(make_request(0), text_tokens=text, guard="light", max_new_tokens=400)
     greedy = SamplingConfig(temperature=0.0, cfg_weight=0.0, repetition_penalty=1.0, min_p=0.0)
-    with caplog.at_level(logging.WARNING, logger="chatterbox.generation.engine"):
+    with caplog.at_level(logging.WARNING, logger="chatterbox.engine.engine"):
         long = generate(t3, dataclasses.replace(request, sampling=dataclasses.replace(greedy, temperature=1.0)))
         assert len(long) == SLACK + 20 * len(text) and long[-1] != 6562
         with torch.no_grad():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.decode import decode, generate, generate_batch
+from chatterbox.engine.decode import decode, generate, generate_batch
 from chatterbox.kvcache import HeadWindowKVCache, KVCache, StaticKVCache, compress_cache, identify_important_heads
 from chatterbox.kvcache.base import NOWHERE, position_mask
 from chatterbox.kvcache.dynamic import DynamicKVCache

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
-from chatterbox.generation.decode import decode, generate, stream
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.decode import decode, generate, stream
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
-from chatterbox.generation.decode import generate, generate_batch
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.decode import generate, generate_batch
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import POLICIES, KVCache
 from chatterbox.models.t3 import T3
 from tests.unit.full_cache import FullCache

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.generation.decode import generate, stream
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine.decode import generate, stream
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import Segment
 from chatterbox.kvcache.archive import disk_key
 from chatterbox.kvcache.compression import codec

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, PressureConfig
-from chatterbox.generation import decode
-from chatterbox.generation.decode import generate, generate_batch, stream
-from chatterbox.generation.prefix import PrefixSource
+from chatterbox.engine import decode
+from chatterbox.engine.decode import generate, generate_batch, stream
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.prefix import PrefixTree

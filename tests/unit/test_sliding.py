@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from chatterbox.config import SPEECH_CODES, KVCacheConfig, SamplingConfig
-from chatterbox.generation.decode import decode, generate, generate_batch, stream
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.graphs import StepGraphs
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.cuda_graphs import StepGraphs
+from chatterbox.engine.decode import decode, generate, generate_batch, stream
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import DynamicKVCache, KVCache, SlidingKVCache, StaticKVCache
 from chatterbox.models.t3 import T3
 from tests.unit.full_cache import FullCache

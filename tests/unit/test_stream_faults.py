@@ -13,9 +13,9 @@ from contextlib import aclosing
 import pytest
 import torch
 
-from chatterbox import ahead
 from chatterbox.config import KVCacheConfig
-from chatterbox.pipeline import Utterances
+from chatterbox.synthesis import prefetch as ahead
+from chatterbox.synthesis.synthesizer import Utterances
 from chatterbox.tts import ChatterboxTTS
 from tests.folders import SMALL
 

@@ -16,9 +16,9 @@ from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.pipeline import SpeechChunk, collect, speak, speak_batch, speak_stream
-from chatterbox.speech_request import SpeechRequest, utterance_seed, utterance_texts
-from chatterbox.streaming import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
+from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed, utterance_texts
+from chatterbox.synthesis.synthesizer import SpeechChunk, collect, speak, speak_batch, speak_stream
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark import read_watermark
 
@@ -122,7 +122,7 @@ class TestContinuity:
     def drawn(self, tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch, **streaming) -> tuple[list, list[SpeechChunk]]:
         """Requests to T3, in order, and the chunks."""
         seen: list = []
-        from chatterbox.pipeline import Utterances
+        from chatterbox.synthesis.synthesizer import Utterances
 
         stream = Utterances.stream
         monkeypatch.setattr(Utterances, "stream", lambda self, one: seen.append(one) or stream(self, one))

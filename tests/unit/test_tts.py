@@ -15,9 +15,9 @@ import torch
 from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3GEN_SR
-from chatterbox.pipeline import speak
-from chatterbox.speech_codes import valid_codes
-from chatterbox.speech_request import SpeechRequest
+from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.synthesizer import speak
+from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.vc import ChatterboxVC
 from chatterbox.watermark import read_watermark
@@ -370,7 +370,7 @@ def test_stray_start_tokens():
 
 
 def test_utterance_without_speech(small_tts, monkeypatch):
-    monkeypatch.setattr("chatterbox.pipeline.Utterances.stream", lambda *_: iter([6562]))
+    monkeypatch.setattr("chatterbox.synthesis.synthesizer.Utterances.stream", lambda *_: iter([6562]))
     with pytest.raises(RuntimeError, match="ended the utterance before it said anything"):
         say(small_tts)
 

@@ -17,13 +17,13 @@ from chatterbox import checkpoints, tts_turbo
 from chatterbox.checkpoints import NANO, TURBO, CheckpointError
 from chatterbox.cli import main
 from chatterbox.config import SamplingConfig, T3Config
-from chatterbox.generation.decode import generate
+from chatterbox.engine.decode import generate
 from chatterbox.loudness import integrated_loudness
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
-from chatterbox.pipeline import speak
-from chatterbox.speech_codes import valid_codes
-from chatterbox.speech_request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.synthesizer import speak
+from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from tests.folders import SMALL_TURBO, recording

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.generation import utterances
-from chatterbox.generation.decode import decode, generate, stream
-from chatterbox.generation.engine import DecodeEngine
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, Spoken, allocate_cache, required_capacity
-from chatterbox.generation.utterances import Utterances
+from chatterbox.engine import utterances
+from chatterbox.engine.decode import decode, generate, stream
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, Spoken, allocate_cache, required_capacity
+from chatterbox.engine.utterances import Utterances
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from tests.unit.small import SMALL, SMALL_GPT2, build, make_request

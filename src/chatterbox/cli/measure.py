@@ -112,7 +112,7 @@ def _figures(turn: Sequence[_Said]) -> dict[str, float]:
 
 def cache_bytes(speaker: Speaker, texts: Sequence[str]) -> int:
     """Bytes of the decode cache when the longest utterance ends, which is drawn once more for that; 0 without one."""
-    from chatterbox.generation.decode import decode
+    from chatterbox.engine.decode import decode
 
     config, requests = speaker.config, [request for text in texts for request in speaker.decode_requests(text)]
     longest = max(requests, key=lambda request: request.text_tokens.shape[-1])

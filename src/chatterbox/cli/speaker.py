@@ -20,13 +20,13 @@ from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, Streaming
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
     from chatterbox.conditioning import Conditionals
-    from chatterbox.generation.prefix import PrefixSource
-    from chatterbox.generation.requests import DecodeRequest
+    from chatterbox.engine.prefill import PrefixSource
+    from chatterbox.engine.request import DecodeRequest
     from chatterbox.models.s3gen import S3Gen
     from chatterbox.models.t3 import T3
     from chatterbox.models.tokenizers import TextTokenizer
-    from chatterbox.pipeline import Drawn, SpeechChunk, SpeechResult
-    from chatterbox.speech_request import SpeechRequest
+    from chatterbox.synthesis.request import SpeechRequest
+    from chatterbox.synthesis.synthesizer import Drawn, SpeechChunk, SpeechResult
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Speaker:
 
     def request(self, text: str | Iterable[str]) -> SpeechRequest:
         """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
-        from chatterbox.generation.guards import check_guard
-        from chatterbox.speech_request import SpeechRequest
+        from chatterbox.engine.guards import check_guard
+        from chatterbox.synthesis.request import SpeechRequest
 
         config = self.config
         with as_usage():
@@ -61,7 +61,7 @@ class Speaker:
 
     def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
         """Speech of ``text``; ``on_token`` is told how many speech tokens were drawn so far."""
-        from chatterbox.pipeline import speak
+        from chatterbox.synthesis.synthesizer import speak
 
         return speak(*self._parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
 
@@ -69,15 +69,15 @@ class Speaker:
         self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None
     ) -> Generator[SpeechChunk, None, None]:
         """Speech of ``text``, or of its pieces as they come, while it is made, as `StreamConfig.streaming` says."""
-        from chatterbox.pipeline import speak_stream
+        from chatterbox.synthesis.synthesizer import speak_stream
 
         request = self.request(text)
         return speak_stream(*self._parts, request, self._streaming, on_token=on_token, prefixes=self.prefixes)
 
     def draw(self, text: str) -> Iterator[Drawn]:
         """Speech codes of ``text`` as T3 draws them, without any audio."""
-        from chatterbox.pipeline import draw
-        from chatterbox.speech_request import with_seed
+        from chatterbox.synthesis.request import with_seed
+        from chatterbox.synthesis.synthesizer import draw
 
         request = with_seed(self.request(text))
         voice = self.voice.with_exaggeration(request.exaggeration)
@@ -86,7 +86,7 @@ class Speaker:
 
     def decode_requests(self, text: str) -> list[DecodeRequest]:
         """What T3 is asked for when ``text`` is spoken, one utterance after the other."""
-        from chatterbox.speech_request import decode_request
+        from chatterbox.synthesis.request import decode_request
 
         request = self.request(text)
         voice = self.voice.with_exaggeration(request.exaggeration)
@@ -105,7 +105,7 @@ class Speaker:
         return self.config.streaming if isinstance(self.config, StreamConfig) else StreamingConfig()
 
     def _utterances(self, request: SpeechRequest) -> list[str]:
-        from chatterbox.speech_request import utterance_texts
+        from chatterbox.synthesis.request import utterance_texts
 
         by_sentence = self._streaming.continuity != "isolated"
         return list(utterance_texts(self.models.t3, self.models.tokenizer, request, by_sentence=by_sentence))
@@ -145,7 +145,7 @@ def load_models(config: SayConfig, report: Progress, *, any_language: bool = Fal
 
 def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> Speaker:
     """A speaker on loaded weights, with caches of its own. ``config`` is of `checked`."""
-    from chatterbox.generation.prefix import PrefixSource
+    from chatterbox.engine.prefill import PrefixSource
 
     return Speaker(config, models, load_voice(models, config, report), PrefixSource(models.t3, config.kvcache))
 
@@ -153,10 +153,10 @@ def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> S
 def checked(config: Config) -> Config:
     """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
     from chatterbox.checkpoints import resolve_device
-    from chatterbox.generation.guards import check_guard
+    from chatterbox.engine.guards import check_guard
     from chatterbox.kvcache import check_names
     from chatterbox.models.tokenizers.languages import check_language
-    from chatterbox.speech_request import check_seed
+    from chatterbox.synthesis.request import check_seed
 
     with as_usage():
         resolve_device(config.model.device)

@@ -21,7 +21,7 @@ from chatterbox.cli.sinks import Sink, find_player, pcm, to_file, to_output, to_
 from chatterbox.cli.speaker import Speaker, load_speaker
 
 if TYPE_CHECKING:
-    from chatterbox.streaming import StreamingMetrics
+    from chatterbox.synthesis.render import StreamingMetrics
 
 STANDARD = "-"  # standard input, or output
 EXAMPLES = """
@@ -75,7 +75,7 @@ def _spoken(
     speaker: Speaker, text: str | Iterable[str], sink: AbstractContextManager[Sink], report: Progress
 ) -> StreamingMetrics:
     """Say it into the sink; what it has cost."""
-    from chatterbox.streaming import StreamingMetrics
+    from chatterbox.synthesis.render import StreamingMetrics
 
     metrics = StreamingMetrics()
     report.stage("speaking" if isinstance(text, str) else "waiting for text")

@@ -1,7 +1,7 @@
 """T3: text tokens to speech tokens.
 
 Owns: embeddings, heads and the order of the input sequence, ``[conditioning][text][speech]``. Does not know: how
-tokens are drawn (`chatterbox.generation`), which cache is used, what a voice is called.
+tokens are drawn (`chatterbox.engine`), which cache is used, what a voice is called.
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ class T3(nn.Module):
                 guard that does not exist or has no alignment heads to read.
         """
         # On the model because callers know it there; the loop itself is one layer up.
-        from chatterbox.generation.decode import decode
-        from chatterbox.generation.requests import DecodeRequest
+        from chatterbox.engine.decode import decode
+        from chatterbox.engine.request import DecodeRequest
 
         for name, value, supported in (
             ("prepend_prompt_speech_tokens", prepend_prompt_speech_tokens, None),
@@ -295,8 +295,8 @@ class T3(nn.Module):
         Raises:
             ValueError: a knob out of range, or text or speech longer than the backbone's positions.
         """
-        from chatterbox.generation.decode import generate
-        from chatterbox.generation.requests import DecodeRequest
+        from chatterbox.engine.decode import generate
+        from chatterbox.engine.request import DecodeRequest
 
         sampling = SamplingConfig(
             temperature=temperature,

@@ -14,17 +14,17 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from chatterbox.generation.graphs import StepGraphs, StepState
-from chatterbox.generation.guards.batch import Guards, Verdict, join_guards, readers_of, select_guards, start_guards
-from chatterbox.generation.prefix import RowPrefixes
-from chatterbox.generation.requests import (
+from chatterbox.engine.cuda_graphs import StepGraphs, StepState
+from chatterbox.engine.guards.batch import Guards, Verdict, join_guards, readers_of, select_guards, start_guards
+from chatterbox.engine.prefill import RowPrefixes
+from chatterbox.engine.request import (
     DecodeRequest,
     checked_limit,
     prefill_embeds,
     spoken_embeds,
     start_embeds,
 )
-from chatterbox.generation.sampling import Knobs, draw, exponential_noise, guide
+from chatterbox.engine.sampler import Knobs, draw, exponential_noise, guide
 from chatterbox.kvcache import KVCache, Segment
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3

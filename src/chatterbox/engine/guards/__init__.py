@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from chatterbox.config import T3Config
-from chatterbox.generation.guards.alignment import AlignmentGuard
-from chatterbox.generation.guards.base import Guard
-from chatterbox.generation.guards.light import LightGuard
+from chatterbox.engine.guards.alignment import AlignmentGuard
+from chatterbox.engine.guards.base import Guard
+from chatterbox.engine.guards.light import LightGuard
 
 GUARDS: dict[str, type[Guard]] = {"light": LightGuard, "alignment": AlignmentGuard}
 NO_GUARD = "none"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.generation.guards import guard_of
+from chatterbox.engine.guards import guard_of
 from chatterbox.kvcache import KVCache, make_cache, settings_of
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
@@ -36,7 +36,7 @@ class DecodeRequest:
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
     is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
-    `chatterbox.generation.guards.GUARDS`; None, or "none", is the published models' plain loop. spoken: how the text
+    `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. spoken: how the text
     begins was said before, and this request goes on behind it.
     """
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.engine import DecodeEngine, run
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, required_capacity
-from chatterbox.generation.utterances import Utterances
+from chatterbox.engine.engine import DecodeEngine, run
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.utterances import Utterances
 from chatterbox.kvcache import KVCache, MemoryMonitor
 from chatterbox.models.t3.t3 import T3
 

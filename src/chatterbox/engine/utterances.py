@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chatterbox.config import GPT2Config, KVCacheConfig
-from chatterbox.generation.engine import run
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.engine import run
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import KVCache, policy, settings_of
 from chatterbox.models.t3.t3 import T3
 
@@ -57,7 +57,7 @@ class Utterances:
         """Yield the tokens of the next utterance as they are drawn; the stop token is the last.
 
         Raises:
-            ValueError: as `chatterbox.generation.requests.checked_limit`, or the cache cannot hold the request.
+            ValueError: as `chatterbox.engine.request.checked_limit`, or the cache cannot hold the request.
         """
         needed, cache = required_capacity(self._t3, request), self._cache
         if cache is not None and self._follows(cache, needed):

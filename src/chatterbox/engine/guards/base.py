@@ -27,7 +27,7 @@ ALL = slice(None)
 class Guard(abc.ABC):
     """State of the N requests of a batch that asked for this guard: every field is a tensor with a row for each.
 
-    A new guard is a subclass and a line in `chatterbox.generation.guards.GUARDS`. Its state changes in place and by
+    A new guard is a subclass and a line in `chatterbox.engine.guards.GUARDS`. Its state changes in place and by
     tensors alone, so that a step can be captured in a CUDA graph.
     """
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chatterbox.generation.guards import Guard
-from chatterbox.generation.sampling import Knobs
+from chatterbox.engine.guards import Guard
+from chatterbox.engine.sampler import Knobs
 
 logger = logging.getLogger(__name__)
 

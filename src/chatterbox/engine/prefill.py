@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.generation.requests import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.keys import content_hash, weights_fingerprint

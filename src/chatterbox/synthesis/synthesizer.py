@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.ahead import Ahead
 from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import StreamingConfig
-from chatterbox.generation.decode import generate_batch
-from chatterbox.generation.prefix import PrefixSource
-from chatterbox.generation.utterances import Utterances
+from chatterbox.engine.decode import generate_batch
+from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.utterances import Utterances
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
-from chatterbox.speech_codes import SpeechCodes
-from chatterbox.speech_request import (
+from chatterbox.synthesis.prefetch import Ahead
+from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
+from chatterbox.synthesis.request import (
     SpeechRequest,
     check_seed,
     decode_request,
@@ -37,7 +37,7 @@ from chatterbox.speech_request import (
     utterance_texts,
     with_seed,
 )
-from chatterbox.streaming import SpeechRenderer, Stopwatch, StreamingMetrics
+from chatterbox.synthesis.token_filter import SpeechCodes
 from chatterbox.watermark import PerthWatermarker
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
-from chatterbox.generation.guards import check_guard
-from chatterbox.generation.requests import DecodeRequest, Spoken
+from chatterbox.engine.guards import check_guard
+from chatterbox.engine.request import DecodeRequest, Spoken
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.splitting import utterances
@@ -34,7 +34,7 @@ class SpeechRequest:
     generators of this request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at
     every step. cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
     language_id: for a multilingual model alone.
-    guard: what ends an utterance that goes wrong, of `chatterbox.generation.guards.GUARDS`, or "none".
+    guard: what ends an utterance that goes wrong, of `chatterbox.engine.guards.GUARDS`, or "none".
     """
 
     text: str | Iterable[str]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import SPEECH_CODES
-from chatterbox.generation.guards import Guard, guard_of
+from chatterbox.engine.guards import Guard, guard_of
 from chatterbox.models.t3.attention import HeadReader
 
 Guards = dict[str, Guard]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, T3Config
-from chatterbox.generation.guards import guard_of
+from chatterbox.engine.guards import guard_of
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import drop_invalid_tokens
 

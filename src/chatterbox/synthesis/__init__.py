@@ -1,0 +1,1 @@
+"""A text in a voice to audio: the main path."""
