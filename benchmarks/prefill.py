@@ -33,13 +33,13 @@ def make_request(hp: T3Config, text_len: int) -> DecodeRequest:
         cond_prompt_speech_tokens=torch.randint(0, 6561, (1, hp.speech_cond_prompt_len)),
         emotion_adv=0.5,
     )
-    sampling = SamplingConfig(cfg_weight=0.0 if hp.is_gpt else 0.5)
+    sampling = SamplingConfig(cfg_weight=0.5 if hp.has_guidance else 0.0)
     return DecodeRequest(cond, new_text(hp, text_len), sampling, max_new_tokens=1, seed=0)
 
 
 def new_text(hp: T3Config, text_len: int, beginning: torch.Tensor | None = None) -> torch.Tensor:
     text = torch.randint(2, hp.text_tokens_dict_size, (text_len,))
-    if not hp.is_gpt:
+    if hp.mark_text:
         text[0], text[-1] = hp.start_text_token, hp.stop_text_token
         text[1:-1][text[1:-1] == hp.start_text_token] = 2
     if beginning is not None:

@@ -129,7 +129,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     t3, unused = fill_module(T3(config.t3)), {}
-    if config.t3.is_gpt:
+    if not config.t3.mark_text:
         write_gpt2_tokenizer(folder)
         unused["tfmr.wte.weight"] = torch.zeros_like(t3.text_emb.weight)  # published, and read by nothing
     else:
@@ -141,7 +141,6 @@ def write_folder(
     s3gen = fill_module(S3Gen(layout.meanflow, config=config.s3gen)).eval()
     write_weights(s3gen, folder / layout.s3gen)
     if built_in_voice:
-        prepare_conditionals(s3gen, voice_encoder, recording(5.52 if config.t3.is_gpt else 3.0), hp=config.t3).save(
-            folder / "conds.pt"
-        )
+        reference = recording(max(3.0, config.t3.min_recording_seconds + 0.52))
+        prepare_conditionals(s3gen, voice_encoder, reference, hp=config.t3).save(folder / "conds.pt")
     return folder

@@ -24,10 +24,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
 
-ENC_COND_SECONDS = 6  # of the reference, for T3's speech prompt
-TURBO_ENC_COND_SECONDS = 15  # of Turbo and Nano
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
-TURBO_MIN_SECONDS = 5  # Turbo's voice is its prompt: a shorter one carries too little
 
 Reference = str | os.PathLike[str] | BinaryIO | np.ndarray | Tensor
 
@@ -112,27 +109,22 @@ def prepare_conditionals(
 
     Args:
         reference: a file, or samples at ``source_rate`` Hz (24 kHz if None).
-        hp: of the T3 that the voice is for; it says how much of the recording is its prompt.
+        hp: of the T3 that the voice is for; it says how long a recording must be and how much of it is its prompt.
         exaggeration: emotion, 0.5 is neutral.
-        norm_loudness: bring the recording to -27 LUFS first; Turbo and Nano alone, as upstream.
+        norm_loudness: bring the recording to -27 LUFS first, where ``hp`` says that the model wants it.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or too short for Turbo.
+        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or too short for the model.
     """
     wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
-    prompt_seconds = ENC_COND_SECONDS
-    if hp.is_gpt:
-        prompt_seconds = TURBO_ENC_COND_SECONDS
-        if (seconds := len(wav_24) / S3GEN_SR) <= TURBO_MIN_SECONDS:
-            raise ValueError(
-                f"reference audio is {seconds:.1f} s long; this model needs more than {TURBO_MIN_SECONDS} s of speech"
-            )
-        if norm_loudness:
-            wav_24 = normalize_loudness(wav_24, S3GEN_SR)
+    if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):
+        raise ValueError(f"reference audio is {seconds:.1f} s long; this model needs more than {least} s of speech")
+    if norm_loudness and hp.norm_loudness:
+        wav_24 = normalize_loudness(wav_24, S3GEN_SR)
     wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
     with torch.no_grad():
         gen = s3gen.embed_ref(wav_24[: DEC_COND_SECONDS * S3GEN_SR], S3GEN_SR, device=s3gen.device)
-        prompt = wav_16[: prompt_seconds * S3_SR]
+        prompt = wav_16[: hp.prompt_seconds * S3_SR]
         codes, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
     speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
     t3 = T3Cond(

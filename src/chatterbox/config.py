@@ -53,9 +53,29 @@ class GPT2Config:
     norm_eps: float = 1e-5
 
 
+# How Turbo and Nano are driven, by field of `T3Config`.
+TURBO_DRIVING: dict[str, Any] = {
+    "mark_text": False,
+    "num_start_tokens": 1,
+    "has_guidance": False,
+    "speech_head_bias": True,
+    "penalty_last": True,
+    "start_stays_seen": False,
+    "start_discards": False,
+    "num_trailing_silence": 3,
+    "max_speech_per_text_token": 40,  # whole words, and numbers of three digits, of up to 1.6 s
+    "prompt_seconds": 15,
+    "min_recording_seconds": 5,  # the voice is its prompt: a shorter one carries too little
+    "norm_loudness": True,
+}
+
+
 @dataclass(frozen=True)
 class T3Config:
-    """Text tokens to speech tokens. Upstream's names where upstream has one."""
+    """Text tokens to speech tokens. Upstream's names where upstream has one.
+
+    The fields from ``mark_text`` on say how the model is driven; their defaults are the Llama models'.
+    """
 
     text_tokens_dict_size: int = 704
     start_text_token: int = 255
@@ -77,6 +97,26 @@ class T3Config:
     silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
     num_trailing_noise: int = 0  # speech tokens before the stop token that are noise, and not rendered
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
+    mark_text: bool = True  # the text stands between its start and its stop token
+    num_start_tokens: int = 2  # so often the start token of speech enters: the published weights are driven this way
+    has_guidance: bool = True  # classifier-free, by a row without text; it needs learned positions
+    speech_head_bias: bool = False
+    penalty_last: bool = False  # the repetition penalty comes after temperature, top-k and top-p, not before
+    start_stays_seen: bool = True  # the start token is penalised to the end; False: until a token is drawn
+    start_discards: bool = True  # a start token that is drawn discards the speech before it
+    num_trailing_silence: int = 0  # silent speech tokens rendered behind an utterance
+    # What the light guard allows. The Llama models' text tokens are parts of words of about 5 speech tokens (0.2 s) in
+    # slow speech; CosyVoice, of the same speech tokens, bounds them at 20.
+    max_speech_per_text_token: int = 20
+    prompt_seconds: int = 6  # of a recording, that the speech prompt is made of
+    min_recording_seconds: int = 0  # a recording must be longer
+    norm_loudness: bool = False  # a recording is brought to -27 LUFS before it is read
+
+    def __post_init__(self) -> None:
+        if self.has_guidance and self.input_pos_emb is None:
+            raise ValueError("has_guidance must be False where input_pos_emb is None: a row without text is positions")
+        if self.num_start_tokens < 1:
+            raise ValueError(f"num_start_tokens must be a whole number from 1, got {self.num_start_tokens}")
 
     @classmethod
     def english_only(cls) -> T3Config:
@@ -89,6 +129,7 @@ class T3Config:
     @classmethod
     def turbo(cls) -> T3Config:
         return cls(
+            **TURBO_DRIVING,
             text_tokens_dict_size=50276,
             utterance_text_len=80,  # these are words, and beyond 30 s Turbo falters
             speech_tokens_dict_size=6563,
@@ -104,6 +145,13 @@ class T3Config:
         small = GPT2Config(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072)
         return dataclasses.replace(cls.turbo(), backbone=small)
 
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """``values`` with what a file that has a GPT-2 backbone means by driving fields that it leaves out."""
+        backbone = values.get("backbone")
+        is_gpt2 = isinstance(backbone, dict) and backbone.get("kind") == GPT2Config.kind
+        return {**TURBO_DRIVING, **values} if is_gpt2 else values
+
     @property
     def n_channels(self) -> int:
         return self.backbone.hidden_size
@@ -111,16 +159,6 @@ class T3Config:
     @property
     def is_multilingual(self) -> bool:
         return self.text_tokens_dict_size == 2454
-
-    @property
-    def is_gpt(self) -> bool:
-        """Driven as Turbo: text without marks, one start token, no guidance, the repetition penalty last."""
-        return isinstance(self.backbone, GPT2Config)
-
-    @property
-    def num_start_tokens(self) -> int:
-        """The start token enters the Llama models twice: the published weights are driven this way."""
-        return 1 if self.is_gpt else 2
 
     @property
     def cond_len(self) -> int:
@@ -464,7 +502,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
-    """Build ``cls`` from a plain dictionary; missing keys keep their defaults.
+    """Build ``cls`` from a plain dictionary; missing keys keep their defaults, or become what ``cls.completed`` says.
 
     Raises:
         ValueError: an unknown key, or a value of the wrong kind; the message names key, value and choices.
@@ -474,7 +512,8 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     arguments = {}
-    for key, value in values.items():
+    complete = getattr(cls, "completed", dict)
+    for key, value in complete(values).items():
         if key not in known:
             raise ValueError(f"{where} has no setting {key!r}; it has {', '.join(sorted(known))}")
         arguments[key] = _convert(known[key], value, f"{where}.{key}")

@@ -21,12 +21,11 @@ from torch import Tensor
 from chatterbox.checkpoints import Layout, load_models
 from chatterbox.conditioning import (
     DEC_COND_SECONDS,
-    ENC_COND_SECONDS,
     Conditionals,
     Reference,
     prepare_conditionals,
 )
-from chatterbox.config import KVCacheConfig, SamplingConfig, StreamingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
 from chatterbox.engine.guards import check_guard
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
@@ -58,7 +57,7 @@ class SpeechModel(abc.ABC):
     """
 
     published: SamplingConfig  # the published model's own settings
-    ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
+    ENC_COND_LEN = T3Config.prompt_seconds * S3_SR
     DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
 
     def __init__(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import NANO, TURBO, fetch, find_checkpoint, resolve_device
-from chatterbox.conditioning import TURBO_ENC_COND_SECONDS, Conditionals, Reference
-from chatterbox.config import KVCacheConfig, StreamingConfig
+from chatterbox.conditioning import Conditionals, Reference
+from chatterbox.config import KVCacheConfig, StreamingConfig, T3Config
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
@@ -42,7 +42,7 @@ class ChatterboxTurboTTS(SpeechModel):
     """Text to speech with voice cloning, in English, by Turbo or Nano. Safe for several threads; see `SpeechModel`."""
 
     published = PUBLISHED
-    ENC_COND_LEN = TURBO_ENC_COND_SECONDS * S3_SR
+    ENC_COND_LEN = T3Config.turbo().prompt_seconds * S3_SR
     model_label = "Turbo"
 
     @classmethod

@@ -21,7 +21,8 @@ from chatterbox.checkpoints import (
     resolve_device,
     s3gen_layout,
 )
-from chatterbox.conditioning import DEC_COND_SECONDS, ENC_COND_SECONDS, Reference, prepare_target_voice
+from chatterbox.conditioning import DEC_COND_SECONDS, Reference, prepare_target_voice
+from chatterbox.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert
@@ -36,7 +37,7 @@ class ChatterboxVC:
     ``ref_dict`` is the target voice used when a call names none; only `set_target_voice` and the caller assign it.
     """
 
-    ENC_COND_LEN = ENC_COND_SECONDS * S3_SR
+    ENC_COND_LEN = T3Config.prompt_seconds * S3_SR
     DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
 
     def __init__(self, s3gen: S3Gen, device: str | torch.device, ref_dict: dict[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 
@@ -26,15 +27,13 @@ SMALL = T3Config(
 )
 
 
-SMALL_GPT2 = T3Config(
+SMALL_GPT2 = dataclasses.replace(
+    T3Config.turbo(),
     text_tokens_dict_size=32,
     speech_tokens_dict_size=6563,
     max_speech_tokens=48,
     speech_cond_prompt_len=12,
     speaker_embed_size=8,
-    use_perceiver_resampler=False,
-    emotion_adv=False,
-    input_pos_emb=None,
     backbone=GPT2Config(
         num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48, max_positions=100
     ),
@@ -55,7 +54,7 @@ def make_request(seed: int, hp: T3Config = SMALL) -> DecodeRequest:
     text = torch.tensor([1, *(rng.randrange(2, 32) for _ in range(rng.randint(1, 20))), 0])
     sampling = SamplingConfig(
         temperature=rng.choice([0.0, 0.5, 0.8, 1.5]),
-        cfg_weight=0.0 if hp.is_gpt else rng.choice([0.0, 0.5, 1.0]),
+        cfg_weight=rng.choice([0.0, 0.5, 1.0]) if hp.has_guidance else 0.0,
         repetition_penalty=rng.choice([1.0, 1.2]),
         min_p=rng.choice([0.0, 0.05]),
         top_p=rng.choice([1.0, 0.9]),

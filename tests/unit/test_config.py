@@ -8,6 +8,7 @@ import json
 import pytest
 
 from chatterbox.config import (
+    TURBO_DRIVING,
     HiFTConfig,
     ModelConfig,
     SamplingConfig,
@@ -16,7 +17,7 @@ from chatterbox.config import (
     from_dict,
     to_dict,
 )
-from tests.folders import SMALL
+from tests.folders import SMALL, SMALL_TURBO
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), SMALL, SayConfig(), T3Config.multilingual()])
@@ -59,6 +60,30 @@ def test_frozen(cls):
 def test_max_new_tokens_is_a_positive_whole_number(value):
     with pytest.raises(ValueError, match="max_new_tokens must be a whole number from 1"):
         SamplingConfig(max_new_tokens=value)
+
+
+def test_turbo_s_file_without_the_driving_fields_is_driven_as_turbo():
+    """Files written before these fields existed name the backbone alone."""
+    values = to_dict(SMALL_TURBO)
+    for name in TURBO_DRIVING:
+        del values["t3"][name]
+    assert from_dict(ModelConfig, values) == SMALL_TURBO
+    assert from_dict(ModelConfig, {"t3": {**values["t3"], "num_trailing_silence": 1}}).t3.num_trailing_silence == 1
+    with pytest.raises(ValueError, match=r"config\.t3 has no setting 'driven_as'"):
+        from_dict(ModelConfig, {"t3": {**values["t3"], "driven_as": "turbo"}})
+
+
+def test_driving_fields_are_those_of_the_config():
+    turbo, llama = T3Config.turbo(), T3Config()
+    assert all(getattr(turbo, name) == value != getattr(llama, name) for name, value in TURBO_DRIVING.items())
+    assert {name: getattr(T3Config.nano(), name) for name in TURBO_DRIVING} == TURBO_DRIVING
+
+
+def test_traits_that_contradict_each_other():
+    with pytest.raises(ValueError, match="has_guidance must be False where input_pos_emb is None"):
+        T3Config(input_pos_emb=None)
+    with pytest.raises(ValueError, match="num_start_tokens must be a whole number from 1, got 0"):
+        T3Config(num_start_tokens=0)
 
 
 def test_published_sizes():

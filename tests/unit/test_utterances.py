@@ -29,7 +29,7 @@ def t3(request: pytest.FixtureRequest) -> T3:
 
 def greedy(t3: T3, seed: int, cfg_weight: float = 0.0, **changes) -> DecodeRequest:
     """A request whose next token follows from those before it alone, and that goes on to its limit."""
-    sampling = dataclasses.replace(GREEDY, cfg_weight=0.0 if t3.hp.is_gpt else cfg_weight)
+    sampling = dataclasses.replace(GREEDY, cfg_weight=cfg_weight if t3.hp.has_guidance else 0.0)
     request = dataclasses.replace(make_request(seed, t3.hp), sampling=sampling, max_new_tokens=20, stop_on_eos=False)
     return dataclasses.replace(request, **changes)
 
@@ -109,7 +109,7 @@ class TestContinued:
         requests = [dataclasses.replace(one, sampling=self.SAMPLING) for one in self.texts(t3)]
         speaker = Utterances(t3, cache_policy=policy, continued=True)
         cache = None
-        for index, request in enumerate(requests[: 3 if t3.hp.is_gpt else 4]):
+        for index, request in enumerate(requests[: 4 if t3.hp.has_guidance else 3]):
             expected, cache = decode(t3, request, past=cache, cache_policy=policy)
             assert list(speaker.stream(request)) == expected.tolist(), index
         assert speaker.num_served > 0

@@ -104,7 +104,7 @@ def family(models: LoadedModels) -> str:
     from chatterbox.kvcache.keys import content_hash, weights_fingerprint
 
     hp = models.config.t3
-    return content_hash(weights_fingerprint(models.voice_encoder), f"{hp.speech_cond_prompt_len} {hp.is_gpt}")
+    return content_hash(weights_fingerprint(models.voice_encoder), f"{hp.speech_cond_prompt_len} {hp.norm_loudness}")
 
 
 def find_voice(voice: str) -> Path:

@@ -126,7 +126,7 @@ class DecodeEngine:
         logits = self._run_prefix(embeds, rows, readers_of(guards, [request.guard], slice(0, 1), heads, zero[0]))
         last, num_given = zero + self.t3.hp.start_speech_token, zero + request.spoken_len
         seen = state.seen.new_zeros(1, state.seen.shape[1])
-        seen[:, self.t3.hp.start_speech_token] = not (self.t3.hp.is_gpt and request.spoken_len)
+        seen[:, self.t3.hp.start_speech_token] = self.t3.hp.start_stays_seen or not request.spoken_len
         if request.spoken is not None and request.spoken_len:
             logits = self._run_spoken(request, rows)
             given = request.spoken.tokens.to(last)[None]
@@ -277,18 +277,18 @@ class DecodeEngine:
         if state.knobs.cfg_weight is not None:
             guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
         state.broken |= ~guided.isfinite().all(1, keepdim=True)
-        stop_token, is_gpt = self.t3.hp.stop_speech_token, self.t3.hp.is_gpt
+        hp, stop_token = self.t3.hp, self.t3.hp.stop_speech_token
         num_new = state.num_drawn - state.num_given
         verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
         if verdict:
             verdict.mask(guided, stop_token)
-        tokens = draw(guided, state.seen, state.knobs, state.noise, penalty_last=is_gpt)
+        tokens = draw(guided, state.seen, state.knobs, state.noise, penalty_last=hp.penalty_last)
         if verdict:
             tokens = verdict.correct(tokens, guided, stop_token)
             state.forced.copy_(verdict.must_stop)
         state.tokens.copy_(tokens)
-        if is_gpt:  # once a token is drawn, Turbo's history is of drawn tokens alone
-            state.seen[:, self.t3.hp.start_speech_token, None] &= state.num_drawn > 0
+        if not hp.start_stays_seen:
+            state.seen[:, hp.start_speech_token, None] &= state.num_drawn > 0
         state.seen.scatter_(1, state.tokens, True)
         state.num_drawn += 1
 

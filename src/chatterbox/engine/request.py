@@ -67,9 +67,9 @@ class DecodeRequest:
 def checked_limit(t3: T3, request: DecodeRequest) -> int:
     """Number of tokens this request may draw; raises ValueError if it cannot be served."""
     text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
-    if hp.is_gpt and request.num_rows > 1:
+    if request.num_rows > 1 and not hp.has_guidance:
         raise ValueError(f"cfg_weight must be 0 for this model, got {request.sampling.cfg_weight}; it has no guidance")
-    for name, token in () if hp.is_gpt else (("start", hp.start_text_token), ("stop", hp.stop_text_token)):
+    for name, token in (("start", hp.start_text_token), ("stop", hp.stop_text_token)) if hp.mark_text else ():
         if not (text == token).any():
             raise ValueError(f"text_tokens lack the {name} token {token}; pad it on before generating")
     if not len(text):

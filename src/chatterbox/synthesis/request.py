@@ -104,10 +104,10 @@ def decode_request(
     if said is not None:
         before, codes = said
         text_tokens = text_tokens_of(t3, tokenizer, request, before)
-        spoken = Spoken(torch.tensor(codes), len(text_tokens) + (not t3.hp.is_gpt))
+        spoken = Spoken(torch.tensor(codes), len(text_tokens) + t3.hp.mark_text)
         words = f"{before} {words}"
     text_tokens = text_tokens_of(t3, tokenizer, request, words)
-    if not t3.hp.is_gpt:
+    if t3.hp.mark_text:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
     room = t3.hp.max_speech_tokens - (0 if spoken is None else len(spoken.tokens))

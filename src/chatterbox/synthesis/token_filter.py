@@ -13,8 +13,6 @@ from chatterbox.engine.guards import guard_of
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import drop_invalid_tokens
 
-TURBO_SILENCE = 3  # silence tokens behind what Turbo and Nano say, as upstream
-
 
 class SpeechCodes:
     """What S3Gen can render of an utterance's tokens, as they are drawn."""
@@ -47,8 +45,8 @@ class SpeechCodes:
         if self.kept[: self._num_certain] == codes[: self._num_certain]:
             self.kept = codes
         rest = self.kept[self._num_certain :]
-        if self._hp.is_gpt and self.kept:
-            rest += [S3GEN_SIL] * TURBO_SILENCE
+        if self.kept:
+            rest += [S3GEN_SIL] * self._hp.num_trailing_silence
         return rest
 
 
@@ -58,7 +56,7 @@ def valid_codes(tokens: Tensor, hp: T3Config) -> Tensor:
     One stray start token of a Llama model discards what was drawn before it, as upstream. On a second one upstream
     fails; here all codes stay.
     """
-    if not hp.is_gpt and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
+    if hp.start_discards and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
         tokens = drop_invalid_tokens(tokens)
     codes = tokens[tokens < SPEECH_CODES]
     return codes[: max(1, len(codes) - hp.num_trailing_noise)]

@@ -20,11 +20,7 @@ WINDOW = 64
 MAX_PERIOD = 16
 # 0.2 s: shorter than any word. The stop token is not heard before.
 MIN_TOKENS = 5
-# Slow speech takes about 5 speech tokens (0.2 s) for a token of the Llama models' text, which are parts of words;
-# CosyVoice, of the same speech tokens, bounds them at 20. The tokens of GPT-2's vocabulary are whole words, and numbers
-# of three digits, of up to 1.6 s. On top, 4 s for pauses.
-MAX_PER_TEXT_TOKEN = 20
-MAX_PER_WORD = 40
+# 4 s for pauses, on top of what `T3Config.max_speech_per_text_token` allows.
 SLACK = 100
 
 
@@ -38,7 +34,7 @@ class LightGuard(Guard):
 
     @classmethod
     def max_tokens(cls, hp: T3Config, text_len: int) -> int:
-        return SLACK + (MAX_PER_WORD if hp.is_gpt else MAX_PER_TEXT_TOKEN) * text_len
+        return SLACK + hp.max_speech_per_text_token * text_len
 
     @classmethod
     def trim(cls, tokens: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class T3(nn.Module):
             self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
             self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
         self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
-        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.is_gpt)
+        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
 
     @property
     def device(self) -> torch.device:
