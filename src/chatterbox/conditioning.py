@@ -53,8 +53,15 @@ class Conditionals:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        values = (*vars(self.t3).values(), *self.gen.values())
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return sum(value.nbytes for value in self._tensors())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no tensor holds NaN or infinite values."""
+        return all(bool(value.isfinite().all()) for value in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [value for value in (*vars(self.t3).values(), *self.gen.values()) if isinstance(value, Tensor)]
 
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
         """The same voice with another emotion (0.5 is neutral)."""

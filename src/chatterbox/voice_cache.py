@@ -25,7 +25,10 @@ DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
 
 
 class VoiceCache:
-    """Conditionals by the content of their recording, the least recently used leave first. Thread-safe."""
+    """Conditionals by the content of their recording, the least recently used leave first. Thread-safe.
+
+    A voice with NaN in it is not kept: speaking with it fails, and the next request makes it anew.
+    """
 
     def __init__(self, *, budget_bytes: int = DEFAULT_BUDGET) -> None:
         if budget_bytes < 0:
@@ -88,7 +91,7 @@ class VoiceCache:
         with self._lock:
             self.misses += 1
         voice = make(reference)
-        if voice.nbytes <= self.budget_bytes:
+        if voice.nbytes <= self.budget_bytes and voice.is_finite:
             with self._lock:
                 self._voices[key] = voice
                 held = sum(one.nbytes for one in self._voices.values())

@@ -30,7 +30,7 @@ from chatterbox.kvcache.prefix import NO_TEXT, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import prometheus_text
 from chatterbox.models.t3 import T3
-from tests.unit.small import REQUESTS, SMALL
+from tests.unit.small import REQUESTS, SMALL, build
 
 ROOT = 3  # positions of a voice's conditioning
 WIDTH = 2 * 4 * 2 * 2 * 4  # bytes of a position: keys and values, float32, 2 layers, 2 heads, 4 wide
@@ -306,6 +306,16 @@ def test_a_broken_file_is_a_miss_and_goes(tmp_path: Path, kind: str, caplog: pyt
     assert torch.equal(joined(again.segments), joined(lease.segments))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_file_with_nan_in_it_is_a_miss_and_goes(tmp_path, value: float, caplog) -> None:
+    spoilt = made_of("a", tuple("xy"))
+    spoilt.values[1, 0, -1, 2] = value
+    DiskTier(tmp_path).store(disk_key("a", tuple("xy")), spoilt)
+    with caplog.at_level(logging.WARNING), on_disk(tmp_path).acquire("a", "xy", fill_of("a", tuple("xy"))) as lease:
+        assert lease.num_served == 0 and torch.equal(joined(lease.segments), made_of("a", tuple("xy")).keys)
+    assert "is broken and is removed (it holds NaN or infinite values)" in caplog.text
+
+
 def test_a_full_disk_costs_nothing_but_a_warning(tmp_path, monkeypatch, caplog) -> None:
     manager = on_disk(tmp_path)
 
@@ -550,6 +560,48 @@ def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: PrefixS
             assert all(torch.equal(a, b.keys) for a, b in zip(before, (p for r in prefix.rows for p in r), strict=True))
 
 
+NOT_FINITE = "T3 computed NaN or infinite values for this voice or text; check the weights, their dtype and the voice"
+
+
+def disk_source(t3: T3, folder: Path) -> PrefixSource:
+    return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20, host_bytes=2**20, disk=DiskTier(folder)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_voice_with_nan_in_it_fails_alone_and_is_kept_nowhere(t3: T3, tmp_path, value: float) -> None:
+    source, request = disk_source(t3, tmp_path), REQUESTS[0]
+    spoilt = request.t3_cond.speaker_emb.clone()
+    spoilt[0, 3] = value
+    broken = dataclasses.replace(request, t3_cond=dataclasses.replace(request.t3_cond, speaker_emb=spoilt))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=NOT_FINITE):
+            source.acquire(broken)
+    assert (source.manager.nbytes, list(tmp_path.iterdir()), source.manager.stats()["failed_fills"]) == (0, [], 2)
+    assert list(stream(t3, request, prefixes=source)) == generate(t3, request, use_cache=False).tolist()
+
+
+@pytest.mark.parametrize("cfg_weight", [0.0, 0.5])
+def test_a_text_with_nan_in_it_fails_alone_and_is_kept_nowhere(tmp_path, cfg_weight: float) -> None:
+    t3 = build(SMALL)
+    with torch.no_grad():
+        t3.text_emb.weight[7] = float("nan")
+    source = disk_source(t3, tmp_path)
+    good = dataclasses.replace(
+        REQUESTS[0], sampling=SamplingConfig(cfg_weight=cfg_weight), text_tokens=torch.tensor([1, 5, 6, 0])
+    )
+    broken = dataclasses.replace(good, text_tokens=torch.tensor([1, 5, 7, 0]))
+    with pytest.raises(RuntimeError, match=NOT_FINITE):
+        source.acquire(broken)
+    assert source.manager.nbytes == 0 and not list(tmp_path.iterdir())
+    expected = list(stream(t3, good, prefixes=source))
+    kept = source.manager.nbytes, sorted(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match=NOT_FINITE):
+        source.acquire(broken)  # of a known voice, by another way
+    assert (source.manager.nbytes, sorted(tmp_path.iterdir())) == kept
+    assert not any(node.num_holders for node in source.manager._tree.nodes())
+    assert list(stream(t3, good, prefixes=source)) == expected
+
+
 def test_an_unpinned_voice_goes_like_any_other() -> None:
     manager = GlobalKVCacheManager(budget_bytes=(ROOT + 3) * WIDTH, replacement_policy="lru")
     manager.pin("a")
@@ -592,6 +644,10 @@ def test_the_simple_door_refuses_what_does_not_fit() -> None:
     assert manager.update_cache("a", stored("a", (1,)), (1,), row=1)
     with pytest.raises(ValueError, match="'a' has 3 positions of its own, the row has 4 before the 0 of text_prefix"):
         manager.update_cache("a", stored("a", (1,)), (), row=1)
+    spoilt = stored("a", (1, 2))
+    spoilt._values[0, 1, 0, 4, 0] = float("nan")
+    with pytest.raises(ValueError, match="row 1 holds NaN or infinite values and is not kept"):
+        manager.update_cache("a", spoilt, (1, 2), row=1)
     assert not manager.update_cache("a", stored("a", (1, 2, 3)), (1, 2, 3), row=1)  # larger than the budget
     assert manager.get_cache("a", (1, 2, 3)).length == ROOT + 1
     manager.check_integrity()

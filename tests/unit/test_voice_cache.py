@@ -120,6 +120,18 @@ def test_a_failure_is_not_kept(refuse) -> None:
     assert same(cache.get(recording(1.0), make_voice), cache.get(recording(1.0), refuse))
 
 
+def test_a_voice_with_nan_in_it_is_not_kept(refuse) -> None:
+    def spoilt(reference: object) -> Conditionals:
+        voice = make_voice(reference)
+        voice.t3.speaker_emb[0, 3] = float("nan")
+        return voice
+
+    cache = VoiceCache()
+    assert not cache.get(recording(1.0), spoilt).is_finite
+    assert cache.nbytes == 0
+    assert same(cache.get(recording(1.0), make_voice), cache.get(recording(1.0), refuse))
+
+
 def test_generate_prepares_a_voice_once(small_folder, reference_wav, monkeypatch) -> None:
     tts, prepared = ChatterboxTTS.from_local(small_folder, "cpu"), []
     embed_ref = tts.s3gen.embed_ref

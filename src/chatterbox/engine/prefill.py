@@ -88,7 +88,11 @@ class PrefixSource:
         return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
-        """Lease, and compute where needed, all that comes before a request's start tokens."""
+        """Lease, and compute where needed, all that comes before a request's start tokens.
+
+        Raises:
+            RuntimeError: NaN or infinite keys or values came out, none of which is kept.
+        """
         voice, emotion = self.voice_of(request.t3_cond), self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
@@ -130,6 +134,7 @@ class PrefixSource:
         cache = self._run(embeds, known)
         middle, end = self.t3.cond_len_of(request.t3_cond), cache.length
         parts = [cache.segment(0, first, middle), *(cache.segment(row, middle, end) for row in range(cache.num_rows))]
+        require_finite(*parts)
         # Where there are two rows, the conditioning was computed in both.
         ms_per_position = 1000 * (time.perf_counter() - started) / (cache.num_rows * (end - first))
         texts += [Computed(part, ms_per_position * len(part)) for part in parts[1:]]
@@ -147,7 +152,9 @@ class PrefixSource:
         embeds = self.t3.embed_text(ids) if spoken else self.t3.embed_no_text(ids)  # (1, S, hidden)
         # The manager may not know the base any more, but this request holds it.
         before = max(base, known, key=len_of)
-        return self._run(embeds[:, len_of(before) - first :], before).segment(0, start, first + len(text))
+        computed_now = self._run(embeds[:, len_of(before) - first :], before).segment(0, start, first + len(text))
+        require_finite(computed_now)
+        return computed_now
 
     def _run(self, embeds: Tensor, before: Segments) -> KVCache:
         """A cache in which ``embeds`` (rows, T, hidden) follow ``before`` in every row."""
@@ -158,6 +165,14 @@ class PrefixSource:
             cache.load(row, *before)
         self.t3.tfmr(embeds, cache)
         return cache
+
+
+def require_finite(*segments: Segment) -> None:
+    """Raise RuntimeError if a key or value is NaN or infinite: attention would spread it over the whole row."""
+    if not all(segment.is_finite for segment in segments):
+        raise RuntimeError(
+            "T3 computed NaN or infinite values for this voice or text; check the weights, their dtype and the voice"
+        )
 
 
 def len_of(segments: Segments) -> int:

@@ -49,6 +49,14 @@ class Segment:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no key or value is NaN or infinite. Waits for the device."""
+        if not len(self):
+            return True
+        extremes = torch.stack([end for part in (self.keys, self.values) for end in part.aminmax()])  # NaN goes through
+        return bool(extremes.isfinite().all())
+
     def clone(self) -> Segment:
         return Segment(self.keys.clone(), self.values.clone(), self.start)
 

@@ -1,7 +1,8 @@
 """Beginnings on disk: a folder of safetensors files that outlives the process.
 
 Owns: file names by content, whole files or none, checksums, the folder's size. Does not know: trees, what a key stands
-for. Nothing here fails a request: what cannot be read or written is a miss and a warning, and a broken file is removed.
+for. Nothing here fails a request: what cannot be read or written is a miss and a warning. A file that is broken or
+holds NaN is removed.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class DiskTier:
                 raise ValueError("it is another file")
             if about.get("checksum") != content_hash(keys, values):
                 raise ValueError("its checksum does not match")
+            if not Segment(keys, values, 0).is_finite:
+                raise ValueError("it holds NaN or infinite values")
             segment = Segment(keys.to(device), values.to(device), int(about["start"]))
             os.utime(path)
         except PermissionError as error:

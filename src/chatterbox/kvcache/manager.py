@@ -198,7 +198,8 @@ class GlobalKVCacheManager:
             fill_ms: what it cost to compute, for replacement by cost.
 
         Raises:
-            ValueError: the row is not longer than ``text_prefix``, or another length than known before it.
+            ValueError: the row is not longer than ``text_prefix``, holds NaN or infinite values, or has another length
+                before ``text_prefix`` than known.
         """
         labels, end = tuple(text_prefix), cache.row_lens[row]
         if end <= len(labels):
@@ -206,6 +207,8 @@ class GlobalKVCacheManager:
                 f"row {row} holds {end} positions; a voice's own and {len(labels)} of text_prefix are needed"
             )
         segment = cache.segment(row, 0, end)
+        if not segment.is_finite:
+            raise ValueError(f"row {row} holds NaN or infinite values and is not kept; check what computed it")
         with self._lock:
             known = self._known(speaker_id, labels)
             if known.segments and len(known.segments[0]) != end - len(labels):
