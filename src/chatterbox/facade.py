@@ -206,6 +206,7 @@ class SpeechModel(abc.ABC):
         reference: Reference | Conditionals | None,
         exaggeration: float = 0.5,
         *,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -214,9 +215,11 @@ class SpeechModel(abc.ABC):
         guard: str = "light",
         **knobs: float,
     ) -> SpeechRequest:
-        """``knobs`` are fields of `SamplingConfig`, a `ModelDefault` among them is the checkpoint's."""
+        """``knobs`` are fields of `SamplingConfig`; a `ModelDefault` among them, or no limit, is the checkpoint's."""
         check_guard(guard, self.t3.hp)
         given: dict[str, Any] = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
+        if max_new_tokens is not None:
+            given["max_new_tokens"] = max_new_tokens
         return SpeechRequest(
             text,
             self._conditionals(reference, exaggeration, norm_loudness),

@@ -93,6 +93,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
         *,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -109,6 +110,8 @@ class ChatterboxMultilingualTTS(SpeechModel):
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
             temperature: 0 is greedy.
+            max_new_tokens: speech tokens at most, 25 a second, of each utterance; a longer one is cut there with a
+                warning. None is the checkpoint's own limit, 1000 as published.
             seed: own random numbers for this call; None draws from torch's global generator, as upstream.
             use_cache: False recomputes the whole sequence at every step; for checking.
             watermark: False leaves the audio unmarked.
@@ -129,6 +132,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -156,6 +160,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -171,6 +176,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -199,6 +205,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         watermark: bool = True,
         guard: str = "light",
@@ -213,6 +220,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             watermark=watermark,
             guard=guard,

@@ -71,6 +71,7 @@ class ChatterboxTTS(SpeechModel):
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
         temperature: float = ModelDefault(PUBLISHED.temperature),
         *,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -86,6 +87,8 @@ class ChatterboxTTS(SpeechModel):
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
             temperature: 0 is greedy.
+            max_new_tokens: speech tokens at most, 25 a second, of each utterance; a longer one is cut there with a
+                warning. None is the checkpoint's own limit, 1000 as published.
             seed: own random numbers for this call; None draws from torch's global generator, as upstream.
             use_cache: False recomputes the whole sequence at every step; for checking.
             watermark: False leaves the audio unmarked.
@@ -104,6 +107,7 @@ class ChatterboxTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -129,6 +133,7 @@ class ChatterboxTTS(SpeechModel):
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -161,6 +166,7 @@ class ChatterboxTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -187,6 +193,7 @@ class ChatterboxTTS(SpeechModel):
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         watermark: bool = True,
         guard: str = "light",
@@ -208,6 +215,7 @@ class ChatterboxTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             watermark=watermark,
             guard=guard,

@@ -110,6 +110,7 @@ class ChatterboxTurboTTS(SpeechModel):
         top_k: int = TOP_K,
         norm_loudness: bool = True,
         *,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -127,7 +128,8 @@ class ChatterboxTurboTTS(SpeechModel):
             temperature: 0 is greedy.
             top_k: so many of the likeliest tokens are drawn from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.
-            seed: as `chatterbox.tts.ChatterboxTTS.generate`; so are ``use_cache``, ``watermark`` and ``guard``.
+            max_new_tokens: as `chatterbox.tts.ChatterboxTTS.generate`; so are ``seed``, ``use_cache``, ``watermark``
+                and ``guard``.
 
         Raises:
             TypeError: ``text`` is not a string.
@@ -142,6 +144,7 @@ class ChatterboxTurboTTS(SpeechModel):
             top_p=top_p,
             top_k=top_k,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -169,6 +172,7 @@ class ChatterboxTurboTTS(SpeechModel):
         top_p: float = ModelDefault(PUBLISHED.top_p),
         top_k: int = TOP_K,
         norm_loudness: bool = True,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         watermark: bool = True,
@@ -184,6 +188,7 @@ class ChatterboxTurboTTS(SpeechModel):
             top_p=top_p,
             top_k=top_k,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             use_cache=use_cache,
             watermark=watermark,
@@ -210,6 +215,7 @@ class ChatterboxTurboTTS(SpeechModel):
         top_p: float = ModelDefault(PUBLISHED.top_p),
         top_k: int = TOP_K,
         norm_loudness: bool = True,
+        max_new_tokens: int | None = None,
         seed: int | None = None,
         watermark: bool = True,
         guard: str = "light",
@@ -222,6 +228,7 @@ class ChatterboxTurboTTS(SpeechModel):
             top_p=top_p,
             top_k=top_k,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             watermark=watermark,
             guard=guard,

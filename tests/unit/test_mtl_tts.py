@@ -43,7 +43,7 @@ def test_signature_is_upstreams():
         *("repetition_penalty", "min_p", "top_p"),
     ]
     defaults = [p.default for p in parameters.values() if p.default is not p.empty]
-    assert defaults == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0, None, True, True, "light"]
+    assert defaults == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0, None, None, True, True, "light"]
 
 
 def test_built_from_its_parts_it_has_the_published_defaults(mtl):

@@ -53,6 +53,22 @@ def request_of(tts: SpeechModel, text=TEXT, max_new_tokens: int = 30, **changes)
     return dataclasses.replace(request, **changes)
 
 
+def test_max_new_tokens_of_a_call(model: SpeechModel) -> None:
+    """Random weights end no utterance before its limit, and Turbo adds silence behind it."""
+    language, options = language_of(model), {"seed": 3, "watermark": False}
+    whole = model.generate("Hello.", *language, max_new_tokens=None, **options)
+    assert torch.equal(whole, model.generate("Hello.", *language, **options))
+    options["max_new_tokens"] = 5
+    samples = whole.shape[1] - (model.sampling.max_new_tokens - 5) * 960
+    assert samples < whole.shape[1]
+    assert model.generate("Hello.", *language, **options).shape[1] == samples
+    assert [audio.shape[1] for audio in model.generate_batch(["Hello.", "Hi."], *language, **options)] == [samples] * 2
+    chunks = model.generate_stream("Hello.", *language, print_metrics=False, **options)
+    assert sum(audio.shape[1] for audio, _ in chunks) == samples
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number from 1, got -1; 1000 is 40 s"):
+        model.generate_stream("Hello.", *language, max_new_tokens=-1)
+
+
 def parts(tts: SpeechModel) -> tuple:
     return tts.t3, tts.s3gen, tts.tokenizer
 

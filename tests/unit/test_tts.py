@@ -40,13 +40,14 @@ def test_signature_is_upstreams():
         "exaggeration": 0.5,
         "cfg_weight": 0.5,
         "temperature": 0.8,
+        "max_new_tokens": None,
         "seed": None,
         "use_cache": True,
         "watermark": True,
         "guard": "light",
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert keyword_only == ["seed", "use_cache", "watermark", "guard"]
+    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard"]
 
 
 def test_audio(small_tts):
@@ -282,6 +283,9 @@ def test_text_that_is_none(small_tts, text, message):
         ({"repetition_penalty": 0.0}, "repetition_penalty must be"),
         ({"exaggeration": -1.0}, "exaggeration must be"),
         ({"exaggeration": float("inf")}, "exaggeration must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1, got 0"),
+        ({"max_new_tokens": 5.0}, "max_new_tokens must be a whole number from 1, got 5.0"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number from 1, got True"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 1.5}, "seed must be"),
         ({"seed": True}, "seed must be"),
