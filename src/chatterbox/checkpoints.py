@@ -1,7 +1,7 @@
 """Where weights come from, and how they get into models.
 
-Owns: the embedded voice, checkpoint folders and the hub; strict loading with its listed exceptions; the device check.
-Does not know: what the models compute.
+Owns: the names of models and which class speaks which (`named_models`), the embedded voice, checkpoint folders and the
+hub; strict loading with its listed exceptions; the device check. Does not know: what the models compute.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = "ResembleAI/chatterbox"
 EMBEDDED_VOICES = Path(__file__).parent / "voices"
-VC_FILES = ("s3gen.safetensors", "conds.pt")
 CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
 # Computed by the tokenizer itself; older files lack them.
@@ -55,6 +54,8 @@ class Layout:
     extras: tuple[str, ...] = ()  # fetched with the rest; the model works without
     meanflow: bool = False  # of S3Gen
     repo: str = REPO_ID
+    facade: str = "ChatterboxTTS"  # the class that speaks it
+    argument: str = ""  # that the class's ``from_local`` needs beside folder and device
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -64,6 +65,11 @@ class Layout:
     def files(self) -> tuple[str, ...]:
         """All that is fetched from the hub."""
         return (*self.needed, *self.extras, "conds.pt")
+
+    @property
+    def s3gen_files(self) -> tuple[str, ...]:
+        """What voice conversion fetches."""
+        return (self.s3gen, "conds.pt")
 
 
 ENGLISH = Layout("t3_cfg.safetensors", "tokenizer.json", "ve.safetensors", "s3gen.safetensors", EnTokenizer)
@@ -75,6 +81,7 @@ MULTILINGUAL = Layout(
     make_tokenizer=MTLTokenizer,
     config=ModelConfig(t3=T3Config.multilingual(), sampling=SamplingConfig(repetition_penalty=2.0)),
     extras=(CANGJIE_FILE,),
+    facade="ChatterboxMultilingualTTS",
 )
 TURBO = Layout(
     t3="t3_turbo_v1.safetensors",
@@ -86,16 +93,19 @@ TURBO = Layout(
     extras=("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     meanflow=True,
     repo="ResembleAI/chatterbox-turbo",
+    facade="ChatterboxTurboTTS",
 )
 NANO = dataclasses.replace(
     TURBO,
     t3="t3_nano_v1.safetensors",
     config=dataclasses.replace(TURBO.config, t3=T3Config.nano()),
     repo="ResembleAI/chatterbox-nano",
+    argument="nano=True",
 )
 MULTILINGUAL_V3 = dataclasses.replace(
     MULTILINGUAL,
     config=ModelConfig(t3=dataclasses.replace(T3Config.multilingual(), num_trailing_noise=1)),
+    argument="t3_model='v3'",
 )
 MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
 PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO}
@@ -162,44 +172,68 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
-def find_checkpoint(model: str | Path, files: Sequence[str] = ENGLISH.files, *, local_files_only: bool = False) -> Path:
-    """Folder of a model.
+def named_models() -> dict[str, Layout]:
+    """All models that have a name, which ``--model`` and every ``from_pretrained(model=...)`` know."""
+    return {**{name: layout_of(EMBEDDED_VOICES / name) for name in embedded_voices()}, **PUBLISHED}
+
+
+def find_checkpoint(model: str | Path, layout: Layout = ENGLISH, *, local_files_only: bool = False) -> Path:
+    """Folder of a model, for the class that loads ``layout``.
 
     Args:
-        model: "tiny" (the embedded voice), "chatterbox" (the published model, from the hub) or a folder.
-        files: what to fetch if it comes from the hub.
+        model: a name of `named_models`, or a folder. A published model comes from the hub or its local cache.
         local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
 
     Raises:
-        CheckpointError: no such model, or the hub cannot be reached.
+        CheckpointError: no such model, another class speaks it, or the hub cannot be reached.
     """
-    if model == "chatterbox":
-        return _download(REPO_ID, files, local_files_only)
-    if model in embedded_voices():
-        return EMBEDDED_VOICES / model
-    if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
-        return Path(model)
-    embedded = ", ".join(repr(name) for name in embedded_voices())
-    raise CheckpointError(f"no model {str(model)!r}: use {embedded}, 'chatterbox' or a checkpoint folder that exists")
+    named = _named(model)
+    if named is not None and named.facade != layout.facade:
+        known = ", ".join(name for name, one in named_models().items() if one.facade == layout.facade)
+        raise CheckpointError(
+            f"model {model!r} is spoken by {named.facade}.from_pretrained(device, model={model!r}); "
+            f"{layout.facade} speaks {known} or a folder"
+        )
+    if named is not None and model in PUBLISHED:
+        return _download(layout.repo, layout.files, local_files_only)
+    return _local_folder(model)
 
 
 def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
-    """Folder of a model and what it is: "tiny", a name of `PUBLISHED` or a folder of any layout.
-
-    Raises:
-        CheckpointError: as `find_checkpoint`.
-    """
-    if model in PUBLISHED:
-        layout = PUBLISHED[model]
-        return fetch(layout, local_files_only=local_files_only), layout
-    folder = find_checkpoint(model)
-    layouts = (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO)
-    return folder, next((layout for layout in layouts if (folder / layout.t3).is_file()), ENGLISH)
+    """Folder of a model of any class, and what it is; arguments and errors as `find_checkpoint`."""
+    layout = _named(model) or layout_of(_local_folder(model))
+    return find_checkpoint(model, layout, local_files_only=local_files_only), layout
 
 
-def fetch(layout: Layout, *, local_files_only: bool = False) -> Path:
-    """Folder of a published model, from the hub or its local cache. Raises CheckpointError as `find_checkpoint`."""
-    return _download(layout.repo, layout.files, local_files_only)
+def find_s3gen(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+    """As `find_model`; of a published model the S3Gen alone is fetched, and of a folder no more is needed."""
+    layout = _named(model)
+    if layout is not None and model in PUBLISHED:
+        return _download(layout.repo, layout.s3gen_files, local_files_only), layout
+    folder = _local_folder(model)
+    return folder, s3gen_layout(folder)
+
+
+def layout_of(folder: Path) -> Layout:
+    """What a folder holds, by its T3; `ENGLISH` where there is none."""
+    return next((layout for layout in _layouts() if (folder / layout.t3).is_file()), ENGLISH)
+
+
+def _layouts() -> tuple[Layout, ...]:
+    return (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO)
+
+
+def _named(model: object) -> Layout | None:
+    return named_models().get(model) if isinstance(model, str) else None
+
+
+def _local_folder(model: str | Path) -> Path:
+    if isinstance(model, str) and model in embedded_voices():
+        return EMBEDDED_VOICES / model
+    if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
+        return Path(model)
+    names = ", ".join(map(repr, named_models()))
+    raise CheckpointError(f"no model {str(model)!r}: use {names} or a checkpoint folder that exists")
 
 
 def embedded_voices() -> list[str]:
@@ -215,6 +249,7 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
         ValueError: the device does not exist.
     """
     folder, device = Path(folder), resolve_device(device)
+    _check_layout(folder, layout)
     voice_encoder, t3, _, vocabulary = (_required(folder, name, layout.needed) for name in layout.needed)
     config = load_config(folder, layout.config)
     try:
@@ -365,6 +400,14 @@ def _compare(
             raise CheckpointError(
                 f"{path}: {key} has shape {shape}, this model needs {wanted[key]}; config.json must be the file's own"
             )
+
+
+def _check_layout(folder: Path, layout: Layout) -> None:
+    """Raise CheckpointError if a folder has another model's T3 and not that of ``layout``."""
+    found = layout_of(folder)
+    if not (folder / layout.t3).is_file() and (folder / found.t3).is_file():
+        call = f"{found.facade}.from_local({', '.join(filter(None, ('folder, device', found.argument)))})"
+        raise CheckpointError(f"checkpoint folder {folder} has no {layout.t3} but {found.t3}, which {call} loads")
 
 
 def _required(folder: Path, name: str, needed: Sequence[str]) -> Path:

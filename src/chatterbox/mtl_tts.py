@@ -68,17 +68,17 @@ class ChatterboxMultilingualTTS(SpeechModel):
         device: str | torch.device,
         t3_model: str = "v2",
         *,
-        model: str | Path = "chatterbox",
+        model: str | Path = "multilingual",
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
     ) -> ChatterboxMultilingualTTS:
-        """Load the published model ("chatterbox", from the hub) or a folder; the rest is `from_local`'s.
+        """Load the published model ("multilingual", from the hub) or a folder; the rest is `from_local`'s.
 
         Raises:
-            ValueError: no such model or device, or the hub is out of reach.
+            ValueError: no such model or device, another class speaks it, or the hub is out of reach.
         """
         device, layout = resolve_device(device), multilingual(t3_model)
-        folder = find_checkpoint(model, layout.files, local_files_only=local_files_only)
+        folder = find_checkpoint(model, layout, local_files_only=local_files_only)
         return cls._load(folder, device, layout, kvcache)
 
     def generate(

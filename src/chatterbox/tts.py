@@ -49,12 +49,13 @@ class ChatterboxTTS(SpeechModel):
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
     ) -> ChatterboxTTS:
-        """Load a model by name: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
+        """Load a model: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
 
         ``kvcache``: what T3 keeps, settings or the name of a policy.
 
         Raises:
-            ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
+            ValueError: no such model or device, another class speaks it, or the hub is out of reach, which "tiny" does
+                without.
         """
         device = resolve_device(device)
         folder = find_checkpoint(model, local_files_only=local_files_only)

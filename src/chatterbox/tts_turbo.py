@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.checkpoints import NANO, TURBO, fetch, find_checkpoint, resolve_device
+from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import KVCacheConfig, StreamingConfig, T3Config
 from chatterbox.facade import ModelDefault, SpeechModel
@@ -73,16 +73,20 @@ class ChatterboxTurboTTS(SpeechModel):
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
     ) -> ChatterboxTurboTTS:
-        """Load the published model (None, from the hub) or a folder; the rest is `from_local`'s.
+        """Load a published model ("turbo" or "nano", from the hub) or a folder; the rest is `from_local`'s.
+
+        ``model``: None is the one that ``nano`` says.
 
         Raises:
-            ValueError: no such model or device, or the hub is out of reach.
+            ValueError: no such model or device, another class speaks it, or the hub is out of reach.
         """
         device = resolve_device(device)
+        if nano and model == "turbo":
+            raise ValueError("nano=True is model 'nano', not 'turbo'; give one of the two")
+        nano = nano or model == "nano"
         if model is None:
-            folder = fetch(NANO if nano else TURBO, local_files_only=local_files_only)
-        else:
-            folder = find_checkpoint(model)
+            model = "nano" if nano else "turbo"
+        folder = find_checkpoint(model, NANO if nano else TURBO, local_files_only=local_files_only)
         return cls.from_local(folder, device, nano, kvcache=kvcache)
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:

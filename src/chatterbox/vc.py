@@ -13,8 +13,8 @@ from torch import Tensor
 
 from chatterbox.checkpoints import (
     REPO_ID,
-    VC_FILES,
-    find_checkpoint,
+    Layout,
+    find_s3gen,
     load_conditionals,
     load_config,
     load_s3gen,
@@ -54,22 +54,28 @@ class ChatterboxVC:
         Raises:
             ValueError: a file is missing, broken or of another model, or the device does not exist.
         """
-        folder, device = Path(ckpt_dir), resolve_device(device)
-        conds = load_conditionals(folder, device)
-        s3gen = load_s3gen(folder, device, load_config(folder), s3gen_layout(folder))
-        return cls(s3gen, str(device), None if conds is None else conds.gen)
+        folder = Path(ckpt_dir)
+        return cls._load(folder, resolve_device(device), s3gen_layout(folder))
 
     @classmethod
     def from_pretrained(
         cls, device: str | torch.device, *, model: str | Path = "chatterbox", local_files_only: bool = False
     ) -> ChatterboxVC:
-        """Load a model by name: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
+        """Load the S3Gen of a model: "chatterbox", "multilingual", "turbo" or "nano" (published, from the hub), "tiny"
+        (part of this package) or a folder of any of them.
 
         Raises:
             ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
         """
         device = resolve_device(device)
-        return cls.from_local(find_checkpoint(model, VC_FILES, local_files_only=local_files_only), device)
+        folder, layout = find_s3gen(model, local_files_only=local_files_only)
+        return cls._load(folder, device, layout)
+
+    @classmethod
+    def _load(cls, folder: Path, device: torch.device, layout: Layout) -> ChatterboxVC:
+        conds = load_conditionals(folder, device)
+        s3gen = load_s3gen(folder, device, load_config(folder), layout)
+        return cls(s3gen, str(device), None if conds is None else conds.gen)
 
     def set_target_voice(self, wav_fpath: Reference) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the target of later calls.

@@ -9,22 +9,31 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatterbox import checkpoints
 from chatterbox.checkpoints import (
     ENGLISH,
+    MULTILINGUAL,
     MULTILINGUAL_VERSIONS,
     NANO,
+    PUBLISHED,
     TURBO,
     CheckpointError,
+    Layout,
     find_checkpoint,
     find_model,
+    find_s3gen,
     load_models,
     load_module,
     multilingual,
+    named_models,
 )
 from chatterbox.conditioning import Conditionals
-from chatterbox.config import ModelConfig, T3Config, to_dict
+from chatterbox.config import ModelConfig, SayConfig, T3Config, to_dict
 from chatterbox.models.t3 import T3
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+from chatterbox.settings import groups_of
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
 from tests.folders import SMALL
 
@@ -203,10 +212,96 @@ def test_failure_leaves_no_module(own_folder):
     assert (built[0].speech_head.weight == 42).all()
 
 
-@pytest.mark.parametrize("model", ["nope", "/no/such/folder", "", None, 3])
-def test_unknown_model(model):
-    with pytest.raises(CheckpointError, match=r"use .*'chatterbox' or a checkpoint folder that exists"):
-        find_checkpoint(model)
+FACADES = {"ChatterboxTTS": ChatterboxTTS, "ChatterboxMultilingualTTS": ChatterboxMultilingualTTS}
+FACADES |= {"ChatterboxTurboTTS": ChatterboxTurboTTS}
+VERSIONS = [ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO]
+NAMES = ["tiny", "chatterbox", "multilingual", "turbo", "nano"]
+
+
+@pytest.mark.parametrize("model", ["nope", "/no/such/folder", "", None, 3, ["tiny"]])
+@pytest.mark.parametrize("find", [find_checkpoint, find_model, find_s3gen])
+def test_unknown_model(find, model):
+    with pytest.raises(CheckpointError) as error:
+        find(model)
+    names = "'tiny', 'chatterbox', 'multilingual', 'turbo', 'nano'"
+    assert str(error.value) == f"no model {str(model)!r}: use {names} or a checkpoint folder that exists"
+
+
+def test_one_set_of_names():
+    assert list(named_models()) == NAMES
+    assert {one.name for one in groups_of(SayConfig)["model"]} == {*NAMES, "folder"}
+    assert named_models().items() >= PUBLISHED.items() and named_models()["tiny"] == ENGLISH
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[str, set[str]]]:
+    """Repositories and files that the hub was asked for; it has none."""
+    asked: list[tuple[str, set[str]]] = []
+
+    def fetch(repo: str, files: tuple[str, ...], local_files_only: bool) -> None:
+        asked.append((repo, set(files)))
+        raise CheckpointError("offline")
+
+    monkeypatch.setattr(checkpoints, "_download", fetch)
+    return asked
+
+
+@pytest.mark.parametrize("model", sorted(PUBLISHED))
+def test_published_names_are_fetched(asked, model):
+    """By the class that speaks the model all of it, by voice conversion its S3Gen."""
+    layout = PUBLISHED[model]
+    for facade, files in ((FACADES[layout.facade], layout.files), (ChatterboxVC, (layout.s3gen, "conds.pt"))):
+        asked.clear()
+        with pytest.raises(CheckpointError, match="offline"):
+            facade.from_pretrained("cpu", model=model)
+        assert asked == [(layout.repo, set(files))]
+
+
+def test_the_embedded_name_needs_no_hub(asked):
+    for facade in (ChatterboxTTS, ChatterboxVC):
+        assert facade.from_pretrained("cpu", model="tiny").sr == 24_000
+    assert not asked
+
+
+@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("facade", FACADES)
+def test_a_name_of_another_class_says_which_class_speaks_it(asked, facade, model):
+    speaker = named_models()[model].facade
+    if facade == speaker:
+        return
+    own = {"ChatterboxTTS": "tiny, chatterbox", "ChatterboxMultilingualTTS": "multilingual"}.get(facade, "turbo, nano")
+    with pytest.raises(CheckpointError) as error:
+        FACADES[facade].from_pretrained("cpu", model=model)
+    assert str(error.value) == (
+        f"model {model!r} is spoken by {speaker}.from_pretrained(device, model={model!r}); "
+        f"{facade} speaks {own} or a folder"
+    )
+    assert not asked
+
+
+def test_a_model_and_a_flag_that_contradict_it():
+    with pytest.raises(ValueError, match="nano=True is model 'nano', not 'turbo'; give one of the two"):
+        ChatterboxTurboTTS.from_pretrained("cpu", nano=True, model="turbo")
+
+
+@pytest.mark.parametrize("found", VERSIONS, ids=lambda layout: layout.t3)
+@pytest.mark.parametrize("facade", FACADES)
+def test_a_folder_of_another_model_says_which_class_loads_it(tmp_path, facade, found: Layout):
+    (tmp_path / found.t3).touch()
+    wanted = {"ChatterboxTTS": ENGLISH, "ChatterboxMultilingualTTS": MULTILINGUAL, "ChatterboxTurboTTS": TURBO}[facade]
+    call = {NANO.t3: ", nano=True", "t3_mtl23ls_v3.safetensors": ", t3_model='v3'"}.get(found.t3, "")
+    if found.t3 == wanted.t3:
+        return
+    for load in (
+        lambda: FACADES[facade].from_local(tmp_path, "cpu"),
+        lambda: FACADES[facade].from_pretrained("cpu", model=tmp_path),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            load()
+        assert str(error.value) == (
+            f"checkpoint folder {tmp_path} has no {wanted.t3} but {found.t3}, "
+            f"which {found.facade}.from_local(folder, device{call}) loads"
+        )
 
 
 def test_folder_as_model(small_folder):
@@ -214,9 +309,7 @@ def test_folder_as_model(small_folder):
     assert ChatterboxTTS.from_pretrained("cpu", model=small_folder).sr == 24_000
 
 
-@pytest.mark.parametrize(
-    "layout", [ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO], ids=lambda x: x.t3
-)
+@pytest.mark.parametrize("layout", VERSIONS, ids=lambda layout: layout.t3)
 def test_a_folder_says_what_it_is_by_its_files(tmp_path, layout):
     (tmp_path / layout.t3).touch()
     assert find_model(tmp_path) == (tmp_path, layout)

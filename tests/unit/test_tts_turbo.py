@@ -181,9 +181,10 @@ def test_nano(turbo_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "_download", fetch)
     assert ChatterboxTurboTTS.from_pretrained("cpu", nano=True).model_label == "Nano"
+    assert ChatterboxTurboTTS.from_pretrained("cpu", model="nano").model_label == "Nano"
     with pytest.raises(CheckpointError, match=r"has no t3_turbo_v1.safetensors"):
         ChatterboxTurboTTS.from_pretrained("cpu")
-    assert asked == [("ResembleAI/chatterbox-nano", {NANO.t3}), ("ResembleAI/chatterbox-turbo", {TURBO.t3})]
+    assert asked == [("ResembleAI/chatterbox-nano", {NANO.t3})] * 2 + [("ResembleAI/chatterbox-turbo", {TURBO.t3})]
 
 
 def test_command_line(turbo_folder, long_wav, tmp_path, capsys):
