@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.kvcache.keys import content_hash
+from chatterbox.single_flight import SingleFlight
 
 DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
 
@@ -32,7 +33,7 @@ class VoiceCache:
         self.budget_bytes = budget_bytes
         self.hits = self.misses = 0
         self._voices: OrderedDict[str, Conditionals] = OrderedDict()
-        self._under_way: dict[str, Future[Conditionals]] = {}
+        self._flights: SingleFlight[Conditionals] = SingleFlight()
         self._lock = threading.Lock()
 
     @property
@@ -54,50 +55,46 @@ class VoiceCache:
         Args:
             reference: a file, or samples at ``source_rate`` Hz.
             make: prepares the voice of the recording it is given. Threads that ask for the same recording wait for one
-                call, and get what it raises.
+                call; what it raises reaches its caller alone, and one of those that wait for it tries next.
             recipe: names what ``make`` does; voices of one recording by several are several.
         """
         key, reference = identify(reference, source_rate)
         if key is None:
             return make(reference)
         key = f"{key} {recipe}"
-        with self._lock:
-            voice = self._voices.get(key)
-            if voice is not None:
-                self.hits += 1
-                self._voices.move_to_end(key)
-                return voice.clone()
-            awaited = self._under_way.get(key)
-            if awaited is None:
-                self.misses += 1
-                made = self._under_way[key] = Future()
-            else:
-                self.hits += 1
-        if awaited is not None:
-            return awaited.result().clone()
-        try:
-            voice = make(reference)
-        except BaseException as error:
-            self._finish(key)
-            made.set_exception(error)
-            raise
-        self._finish(key, voice)
-        made.set_result(voice)
+        voice = self._known(key)
+        if voice is None:
+            voice, waited = self._flights.run(key, partial(self._made, key, reference, make))
+            with self._lock:
+                self.hits += waited
         return voice.clone()
 
     def clear(self) -> None:
         with self._lock:
             self._voices.clear()
 
-    def _finish(self, key: str, voice: Conditionals | None = None) -> None:
+    def _known(self, key: str) -> Conditionals | None:
         with self._lock:
-            del self._under_way[key]
-            if voice is None or voice.nbytes > self.budget_bytes:
-                return
-            self._voices[key] = voice
-            held = sum(one.nbytes for one in self._voices.values())
-            while held > self.budget_bytes:
-                held -= self._voices.popitem(last=False)[1].nbytes
+            voice = self._voices.get(key)
+            if voice is not None:
+                self.hits += 1
+                self._voices.move_to_end(key)
+            return voice
+
+    def _made(self, key: str, reference: Reference, make: Callable[[Reference], Conditionals]) -> Conditionals:
+        voice = self._known(key)  # it may have come since the caller looked
+        if voice is not None:
+            return voice
+        with self._lock:
+            self.misses += 1
+        voice = make(reference)
+        if voice.nbytes <= self.budget_bytes:
+            with self._lock:
+                self._voices[key] = voice
+                held = sum(one.nbytes for one in self._voices.values())
+                while held > self.budget_bytes:
+                    held -= self._voices.popitem(last=False)[1].nbytes
+        return voice
 
 
 def identify(reference: Reference, source_rate: int | None = None) -> tuple[str | None, Reference]:

@@ -1,10 +1,11 @@
 """`GlobalKVCacheManager`: one prefix cache for all threads of a process.
 
-Owns: the lock, leases, single-flight fills, when the disk is asked. Does not know: models, for whoever asks says how to
-compute what is missing; which beginning leaves which tier (`tiers`).
+Owns: the lock, leases, one fill at a time for one beginning, when the disk is asked. Does not know: models, for whoever
+asks says how to compute what is missing; which beginning leaves which tier (`tiers`).
 
 A beginning is found, or computed by the first thread that asks for it while the others wait; its lease keeps it in the
-tree until it is released. What does not fit into the budget is computed and handed out all the same, and not kept.
+tree until it is released. Where the first fails, one of the others computes it. What does not fit into the budget is
+computed and handed out all the same, and not kept.
 
     on the device  --demote-->  packed in host memory  --evict-->  forgotten, or on disk, where every fill was written
 """
@@ -15,8 +16,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -30,6 +31,7 @@ from chatterbox.kvcache.replacement import replacement
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import CacheStats
 from chatterbox.kvcache.tiers import Tiers
+from chatterbox.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class GlobalKVCacheManager:
         """
         self.disk, self._clock = disk, clock
         self._archive = None if disk is None else Archive(disk)
-        self._flights: dict[tuple[str, tuple[Label, ...]], Future[tuple[Segment, ...]]] = {}
+        self._flights: SingleFlight[Lease] = SingleFlight()
         self._lock = threading.Lock()
         self._stats = CacheStats()
         self._tree = PrefixTree(codec_called(host_codec))
@@ -134,28 +136,27 @@ class GlobalKVCacheManager:
             labels: one per position after the conditioning.
             fill: gets the known segments, returns the rest up to the last label as one segment, `Computed` where the
                 time of the call is not what it cost. Called without the lock, by one thread at a time for the same
-                beginning; what it raises reaches all that wait for it.
+                beginning; what it raises reaches its caller alone, and one of those that wait for it tries next.
             device: where segments from disk go.
         """
         labels = tuple(labels)
-        while True:
-            with self._lock:
-                known = self._known(voice, labels)
-                if known.is_whole:
-                    self._stats.hits += 1
-                    return self._served(known.segments, known.node, known.fill_ms)
-                flight = self._flights.get((voice, labels))
-                if flight is None:
-                    own = self._flights[voice, labels] = Future()
-                    if known.node is not None:
-                        self._tree.hold(known.node)  # what is to be continued must not go meanwhile
-            if flight is None:
-                return self._fill(own, voice, labels, known, fill, device)
-            segments = flight.result()
+        with self._lock:
+            known = self._known(voice, labels)
+            if known.is_whole:
+                return self._hit(known)
+        lease, waited = self._flights.run((voice, labels), partial(self._fill, voice, labels, fill, device))
+        if waited:
             with self._lock:
                 self._stats.waits += 1
-                if not self._tree.match(voice, labels).is_whole:  # it did not fit
-                    return self._served(segments, None, 0.0)
+                known = self._known(voice, labels)
+                return self._hit(known) if known.is_whole else self._served(lease.segments, None, 0.0)
+        if lease.num_served < lease.segments[-1].end:
+            try:
+                self._store(voice, labels, lease.segments)
+            except BaseException:
+                lease.release()
+                raise
+        return lease
 
     def get_cache(
         self, speaker_id: str, text_prefix: Sequence[Label] = (), capacity: int | None = None
@@ -283,6 +284,10 @@ class GlobalKVCacheManager:
             self._tiers.promote(self._tree.find(voice, labels))
         return self._tree.match(voice, labels)
 
+    def _hit(self, known: Match) -> Lease:
+        self._stats.hits += 1
+        return self._served(known.segments, known.node, known.fill_ms)
+
     def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
         num_served = sum(map(len, segments))
         self._stats.lookups += 1
@@ -296,65 +301,54 @@ class GlobalKVCacheManager:
             self._tree.use(node)
         return Lease(segments, num_served, self, node)
 
-    def _fill(
-        self,
-        flight: Future[tuple[Segment, ...]],
-        voice: str,
-        labels: tuple[Label, ...],
-        known: Match,
-        fill: Fill,
-        device: torch.device | str,
-    ) -> Lease:
-        started = self._clock()
+    def _fill(self, voice: str, labels: tuple[Label, ...], fill: Fill, device: torch.device | str) -> Lease:
+        """Load or compute what is missing, and keep it. Nobody else does so for the same beginning meanwhile."""
+        with self._lock:
+            known = self._known(voice, labels)
+            if known.is_whole:  # since the caller looked
+                return self._hit(known)
+            if known.node is not None:
+                self._tree.hold(known.node)  # what is to be continued must not go meanwhile
         try:
-            loaded = None if self._archive is None else self._archive.load(voice, labels, known, device)
-            load_ms = 1000 * (self._clock() - started)
-            parts = () if loaded is None else (loaded,)
-            is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
-            fill_ms = 0.0
-            if not is_whole:
-                filled = fill((*known.segments, *parts))
-                fill_ms = 1000 * (self._clock() - started) - load_ms
-                if isinstance(filled, Computed):
-                    fill_ms, filled = filled.ms, filled.segment
-                parts = (*parts, filled)
-            rest = parts[0] if len(parts) == 1 else Segment.join(parts)
-            num_served = len(known) + (0 if loaded is None else len(loaded))
-            with self._lock:
-                self._stats.lookups += 1
-                self._stats.saved_ms += known.fill_ms
-                self._stats.disk_hits += is_whole
-                self._stats.load_ms += load_ms * (self.disk is not None)
-                if not is_whole:
-                    self._stats.fills += 1
-                    self._stats.fill_ms += fill_ms
-                self._stats.tokens_served += num_served
-                self._stats.tokens_computed += rest.end - num_served
-                node = self._kept(voice, labels, rest, load_ms + fill_ms)
-                segments = (*known.segments, rest)
-                lease = self._leased(segments, num_served, node)
-        except BaseException as error:
+            return self._continued(voice, labels, known, fill, device)
+        except BaseException:
             with self._lock:
                 self._stats.failed_fills += 1
-                self._land(voice, labels, known)
-            flight.set_exception(error)
             raise
-        with self._lock:
-            self._land(voice, labels, known)
-        flight.set_result(segments)
-        if not is_whole:
-            try:
-                self._store(voice, labels, lease.segments)
-            except BaseException:
-                lease.release()
-                raise
-        return lease
+        finally:
+            with self._lock:
+                if known.node is not None:
+                    self._tree.let_go(known.node)
 
-    def _land(self, voice: str, labels: tuple[Label, ...], known: Match) -> None:
-        """A fill is over."""
-        if known.node is not None:
-            self._tree.let_go(known.node)
-        del self._flights[voice, labels]
+    def _continued(
+        self, voice: str, labels: tuple[Label, ...], known: Match, fill: Fill, device: torch.device | str
+    ) -> Lease:
+        started = self._clock()
+        loaded = None if self._archive is None else self._archive.load(voice, labels, known, device)
+        load_ms = 1000 * (self._clock() - started)
+        parts = () if loaded is None else (loaded,)
+        is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
+        fill_ms = 0.0
+        if not is_whole:
+            filled = fill((*known.segments, *parts))
+            fill_ms = 1000 * (self._clock() - started) - load_ms
+            if isinstance(filled, Computed):
+                fill_ms, filled = filled.ms, filled.segment
+            parts = (*parts, filled)
+        rest = parts[0] if len(parts) == 1 else Segment.join(parts)
+        num_served = len(known) + (0 if loaded is None else len(loaded))
+        with self._lock:
+            self._stats.lookups += 1
+            self._stats.saved_ms += known.fill_ms
+            self._stats.disk_hits += is_whole
+            self._stats.load_ms += load_ms * (self.disk is not None)
+            if not is_whole:
+                self._stats.fills += 1
+                self._stats.fill_ms += fill_ms
+            self._stats.tokens_served += num_served
+            self._stats.tokens_computed += rest.end - num_served
+            node = self._kept(voice, labels, rest, load_ms + fill_ms)
+            return self._leased((*known.segments, rest), num_served, node)
 
     def _store(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
         if self._archive is None:
