@@ -15,6 +15,7 @@ HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile",
 # Height of each part, longest prefix first to match: a module may import what is not above it.
 LEVELS = {
     "chatterbox.config": 0,
+    "chatterbox.forking": 0,
     "chatterbox.single_flight": 0,
     "chatterbox.settings": 1,
     "chatterbox.audio": 1,
