@@ -39,6 +39,7 @@ LEVELS = {
     "chatterbox.synthesis.token_filter": 4,
     "chatterbox.synthesis.request": 4,
     "chatterbox.synthesis.render": 4,
+    "chatterbox.synthesis.render_queue": 4,
     "chatterbox.facade": 6,
     "chatterbox.mtl_tts": 7,
     "chatterbox.tts": 7,
