@@ -34,6 +34,7 @@ CHECK_SECONDS = 0.5  # between two looks at torch's number of threads; a look ta
 class Worker(Generic[T]):
     """Calls ``work(owner)`` in a daemon thread, whenever there may be something to do.
 
+    One thread at a time, but not always the same: what belongs to a thread must not outlast a call of ``work``.
     A program that ends, and a fork, wait for the step under way; in a forked child the next `wake` starts a new thread.
     `torch.set_num_threads`, called by any thread at any time, counts in it `CHECK_SECONDS` later.
     """
