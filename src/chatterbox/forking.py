@@ -50,7 +50,10 @@ def register(owner: T, renew: Callable[[T], Lock | None] = lambda _: None) -> No
 
 @contextlib.contextmanager
 def step(lock: Lock) -> Iterator[None]:
-    """Hold ``lock`` for one step of a thread that does little else; a fork gets its turn between two steps."""
+    """Hold ``lock`` for one step of a thread that does little else; a fork gets its turn between two steps.
+
+    A step does not wait for that of another thread, which may have to wait for the fork.
+    """
     with _FORKS.turnstile:
         lock.acquire()
     try:
@@ -76,14 +79,14 @@ class _Forks:
     """All registered objects, and what is held for the fork under way."""
 
     def __init__(self) -> None:
-        self.turnstile = threading.RLock()
+        self.turnstile, self._lock = threading.RLock(), threading.RLock()
         self._owners: weakref.WeakKeyDictionary[Any, tuple[Callable[[Any], Lock | None], Lock | None]]
         self._owners = weakref.WeakKeyDictionary()
         self._held: list[Lock] = []
 
     def add(self, owner: T, renew: Callable[[T], Lock | None]) -> None:
         lock = renew(owner)
-        with self.turnstile:
+        with self._lock:
             self._owners[owner] = (renew, lock)
 
     def before(self) -> None:
@@ -103,7 +106,7 @@ class _Forks:
 
     def after_in_child(self) -> None:
         self._held.clear()
-        self.turnstile = threading.RLock()
+        self.turnstile, self._lock = threading.RLock(), threading.RLock()
         owners = list(self._owners.items())
         if owners and (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(1)
@@ -111,12 +114,15 @@ class _Forks:
             self.add(owner, renew)
 
     def _acquire_all(self) -> bool:
-        held: list[Lock] = []
+        """Take the lock of each object, and before those the registry's; all or none."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        held: list[Lock] = [self._lock]
         for _, lock in list(self._owners.values()):
             if lock is None:
                 continue
             if not lock.acquire(blocking=False):
-                for taken in held:
+                for taken in reversed(held):
                     taken.release()
                 return False
             held.append(lock)

@@ -234,6 +234,17 @@ def test_a_worker_is_between_two_steps_in_the_child_and_works_there():
     owner.worker.close()
 
 
+def test_a_step_that_registers_objects_does_not_wait_for_a_fork():
+    made = []
+    owner = Owner(lambda owner: (time.sleep(0.02), made.append(Locked()))[0])
+    owner.worker.wake()
+    assert owner.was_called.wait(WAIT)
+    started = time.monotonic()
+    assert all(child_passes(lambda: made[-1].check()) for _ in range(3))
+    assert time.monotonic() - started < forking.PATIENCE
+    owner.worker.close()
+
+
 def test_a_fork_from_within_a_step():
     passed = []
 
