@@ -6,6 +6,7 @@ state is afterwards what it was before. Does not know: what a configuration is f
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from chatterbox.settings import PRIMARY, configs_folder, groups_of, settings_of
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-_LOCK = threading.Lock()
+_LOCKS: dict[int, threading.Lock] = {}  # by process: a forked child does not wait for threads of its parent
 
 
 class ConfigError(ValueError):
@@ -98,7 +99,7 @@ def _hydra() -> Iterator[None]:
     from hydra.version import VersionBase
 
     ours: tuple[Any, ...] = (GlobalHydra, VersionBase, JobRuntime)
-    with _LOCK:
+    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
         theirs = {kind: Singleton._instances.pop(kind) for kind in ours if kind in Singleton._instances}
         try:
             yield

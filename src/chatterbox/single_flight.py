@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from chatterbox import forking
+
 Result = TypeVar("Result")
 
 
@@ -29,8 +31,7 @@ class SingleFlight(Generic[Result]):
     """Calls by key, one at a time for the same key. Thread-safe."""
 
     def __init__(self) -> None:
-        self._flights: WeakValueDictionary[Hashable, _Flight[Result]] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        forking.register(self, SingleFlight._renew)
 
     def run(self, key: Hashable, make: Callable[[], Result]) -> tuple[Result, bool]:
         """The result of ``make``, and whether it is another thread's, which this one waited for.
@@ -49,3 +50,9 @@ class SingleFlight(Generic[Result]):
             result = make()
             flight.landed = (result,)
         return result, False
+
+    def _renew(self) -> forking.Lock:
+        """A forked child does not wait for what other threads of its parent are at."""
+        self._flights: WeakValueDictionary[Hashable, _Flight[Result]] = WeakValueDictionary()
+        self._lock = threading.RLock()
+        return self._lock

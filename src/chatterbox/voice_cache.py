@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chatterbox import forking
 from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.kvcache.keys import content_hash
 from chatterbox.single_flight import SingleFlight
@@ -37,7 +38,7 @@ class VoiceCache:
         self.hits = self.misses = 0
         self._voices: OrderedDict[str, Conditionals] = OrderedDict()
         self._flights: SingleFlight[Conditionals] = SingleFlight()
-        self._lock = threading.Lock()
+        forking.register(self, VoiceCache._renew)
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +76,10 @@ class VoiceCache:
     def clear(self) -> None:
         with self._lock:
             self._voices.clear()
+
+    def _renew(self) -> forking.Lock:
+        self._lock = threading.RLock()
+        return self._lock
 
     def _known(self, key: str) -> Conditionals | None:
         with self._lock:

@@ -21,6 +21,7 @@ from functools import partial
 
 import torch
 
+from chatterbox import forking
 from chatterbox.kvcache.archive import Archive
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
@@ -98,7 +99,7 @@ class GlobalKVCacheManager:
         self.disk, self._clock = disk, clock
         self._archive = None if disk is None else Archive(disk)
         self._flights: SingleFlight[Lease] = SingleFlight()
-        self._lock = threading.Lock()
+        forking.register(self, GlobalKVCacheManager._renew)
         self._stats = CacheStats()
         self._tree = PrefixTree(codec_called(host_codec))
         value = replacement(replacement_policy)
@@ -280,6 +281,11 @@ class GlobalKVCacheManager:
         """Raise RuntimeError if the books do not balance."""
         with self._lock:
             self._tiers.check_integrity()
+
+    def _renew(self) -> forking.Lock:
+        """The lock of one process. What other threads hold in the parent stays held in a forked child."""
+        self._lock = threading.RLock()
+        return self._lock
 
     def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
         """What the tree knows, brought back to the device as far as there is room. Gives way first, if need be."""

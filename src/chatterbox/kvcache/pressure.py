@@ -23,6 +23,7 @@ from typing import Protocol
 
 import torch
 
+from chatterbox import forking
 from chatterbox.config import PressureConfig
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class MemoryMonitor:
     ) -> None:
         """``clock``: seconds."""
         self.config, self.num_episodes, self.num_delays = config, 0, 0
-        self._probe, self._clock, self._lock = probe, clock, threading.Lock()
+        self._probe, self._clock = probe, clock
+        forking.register(self, MemoryMonitor._renew)
         self._last, self._looked_at, self._num_hard = Pressure(), float("-inf"), 0
         self._said: set[str] | None = None  # what this episode's log says already; None: there is no episode
 
@@ -103,6 +105,10 @@ class MemoryMonitor:
         shortages = [("device", last.device_short), ("host", last.host_short)]
         short = ", ".join(f"{size / MIB:.0f} MiB of {name} memory" for name, size in shortages if size)
         logger.warning("memory runs short (%s below the soft watermark): %s", short or "just now", action)
+
+    def _renew(self) -> forking.Lock:
+        self._lock = threading.RLock()
+        return self._lock
 
     def _looked(self) -> Pressure:
         now = self._clock()

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from chatterbox import forking
+
 T = TypeVar("T")
 _END: Any = object()
 PATIENCE = 2.0  # seconds that `close` waits for an item under way; a source that waits for others may never make it
@@ -30,10 +32,10 @@ class Ahead(Generic[T]):
             raise ValueError(f"limit must be at least 1, got {limit}; without a limit nothing works ahead")
         self._source, self._limit = iter(source), limit
         self._items: deque[T] = deque()
-        self._changed = threading.Condition()
         self._is_done = self._is_closed = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        forking.register(self, Ahead._renew)
         if start:
             self.start()
 
@@ -75,6 +77,15 @@ class Ahead(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _renew(self) -> forking.Lock:
+        """A forked child does not have the thread."""
+        self._changed = threading.Condition()
+        if self._thread is not None and not self._is_done:
+            self._items.clear()
+            self._error = RuntimeError("a stream cannot be read on in a forked process; start a stream there")
+            self._is_done = True
+        return self._changed
 
     def _work(self) -> None:
         try:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chatterbox import forking
 from chatterbox.audio import resample_sinc
 from chatterbox.config import S3GenConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
@@ -152,6 +153,7 @@ class S3Token2Wav(S3Token2Mel):
         self.mel2wav = HiFTGenerator(config.vocoder)
         rise = (torch.cos(torch.linspace(torch.pi, 0, FADE_SAMPLES)) + 1) / 2
         self.register_buffer("trim_fade", torch.cat([torch.zeros(FADE_SAMPLES), rise]), persistent=False)
+        forking.register(self)
 
     def forward(  # type: ignore[override]  # upstream's order, in both
         self,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox import forking
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
 from chatterbox.models.linear import linear
@@ -39,6 +40,7 @@ class T3Output:
 class T3(nn.Module):
     def __init__(self, hp: T3Config | None = None) -> None:
         super().__init__()
+        forking.register(self)
         self.hp = hp = T3Config() if hp is None else hp
         self.dim = hp.n_channels
         backbone = hp.backbone
