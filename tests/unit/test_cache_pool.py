@@ -273,6 +273,24 @@ def test_a_cleared_row_is_free_and_leaves_its_neighbours_alone(name: str) -> Non
 
 
 @every_policy
+@pytest.mark.parametrize("made_in", [True, False])
+def test_a_cache_may_pass_between_inference_modes(name: str, made_in: bool) -> None:
+    with torch.inference_mode(made_in):
+        cache = filled(name, 2, LONGEST, 12)
+        bigger = cache.empty_like(3)
+    with torch.inference_mode(not made_in):
+        bigger.take_row(2, cache, 0)
+        for rows in (slice(2, 3), slice(0, 3)):
+            append(bigger, keys_and_values(1, 3, 9)[:, :, rows], rows, torch.zeros(3, 9, dtype=torch.long)[rows])
+        bigger.crop(20)
+        cache.move_row(0, 1)
+        cache.load(0, bigger.segment(0, 0, 9))
+        cache.clear_row(1, wipe=True)
+        assert (bigger.row_lens, cache.row_lens) == ((9, 9, 20), (9, 0))
+        bigger.check_integrity()
+
+
+@every_policy
 def test_a_pool_grows_by_need(name: str) -> None:
     cache = filled(name, 2, 24, 10)
     cache.clear_row(0)

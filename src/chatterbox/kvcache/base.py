@@ -100,7 +100,8 @@ class KVCache(abc.ABC):
         self._row_lens = [0] * rows
         self._num_appends = [0] * num_layers
         self._rows = slice(0, rows)  # of the pass under way
-        self._allocate()
+        with torch.inference_mode(False):  # memory that may be written to in whatever mode its next user is
+            self._allocate()
 
     @classmethod
     def options(cls, config: KVCacheConfig) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class DynamicKVCache(KVCache):
         if any(part.shape[2] != self.length for part in (*self._keys, *self._values)):
             self._keys, self._values = ([self._fitted(part) for part in s] for s in (self._keys, self._values))
 
+    @torch.inference_mode(False)  # as memory that is allocated once
     def _fitted(self, part: Tensor) -> Tensor:
         """A copy as wide as the longest row, zeros where there was nothing."""
         return F.pad(part, (0, 0, 0, self.length - part.shape[2]))
