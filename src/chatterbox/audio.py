@@ -133,7 +133,7 @@ def _sinc_kernel(source: int, target: int) -> tuple[torch.Tensor, int]:
     cutoff = 0.99 * min(source, target)
     width = math.ceil(zero_crossings * source / cutoff)
     taps = torch.arange(-width, width + source, dtype=torch.float64, device="cpu") / source
-    phases = torch.arange(target, device="cpu")[:, None, None] / target  # float32, as in torchaudio
+    phases = torch.arange(target, dtype=torch.float32, device="cpu")[:, None, None] / target  # as in torchaudio
     x = ((taps - phases) * cutoff).clamp(-zero_crossings, zero_crossings)
     window = torch.cos(x * (math.pi / zero_crossings / 2)).square()
     return (torch.sinc(x) * window * (cutoff / source)).float(), width

@@ -315,13 +315,14 @@ def load_module(
 
     Every key and shape must match, but that the file ``may_lack`` some, and some that it holds are ``ignored``.
 
-    Tensors are read one at a time, from the mapped file, into the module's own memory and cast to its dtypes: no second
-    copy of the model is allocated. All keys and shapes are compared before the first is read.
+    Tensors are read one at a time, from the mapped file, into the module's own memory and cast to float32, whatever
+    torch's default dtype: no second copy of the model is allocated. All keys and shapes are compared before the first
+    is read.
     """
     with _open_tensors(path) as (shapes, read):
         with _WithoutInitialisation():
             module = build()
-        module = module.to(device).eval()
+        module = module.to(device, torch.float32).eval()
         targets = module.state_dict()
         shapes = {key: shape for key, shape in shapes.items() if key in targets or key not in ignored}
         _compare(path, shapes, {key: tuple(target.shape) for key, target in targets.items()}, may_lack)

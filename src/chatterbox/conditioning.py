@@ -65,7 +65,7 @@ class Conditionals:
 
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
         """The same voice with another emotion (0.5 is neutral)."""
-        emotion = torch.full((1, 1, 1), float(exaggeration), device=self.t3.speaker_emb.device)
+        emotion = torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=self.t3.speaker_emb.device)
         return Conditionals(dataclasses.replace(self.t3, emotion_adv=emotion), self.gen)
 
     def save(self, fpath: str | Path) -> None:
@@ -76,7 +76,7 @@ class Conditionals:
             return
         from safetensors.torch import save_file
 
-        t3["emotion_adv"] = torch.as_tensor(t3["emotion_adv"]).reshape(-1, 1, 1)
+        t3["emotion_adv"] = torch.as_tensor(t3["emotion_adv"], dtype=torch.float32).reshape(-1, 1, 1)
         values = {f"{part}.{key}": value for part, d in (("t3", t3), ("gen", self.gen)) for key, value in d.items()}
         save_file({key: value.contiguous().cpu() for key, value in values.items() if value is not None}, str(fpath))
 
@@ -137,7 +137,7 @@ def prepare_conditionals(
     t3 = T3Cond(
         speaker_emb=speaker,
         cond_prompt_speech_tokens=codes.to(s3gen.device),
-        emotion_adv=torch.full((1, 1, 1), float(exaggeration), device=s3gen.device),
+        emotion_adv=torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=s3gen.device),
     )
     return Conditionals(t3, gen)
 

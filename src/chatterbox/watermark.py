@@ -102,7 +102,7 @@ class PerthWatermarker:
 @cache
 @torch.inference_mode(False)
 def _window() -> Tensor:
-    return torch.hann_window(_N_FFT)
+    return torch.hann_window(_N_FFT, dtype=torch.float32)
 
 
 @cache

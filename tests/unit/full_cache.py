@@ -71,6 +71,21 @@ class FullCache(StaticKVCache):
         super().crop(length)
         self.policy.crop(length)
 
-    def move_row(self, source: int, target: int) -> None:
-        super().move_row(source, target)
-        self.policy.move_row(source, target)
+    def take_row(self, row: int, source: KVCache, source_row: int) -> None:
+        assert isinstance(source, FullCache)
+        super().take_row(row, source, source_row)
+        self.policy.take_row(row, source.policy, source_row)
+
+    def clear_row(self, row: int, *, wipe: bool = False) -> None:
+        super().clear_row(row, wipe=wipe)
+        self.policy.clear_row(row, wipe=wipe)
+
+    def reset(self) -> None:
+        super().reset()
+        self.policy.reset()
+
+    def empty_like(self, num_rows: int, capacity: int | None = None) -> FullCache:
+        empty = super().empty_like(num_rows, capacity)
+        empty.policy = self.policy.empty_like(num_rows, capacity)
+        empty.wants_tokens, empty.wants_queries = self.wants_tokens, self.wants_queries
+        return empty

@@ -131,6 +131,18 @@ def test_generate_with_beams(model: PreTrainedModel) -> None:
     assert cache.get_seq_length() == 26
 
 
+def test_beams_go_on_where_positions_are_forgotten(model: PreTrainedModel) -> None:
+    config = KVCacheConfig("sliding", max_cache_size=16, window_size=8)
+    cache, ids = wrapped(model, config, rows=3), tokens(3, 30)
+    logits_of(model, cache, ids, [10, *[1] * 20])
+    helds = [cache.kvcache.segment(row, held[0], 30).keys for row, held in enumerate(map(cache.kvcache.held, range(3)))]
+    assert helds[0].shape[2] < 30
+    cache.reorder_cache(torch.tensor([1, 0, 1]))
+    for row, source in enumerate([1, 0, 1]):
+        assert torch.equal(cache.kvcache.segment(row, cache.kvcache.held(row)[0], 30).keys, helds[source])
+    cache.kvcache.check_integrity()
+
+
 @pytest.mark.parametrize(("codec", "bound"), [("int8", 0.01), ("int4", 0.2)])
 def test_compressed_is_close(model: PreTrainedModel, codec: str, bound: float) -> None:
     ids, pieces = tokens(2, 60), [20, *[1] * 40]

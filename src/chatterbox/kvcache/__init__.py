@@ -13,6 +13,7 @@ from chatterbox.kvcache.factory import (
     make_cache,
     make_manager,
     make_monitor,
+    planned_nbytes,
     policy,
     settings_of,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "make_cache",
     "make_manager",
     "make_monitor",
+    "planned_nbytes",
     "policy",
     "settings_of",
 ]

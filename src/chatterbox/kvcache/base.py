@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -106,8 +106,10 @@ class KVCache(abc.ABC):
         self.num_layers, self.num_heads, self.head_dim, self.capacity = num_layers, num_heads, head_dim, capacity
         self.dtype, self.device = dtype, device
         self._row_lens = [0] * rows
+        self._num_appends = [0] * num_layers
         self._rows = slice(0, rows)  # of the pass under way
-        self._allocate()
+        with torch.inference_mode(False):  # memory that may be written to in whatever mode its next user is
+            self._allocate()
 
     @classmethod
     def options(cls, config: KVCacheConfig) -> dict[str, Any]:
@@ -132,6 +134,11 @@ class KVCache(abc.ABC):
     @abc.abstractmethod
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
+
+    @property
+    def max_nbytes(self) -> int:
+        """`nbytes` once a row has reached `capacity`: the same, where memory is fixed at construction."""
+        return self.nbytes
 
     @property
     def step_shape(self) -> Hashable | None:
@@ -221,15 +228,49 @@ class KVCache(abc.ABC):
     def segment(self, row: int, start: int, end: int) -> Segment:
         """A copy of the positions ``start`` to ``end`` of a row. Raises ValueError if the row does not hold them."""
 
-    @abc.abstractmethod
+    def take_row(self, row: int, source: KVCache, source_row: int) -> None:
+        """Make ``row`` an exact copy of a row of ``source``, which may be this cache: it goes on as that row would.
+
+        Everything comes along: keys, values, length, what `begin` said and all that the policy keeps of a row.
+
+        Args:
+            source: of the same policy, settings, dtype and sizes; rows, capacity and device may differ. Left as it is.
+
+        Raises:
+            ValueError: ``source`` is of another kind, or the row is longer than `capacity`; nothing has changed then.
+        """
+        if self._kind() != source._kind():
+            raise ValueError(
+                f"a {type(self).__name__} takes rows of caches of its own policy, settings, dtype and sizes, "
+                f"got a {type(source).__name__} that differs; make it with empty_like()"
+            )
+        length = source._row_lens[source_row]
+        self._require_room(0, length)
+        if source is not self or row != source_row:
+            self._copy_row(row, cast("Self", source), source_row, length)
+
     def move_row(self, source: int, target: int) -> None:
         """Make ``target`` a copy of ``source`` and ``source`` empty."""
+        if source != target:
+            self.take_row(target, self, source)
+            self.clear_row(source)
 
-    @abc.abstractmethod
+    def clear_row(self, row: int, *, wipe: bool = False) -> None:
+        """Forget all that a row holds and all that was said of it; its memory stays allocated, for whoever comes next.
+
+        ``wipe``: overwrite what the row has stored with zeros. Needed once a row was given a number that is not finite:
+        what a mask hides is multiplied by 0, and must be finite for that.
+        """
+        self._empty(row)
+        if wipe:
+            self._wipe(row)
+
     def reset(self) -> None:
-        """Forget everything; memory stays allocated."""
+        """Forget everything, a pass that was broken off too; memory stays allocated."""
+        self._num_appends = [0] * self.num_layers
+        for row in range(self.num_rows):
+            self._empty(row)
 
-    @abc.abstractmethod
     def crop(self, length: int) -> None:
         """Forget all positions from ``length`` on.
 
@@ -237,14 +278,36 @@ class KVCache(abc.ABC):
             ValueError: ``length`` is negative or beyond `length`, or a row that is cut no longer holds the position
                 before ``length``; nothing has changed then.
         """
+        self._require_cut(length)
+        for row, row_len in enumerate(self._row_lens):
+            if length < row_len:
+                self._cut(row, length)
 
-    @abc.abstractmethod
     def clone_prefix(self, length: int, capacity: int | None = None) -> Self:
         """An independent cache with copies of the first ``length`` positions of every row, as far as they are held.
 
         Raises:
-            ValueError: as `crop`.
+            ValueError: as `crop`, or ``capacity`` is less than that.
         """
+        self._require_cut(length)
+        clone = self.empty_like(self.num_rows, capacity)
+        clone._require_room(0, length)
+        for row, row_len in enumerate(self._row_lens):
+            clone._copy_row(row, self, row, min(length, row_len))
+        return clone
+
+    def empty_like(self, num_rows: int, capacity: int | None = None) -> Self:
+        """An empty cache of the same policy, settings and device, with other rows and, if given, another capacity."""
+        return type(self)(
+            self.num_layers,
+            num_rows,
+            self.num_heads,
+            self.head_dim,
+            self.capacity if capacity is None else capacity,
+            dtype=self.dtype,
+            device=self.device,
+            **self._settings(),
+        )
 
     @abc.abstractmethod
     def check_integrity(self) -> None:
@@ -253,6 +316,25 @@ class KVCache(abc.ABC):
     @abc.abstractmethod
     def _allocate(self) -> None:
         """Make the storage of a new cache, whose sizes are set."""
+
+    @abc.abstractmethod
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        """Make ``row`` a copy of the first ``length`` positions of another row, which hold the last of these.
+
+        ``source`` fits, as in `take_row`, and ``length``, as in `crop`. Not the row itself.
+        """
+
+    @abc.abstractmethod
+    def _empty(self, row: int) -> None:
+        """Forget all that a row holds, and what was said of it."""
+
+    @abc.abstractmethod
+    def _wipe(self, row: int) -> None:
+        """Overwrite with zeros what an empty row has stored and layers may come to see."""
+
+    @abc.abstractmethod
+    def _cut(self, row: int, length: int) -> None:
+        """Forget the positions of a row from ``length`` on, of which it has some."""
 
     def _advance(self, new_len: int, rows: slice) -> list[int]:
         """Count ``new_len`` more positions of ``rows``, the pass under way from now on; returns where each row was."""
@@ -263,22 +345,13 @@ class KVCache(abc.ABC):
         self._row_lens[rows] = [start + new_len for start in starts]
         return starts
 
-    def _empty_like(self, capacity: int | None = None) -> Self:
-        """An empty cache of the same sizes."""
-        return type(self)(
-            self.num_layers,
-            self.num_rows,
-            self.num_heads,
-            self.head_dim,
-            self.capacity if capacity is None else capacity,
-            dtype=self.dtype,
-            device=self.device,
-            **self._settings(),
-        )
-
     def _settings(self) -> dict[str, Any]:
         """Arguments that make another cache of this policy behave as this one."""
         return {}
+
+    def _kind(self) -> tuple[object, ...]:
+        """What two caches have in common whose rows are alike."""
+        return type(self), self.num_layers, self.num_heads, self.head_dim, self.dtype, *self._settings().items()
 
     def _require_room(self, length: int, new_len: int) -> None:
         if length + new_len > self.capacity:
@@ -287,9 +360,13 @@ class KVCache(abc.ABC):
                 "allocate a larger capacity or lower max_new_tokens"
             )
 
-    def _require_held(self, length: int) -> None:
+    def _require_cut(self, length: int) -> None:
+        """Raise ValueError as `crop`."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot keep {length} positions of a cache that holds {self.length}")
+        for row, row_len in enumerate(self._row_lens):
+            if 0 < length < row_len and length - 1 not in self.held(row):
+                raise ValueError(f"row {row} no longer holds position {length - 1}, it cannot be cut behind it")
 
     def _require_row(self, row: int, start: int, end: int) -> None:
         if not 0 <= start <= end <= self._row_lens[row]:

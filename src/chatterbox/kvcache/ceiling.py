@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, NOWHERE
 from chatterbox.kvcache.slotted import SlottedKVCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class CeilingKVCache(SlottedKVCache):
@@ -80,17 +83,36 @@ class CeilingKVCache(SlottedKVCache):
         self._visible = self._positions[self._rows, :extent]
         return self._new
 
-    def reset(self) -> None:
-        for row in range(self.num_rows):
-            self._empty(row)
-
     @abc.abstractmethod
     def _trim(self, row: int, new_len: int) -> None:
         """Keep the pinned positions of a full row and `_window` others, so that ``new_len`` more find room."""
 
-    @abc.abstractmethod
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        is_cut = length < source._row_lens[source_row]
+        count = source._num_below(source_row, length) if is_cut else source._num_held[source_row]
+        self._empty(row)
+        self._positions[row, :count] = source._positions[source_row, :count]
+        self._row_lens[row], self._num_held[row] = length, count
+        pinned = source._pinned[source_row]
+        self._pinned[row] = cut_spans(pinned, length) if is_cut else pinned
+        self._windows[row] = source._windows[source_row]
+
     def _empty(self, row: int) -> None:
-        """Forget all that a row holds, and what was said of it."""
+        self._clear(row, 0)
+        self._row_lens[row], self._pinned[row], self._windows[row] = 0, (), self.window_size
+
+    def _cut(self, row: int, length: int) -> None:
+        self._clear(row, self._num_below(row, length))
+        self._row_lens[row], self._pinned[row] = length, cut_spans(self._pinned[row], length)
+
+    def _clear(self, row: int, count: int) -> None:
+        """Forget what slots from ``count`` on hold; keys and values stay as they are, out of reach."""
+        self._positions[row, count:] = NOWHERE
+        self._num_held[row] = count
+
+    def _num_below(self, row: int, length: int) -> int:
+        """Positions below ``length`` that a row holds."""
+        return sum(position < length for position in self.held(row))
 
     def _reveal(self, places: Sequence[int], num_held: int, length: int) -> int:
         """Make slots visible for a pass of the rows ``places``; returns how many.

@@ -13,7 +13,8 @@ unpacked, and packed again with what follows: another half step.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ from chatterbox.kvcache.compression.quantize import (
     unpack_keys,
     unpack_values,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BITS = {"int4": 4, "int8": 8}
 PER_GROUP = ("key_low", "key_high")  # buffers with one entry for a group of positions
@@ -123,8 +127,8 @@ class CompressedKVCache(KVCache):
         self._offsets = torch.arange(self.capacity, **on)
         self._row_index = torch.arange(self.num_rows, **on)[:, None]
         self._single = torch.zeros(2, self.num_rows, 1, dtype=torch.long, **on)  # slots, positions of a step
-        self._num_appends = [0] * self.num_layers
         self._folds: list[_Fold] = []
+        self._packed_lens = [0] * self.num_rows
         self.reset()
 
     @property
@@ -143,10 +147,9 @@ class CompressedKVCache(KVCache):
         missing = {
             row: -(-max(0, count + new_len - self._num_residual) // self.group_size) for row, count in counts.items()
         }
-        fits = all(missing[row] <= counts[row] // self.group_size for row in places)
-        if fits:
-            for row in places:
-                self._pack(row, missing[row])
+        fits = {row: missing[row] <= counts[row] // self.group_size for row in places}
+        for row in places:
+            self._pack(row, missing[row] if fits[row] else 0)
         starts = self._advance(new_len, rows)
         firsts = [start - self._packed_lens[row] for row, start in zip(places, starts, strict=True)]
         single = self._single[:, : len(starts)]
@@ -154,10 +157,10 @@ class CompressedKVCache(KVCache):
         self._slots, new = single if new_len == 1 else single + self._offsets[:new_len]
         extent = max(self._packed_lens[row] for row in places)
         self._extent = min(self._packed["keys"].shape[3], -(-extent // self._extent_step) * self._extent_step)
-        if fits:
+        if all(fits.values()):
             self._folds, self._visible = [], self._positions[self._rows, : self._num_residual + self._extent]
         else:
-            self._fold(max(firsts) + new_len, new_len)
+            self._fold(max(firsts) + new_len, new_len, fits)
         return new
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,43 +196,6 @@ class CompressedKVCache(KVCache):
         cut = [(slice(max(0, start - at), max(0, end - at)), keys, values) for keys, values, at in parts]
         keys = torch.cat([keys[:, :, part] for part, keys, _ in cut], dim=2)
         return Segment(keys, torch.cat([values[:, :, part] for part, _, values in cut], dim=2), start)
-
-    def move_row(self, source: int, target: int) -> None:
-        self._copy_row(self, source, target, self._packed_lens[source])
-        for store in (self._keys, self._values):
-            store[:, target] = store[:, source]
-        self._row_lens[target], self._row_lens[source] = self._row_lens[source], 0
-        self._settle(target, self._packed_lens[source])
-        self._settle(source, 0)
-
-    def reset(self) -> None:
-        self._row_lens, self._packed_lens = [0] * self.num_rows, [0] * self.num_rows
-        for row in range(self.num_rows):
-            self._settle(row, 0)
-
-    def crop(self, length: int) -> None:
-        self._require_held(length)
-        for row in range(self.num_rows):
-            if length < self._row_lens[row]:
-                packed_len = min(self._packed_lens[row], length // self.group_size * self.group_size)
-                rest = self.segment(row, packed_len, length)
-                self._set_residual(row, rest.keys, rest.values)
-                self._settle(row, packed_len)
-                self._row_lens[row] = length
-
-    def clone_prefix(self, length: int, capacity: int | None = None) -> CompressedKVCache:
-        self._require_held(length)
-        clone = self._empty_like(capacity)
-        clone._require_room(0, length)
-        for row, held in enumerate(self._row_lens):
-            kept = min(length, held)
-            packed_len = min(self._packed_lens[row], kept // self.group_size * self.group_size)
-            clone._copy_row(self, row, row, packed_len)
-            rest = self.segment(row, packed_len, kept)
-            clone._set_residual(row, rest.keys, rest.values)
-            clone._settle(row, packed_len)
-            clone._row_lens[row] = kept
-        return clone
 
     def check_integrity(self) -> None:
         require_equal_appends(self._num_appends)
@@ -296,14 +262,18 @@ class CompressedKVCache(KVCache):
         keys = unpack_keys(packed, self._bits, self.group_size)
         return keys.to(self.dtype), unpack_values(packed, self._bits, self.head_dim).to(self.dtype)
 
-    def _fold(self, num_residual: int, new_len: int) -> None:
-        """Count what the pass under way will pack; layers see ``num_residual`` positions in full precision."""
+    def _fold(self, num_residual: int, new_len: int, fits: Mapping[int, bool]) -> None:
+        """Count what the pass under way will pack; layers see ``num_residual`` positions in full precision.
+
+        ``fits``: whether a row's residual has room for the new positions, which then stay there.
+        """
         self._folds = []
         self._visible = self._positions.new_empty(len(self._slots), num_residual + self._extent)
         for positions, row in zip(self._visible, range(self.num_rows)[self._rows], strict=True):
             packed_len, length = self._packed_lens[row], self._residual_len(row)
             self._write_positions(positions, packed_len, num_residual)
-            self._folds.append(_Fold(row, packed_len, length - new_len, self._num_foldable(length)))
+            num_packed = 0 if fits[row] else self._num_foldable(length)
+            self._folds.append(_Fold(row, packed_len, length - new_len, num_packed))
             self._settle(row, packed_len + self._folds[-1].num_packed)
 
     def _append_folding(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +296,30 @@ class CompressedKVCache(KVCache):
             residual[fold.row, :, : end - fold.num_packed] = joined[place, :, fold.num_packed : end]
         return joined
 
-    def _copy_row(self, other: CompressedKVCache, source: int, target: int, packed_len: int) -> None:
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        packed_len, rest = source._split_at(source_row, length)
         for name, part in self._packed.items():
             kept = slice(0, self._count(name, packed_len))
-            part[:, target, :, kept] = other._packed[name][:, source, :, kept]
+            part[:, row, :, kept] = source._packed[name][:, source_row, :, kept]
+        self._set_residual(row, rest.keys, rest.values)
+        self._settle(row, packed_len)
+        self._row_lens[row] = length
+
+    def _cut(self, row: int, length: int) -> None:
+        packed_len, rest = self._split_at(row, length)
+        self._set_residual(row, rest.keys, rest.values)
+        self._settle(row, packed_len)
+        self._row_lens[row] = length
+
+    def _split_at(self, row: int, length: int) -> tuple[int, Segment]:
+        """Of a row's first ``length`` positions: how many stay packed, and a copy of the rest in full precision."""
+        packed_len = min(self._packed_lens[row], length // self.group_size * self.group_size)
+        return packed_len, self.segment(row, packed_len, length)
+
+    def _empty(self, row: int) -> None:
+        self._settle(row, 0)
+        self._row_lens[row] = 0
+
+    def _wipe(self, row: int) -> None:
+        for store in (*self._packed.values(), self._keys, self._values):
+            store[:, row] = 0

@@ -7,17 +7,20 @@ worth keeping (`eviction`), when a row is full (`ceiling`), what tokens mean, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_window
 from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.ceiling import CeilingKVCache, cut_spans, merged
+from chatterbox.kvcache.ceiling import CeilingKVCache, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
 from chatterbox.kvcache.eviction.base import NO_TOKEN, Held, survivors, within
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Half of what stays is what came last, whatever its score, as in H2O (Zhang et al. 2023).
 RECENT_SHARE = 0.5
@@ -75,7 +78,7 @@ class EvictingKVCache(CeilingKVCache):
         super()._allocate()
         shape, device = (self.num_rows, self.num_slots), self.device
         self._tokens = torch.full(shape, NO_TOKEN, device=device)
-        self._mass = torch.zeros(shape, device=device)
+        self._mass = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:
         super().begin(row, *pinned)
@@ -126,41 +129,6 @@ class EvictingKVCache(CeilingKVCache):
             raise ValueError(f"row {row} no longer holds all positions from {start} to {end}")
         return self._taken(row, slice(first, first + end - start), start)
 
-    def move_row(self, source: int, target: int) -> None:
-        kept = slice(0, self._num_held[source])
-        self._clear(target, 0)
-        for store in (self._keys, self._values):
-            store[:, target, :, kept] = store[:, source, :, kept]
-        for store in self._per_slot:
-            store[target, kept] = store[source, kept]
-        states: tuple[list[Any], ...] = (self._row_lens, self._num_held, self._pinned, self._windows)
-        for state in states:
-            state[target] = state[source]
-        self._empty(source)
-
-    def crop(self, length: int) -> None:
-        counts = self._counts_below(length)
-        for row, count in enumerate(counts):
-            if length < self._row_lens[row]:
-                self._clear(row, count)
-                self._row_lens[row] = length
-                self._pinned[row] = cut_spans(self._pinned[row], length)
-
-    def clone_prefix(self, length: int, capacity: int | None = None) -> EvictingKVCache:
-        counts = self._counts_below(length)
-        clone = self._empty_like(capacity)
-        clone._require_room(0, length)
-        clone._expose(max(counts))
-        for row, count in enumerate(counts):
-            for store, ours in ((clone._keys, self._keys), (clone._values, self._values)):
-                store[:, row, :, :count] = ours[:, row, :, :count]
-            for store, ours in zip(clone._per_slot, self._per_slot, strict=True):
-                store[row, :count] = ours[row, :count]
-        clone._num_held, clone._row_lens = counts, list(self._row_lens)
-        clone._pinned, clone._windows = list(self._pinned), list(self._windows)
-        clone.crop(length)
-        return clone
-
     def check_integrity(self) -> None:
         require_equal_appends(self._num_appends)
         for row, count in enumerate(self._num_held):
@@ -191,14 +159,15 @@ class EvictingKVCache(CeilingKVCache):
         self._clear(row, num_kept)
 
     def _clear(self, row: int, count: int) -> None:
-        """Forget what slots from ``count`` on hold; keys and values stay as they are, out of reach."""
-        for store, nothing in zip(self._per_slot, (NOWHERE, NO_TOKEN, 0.0), strict=True):
-            store[row, count:] = nothing
-        self._num_held[row] = count
+        super()._clear(row, count)
+        self._tokens[row, count:], self._mass[row, count:] = NO_TOKEN, 0.0
 
-    def _empty(self, row: int) -> None:
-        self._clear(row, 0)
-        self._row_lens[row], self._pinned[row], self._windows[row] = 0, (), self.window_size
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        super()._copy_row(row, source, source_row, length)
+        kept = slice(0, self._num_held[row])
+        self._copy_slots(row, source, source_row, kept.stop)
+        for mine, theirs in zip(self._per_slot, source._per_slot, strict=True):
+            mine[row, kept] = theirs[source_row, kept]
 
     def _replace(self, row: int, length: int, segments: Sequence[Segment]) -> None:
         """Make ascending segments, with gaps or without, the content of a row of that logical length."""
@@ -222,15 +191,6 @@ class EvictingKVCache(CeilingKVCache):
         others = [position for position in held if position not in pinned]
         room = self.num_slots - len(pinned) - 1
         return sorted([*pinned, *others[len(others) - min(self._windows[row], room) :]])
-
-    def _counts_below(self, length: int) -> list[int]:
-        """Positions below ``length`` that each row holds; raises ValueError as `crop`."""
-        self._require_held(length)
-        helds = [self.held(row) for row in range(self.num_rows)]
-        for row, held in enumerate(helds):
-            if 0 < length < self._row_lens[row] and length - 1 not in held:
-                raise ValueError(f"row {row} no longer holds position {length - 1}, it cannot be cut behind it")
-        return [sum(position < length for position in held) for held in helds]
 
 
 def windows(source: KVCacheConfig | EvictingKVCache) -> dict[str, int | None]:

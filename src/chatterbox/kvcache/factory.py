@@ -55,6 +55,21 @@ def make_cache(
     return make(num_layers, rows, num_heads, head_dim, capacity, **options, **make.options(config))
 
 
+def planned_nbytes(
+    config: KVCacheConfig,
+    num_layers: int,
+    rows: int,
+    num_heads: int,
+    head_dim: int,
+    capacity: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """`max_nbytes` of the cache that `make_cache` would make, 0 for "none". Allocates nothing."""
+    cache = make_cache(config, num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device="meta")
+    return 0 if cache is None else cache.max_nbytes
+
+
 def check_names(config: KVCacheConfig) -> None:
     """Raise ValueError if ``config`` names a policy, scorer, codec or replacement that does not exist."""
     policy(config.policy)

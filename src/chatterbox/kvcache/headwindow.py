@@ -12,15 +12,18 @@ A row's heads are told apart when its base is full for the first time, by what t
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_range, check_window
 from chatterbox.kvcache.base import NOWHERE, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.ceiling import CeilingKVCache, cut_spans
+from chatterbox.kvcache.ceiling import CeilingKVCache
 from chatterbox.kvcache.compression.heads import identify_important_heads
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class HeadWindowKVCache(CeilingKVCache):
@@ -165,31 +168,6 @@ class HeadWindowKVCache(CeilingKVCache):
                 parts.append(torch.take_along_dim(store[0], slots[..., None], dim=1))
         return Segment(torch.stack(keys), torch.stack(values), start)
 
-    def move_row(self, source: int, target: int) -> None:
-        self._copy_row(self, source, target)
-        self._empty(source)
-
-    def crop(self, length: int) -> None:
-        self._require_held(length)
-        helds = [self.held(row) for row in range(self.num_rows)]
-        cut = [row for row in range(self.num_rows) if length < self._row_lens[row]]
-        for row in cut:
-            if length > 0 and length - 1 not in helds[row]:
-                raise ValueError(f"row {row} no longer holds position {length - 1}, it cannot be cut behind it")
-        for row in cut:
-            self._num_held[row], self._row_lens[row] = sum(position < length for position in helds[row]), length
-            self._positions[row, self._num_held[row] :] = NOWHERE
-            self._pinned[row] = cut_spans(self._pinned[row], length)
-
-    def clone_prefix(self, length: int, capacity: int | None = None) -> HeadWindowKVCache:
-        self._require_held(length)
-        clone = self._empty_like(capacity)
-        clone._require_room(0, length)
-        for row in range(self.num_rows):
-            clone._copy_row(self, row, row)
-        clone.crop(length)
-        return clone
-
     def check_integrity(self) -> None:
         require_equal_appends(self._num_appends)
         for row, length in enumerate(self._row_lens):
@@ -260,28 +238,25 @@ class HeadWindowKVCache(CeilingKVCache):
         ]
         return torch.stack([identify_important_heads(k, v, prefix_len=prefix_len, window=window) for k, v in parts])
 
-    def _copy_row(self, other: HeadWindowKVCache, source: int, target: int) -> None:
-        """Take over a row of ``other``, which has as many heads that keep everything; what fits of it."""
-        self._empty(target)
-        length = other._row_lens[source]
-        base, more = min(length, self.ceiling, other.ceiling), min(length - other.ceiling, self._num_extra)
-        self._expose(base)
-        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            mine[:, target, :, :base] = theirs[:, source, :, :base]
-        if more > 0 and other._num_extra:
-            self._see_extension(self.ceiling + more)
-            self._more_keys[:, target, :more] = other._more_keys[:, source, :more]
-            self._more_values[:, target, :more] = other._more_values[:, source, :more]
-        for mine, theirs in ((self._is_full, other._is_full), (self._place_of, other._place_of)):
-            mine[:, target] = theirs[:, source]
-        width = min(self.capacity, other.capacity)
-        self._positions[target, :width] = other._positions[source, :width]
-        for state in ("_row_lens", "_num_held", "_is_split", "_pinned"):
-            getattr(self, state)[target] = getattr(other, state)[source]
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        """The other cache has as many heads that keep everything; its ceiling differs only where it never forgot."""
+        super()._copy_row(row, source, source_row, length)
+        self._copy_slots(row, source, source_row, min(length, source.ceiling))
+        if (num := length - source.ceiling) > 0 and source._num_extra:
+            self._see_extension(length)
+            self._more_keys[:, row, :num] = source._more_keys[:, source_row, :num]
+            self._more_values[:, row, :num] = source._more_values[:, source_row, :num]
+        self._is_full[:, row], self._place_of[:, row] = source._is_full[:, source_row], source._place_of[:, source_row]
+        self._is_split[row] = source._is_split[source_row]
 
     def _empty(self, row: int) -> None:
-        self._row_lens[row], self._num_held[row], self._is_split[row], self._pinned[row] = 0, 0, False, ()
-        self._is_full[:, row], self._positions[row] = False, NOWHERE
+        super()._empty(row)
+        self._is_split[row], self._is_full[:, row] = False, False
+
+    def _wipe(self, row: int) -> None:
+        super()._wipe(row)
+        self._more_keys[:, row, : self._num_more_clean] = 0.0
+        self._more_values[:, row, : self._num_more_clean] = 0.0
 
 
 def _positions(spans: tuple[range, ...]) -> set[int]:

@@ -9,11 +9,15 @@ written.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import KVCache, Segment
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SlottedKVCache(KVCache):
@@ -44,7 +48,6 @@ class SlottedKVCache(KVCache):
         self._num_clean = 0  # slots of every row that hold numbers
         self._offsets = torch.arange(self.num_slots, device=device)
         self._row_index = torch.arange(self.num_rows, device=device)[:, None]
-        self._num_appends = [0] * self.num_layers
 
     @property
     def nbytes(self) -> int:
@@ -68,11 +71,26 @@ class SlottedKVCache(KVCache):
         extent = self.extent
         return kept_keys[:, :, :extent], kept_values[:, :, :extent], self._visible
 
+    def empty_like(self, num_rows: int, capacity: int | None = None) -> Self:
+        empty = super().empty_like(num_rows, capacity)
+        empty.extent_step = self.extent_step
+        return empty
+
     def _put(self, row: int, slot: int, segment: Segment) -> None:
         """Copy a segment into the slots of a row from ``slot`` on."""
         part = slice(slot, slot + len(segment))
         self._keys[:, row, :, part] = segment.keys
         self._values[:, row, :, part] = segment.values
+
+    def _copy_slots(self, row: int, source: Self, source_row: int, num_used: int) -> None:
+        """Copy the first ``num_used`` slots of another row."""
+        self._expose(num_used)
+        self._keys[:, row, :, :num_used] = source._keys[:, source_row, :, :num_used]
+        self._values[:, row, :, :num_used] = source._values[:, source_row, :, :num_used]
+
+    def _wipe(self, row: int) -> None:
+        self._keys[:, row, :, : self._num_clean] = 0.0
+        self._values[:, row, :, : self._num_clean] = 0.0
 
     def _taken(self, row: int, part: slice, start: int) -> Segment:
         """A copy of the slots ``part`` of a row, whose first holds the position ``start``."""

@@ -7,11 +7,16 @@ A slot's index is its position.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, Segment, require_chain, require_equal_appends, require_finite
 from chatterbox.kvcache.slotted import SlottedKVCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StaticKVCache(SlottedKVCache):
@@ -43,30 +48,17 @@ class StaticKVCache(SlottedKVCache):
         self._require_row(row, start, end)
         return self._taken(row, slice(start, end), start)
 
-    def move_row(self, source: int, target: int) -> None:
-        kept = slice(0, self._row_lens[source])
-        self._keys[:, target, :, kept] = self._keys[:, source, :, kept]
-        self._values[:, target, :, kept] = self._values[:, source, :, kept]
-        self._row_lens[target], self._row_lens[source] = self._row_lens[source], 0
-
-    def reset(self) -> None:
-        self._row_lens = [0] * self.num_rows
-
-    def crop(self, length: int) -> None:
-        self._require_held(length)
-        self._row_lens = [min(length, kept) for kept in self._row_lens]
-
-    def clone_prefix(self, length: int, capacity: int | None = None) -> StaticKVCache:
-        self._require_held(length)
-        clone = self._empty_like(capacity)
-        clone._require_room(0, length)
-        clone._expose(length)
-        clone._keys[:, :, :, :length] = self._keys[:, :, :, :length]
-        clone._values[:, :, :, :length] = self._values[:, :, :, :length]
-        clone._row_lens = [min(length, kept) for kept in self._row_lens]
-        return clone
-
     def check_integrity(self) -> None:
         require_equal_appends(self._num_appends)
         for row, kept in enumerate(self._row_lens):
             require_finite(self._keys[:, row, :, :kept], self._values[:, row, :, :kept])
+
+    def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
+        self._copy_slots(row, source, source_row, length)
+        self._row_lens[row] = length
+
+    def _empty(self, row: int) -> None:
+        self._row_lens[row] = 0
+
+    def _cut(self, row: int, length: int) -> None:
+        self._row_lens[row] = length

@@ -138,15 +138,18 @@ class TransformersCache(Cache):
             self.kvcache.crop(keep)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes what row ``beam_idx[i]`` was. Raises ValueError where positions are forgotten."""
+        """Row i becomes what row ``beam_idx[i]`` was."""
         self._forget_pass()
-        sources, length = beam_idx.tolist(), self.seen_len()
-        moved = {source for row, source in enumerate(sources) if row != source}
-        taken = {source: self.kvcache.segment(source, 0, length) for source in moved}
+        sources = beam_idx.tolist()
+        moved = sorted({source for row, source in enumerate(sources) if row != source})
+        if not moved:
+            return
+        aside = self.kvcache.empty_like(len(moved), max(1, self.seen_len()))
+        for place, source in enumerate(moved):
+            aside.take_row(place, self.kvcache, source)
         for row, source in enumerate(sources):
             if row != source:
-                self.kvcache.load(row, taken[source])
-                self.kvcache.begin(row, self._pinned)
+                self.kvcache.take_row(row, aside, moved.index(source))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         raise ValueError(f"rows are allocated once; allocate {repeats} times as many rows as sequences instead")

@@ -15,7 +15,7 @@ from chatterbox.models.s3gen.estimator import ConditionalDecoder
 
 def cosine_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
     """Times 0 = t_0 < ... < t_n = 1 (n + 1,) of the standard model: short steps first."""
-    return 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, device=device) * 0.5 * torch.pi)
+    return 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=device) * 0.5 * torch.pi)
 
 
 class CausalConditionalCFM(nn.Module):
@@ -92,7 +92,7 @@ class CausalConditionalCFM(nn.Module):
         """Average velocity from t to r in one estimator row; guidance is distilled into the weights."""
         dtype = self.estimator.dtype
         mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
-        times = torch.linspace(0, 1, num_steps + 1, device=x.device)
+        times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=x.device)
         for i in range(num_steps):
             t, r = times[i].expand(mu.shape[0]), times[i + 1].expand(mu.shape[0])
             x = x + (r[0] - t[0]) * self.estimator(x.to(dtype), mask, mu, t, spks, cond, r).float()

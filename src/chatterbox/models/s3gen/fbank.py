@@ -28,7 +28,7 @@ def kaldi_fbank(wav: torch.Tensor, num_mels: int = 80) -> torch.Tensor:
     frames = wav.float().unfold(-1, _FRAME, _HOP)  # (..., T, 400)
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
-    window = torch.hann_window(_FRAME, periodic=False, device=wav.device).pow(0.85)
+    window = torch.hann_window(_FRAME, periodic=False, dtype=torch.float32, device=wav.device).pow(0.85)
     power = torch.fft.rfft((frames - _PREEMPHASIS * previous) * window, n=_N_FFT).abs().square()
     return (power @ kaldi_mel_filters(num_mels).to(wav.device).T).clamp_min(_SMALLEST_POWER).log()
 
@@ -38,8 +38,9 @@ def kaldi_fbank(wav: torch.Tensor, num_mels: int = 80) -> torch.Tensor:
 def kaldi_mel_filters(num_mels: int) -> torch.Tensor:
     """Triangles on Kaldi's mel scale (num_mels, 257), not normalised; the Nyquist bin is left out. Do not write."""
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (_LOWEST_HZ, _SAMPLE_RATE / 2))
-    edges = low + torch.arange(num_mels + 2, device="cpu")[:, None] * ((high - low) / (num_mels + 1))
-    bins = 1127.0 * (1.0 + torch.arange(_N_FFT // 2, device="cpu") * (_SAMPLE_RATE / _N_FFT) / 700.0).log()
+    steps, bins = (torch.arange(num, dtype=torch.float32, device="cpu") for num in (num_mels + 2, _N_FFT // 2))
+    edges = low + steps[:, None] * ((high - low) / (num_mels + 1))
+    bins = 1127.0 * (1.0 + bins * (_SAMPLE_RATE / _N_FFT) / 700.0).log()
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return F.pad(torch.minimum(rising, falling).clamp_min(0.0), (0, 1))

@@ -102,7 +102,7 @@ class SineGen(nn.Module):
         # Upstream draws the phase on the CPU, whatever the device of the model.
         where = generator.device if generator is not None else "cpu"
         shape = (batch, self.config.num_harmonics + 1, 1)
-        return torch.rand(shape, generator=generator, device=where) * (2 * math.pi) - math.pi
+        return torch.rand(shape, generator=generator, dtype=torch.float32, device=where) * (2 * math.pi) - math.pi
 
 
 class HarmonicSource(nn.Module):
@@ -154,7 +154,8 @@ class HiFTGenerator(nn.Module):
             self.source_resblocks.append(ResBlock(width, config.source_resblock_kernels[i], config.resblock_dilations))
             self.resblocks.extend(ResBlock(width, k, config.resblock_dilations) for k in config.resblock_kernels)
         self.conv_post = weight_norm(Conv1d(widths[-1], spectrum, 7, padding=3))
-        self.register_buffer("stft_window", torch.hann_window(config.istft_n_fft), persistent=False)
+        window = torch.hann_window(config.istft_n_fft, dtype=torch.float32)
+        self.register_buffer("stft_window", window, persistent=False)
         self.f0_predictor = ConvRNNF0Predictor(config.num_mels, config.f0_channels)
 
     def source(

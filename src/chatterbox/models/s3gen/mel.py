@@ -32,7 +32,7 @@ def mel_spectrogram(
     if wav.shape[-1] <= edge:
         raise ValueError(f"audio has {wav.shape[-1]} samples, fewer than {edge + 1}; give a longer recording")
     padded = F.pad(wav[:, None], (edge, edge), mode="reflect")[:, 0]
-    window = torch.hann_window(win_size, device=wav.device)
+    window = torch.hann_window(win_size, dtype=torch.float32, device=wav.device)
     spectrum = torch.stft(padded, n_fft, hop_size, win_size, window, center=center, return_complex=True)
     magnitude = (torch.view_as_real(spectrum).square().sum(dim=-1) + 1e-9).sqrt()
     filters = mel_filters(sampling_rate, n_fft, num_mels, float(fmin), None if fmax is None else float(fmax))

@@ -151,8 +151,8 @@ class S3Token2Wav(S3Token2Mel):
     def __init__(self, meanflow: bool = False, *, config: S3GenConfig = S3GenConfig()) -> None:
         super().__init__(meanflow, config=config)
         self.mel2wav = HiFTGenerator(config.vocoder)
-        rise = (torch.cos(torch.linspace(torch.pi, 0, FADE_SAMPLES)) + 1) / 2
-        self.register_buffer("trim_fade", torch.cat([torch.zeros(FADE_SAMPLES), rise]), persistent=False)
+        rise = (torch.cos(torch.linspace(torch.pi, 0, FADE_SAMPLES, dtype=torch.float32)) + 1) / 2
+        self.register_buffer("trim_fade", torch.cat([torch.zeros_like(rise), rise]), persistent=False)
         forking.register(self)
 
     def forward(  # type: ignore[override]  # upstream's order, in both

@@ -44,12 +44,15 @@ class FrameNoise:
 
     def mel(self, num_frames: int) -> Tensor:
         """The next frames' (1, num_mels, num_frames)."""
-        return torch.randn(num_frames, self._num_mels, generator=self._mel).T[None].to(self._device)
+        return self._normal(num_frames, self._num_mels, self._mel)
 
     def source(self, num_frames: int) -> Tensor:
         """The next frames' (1, harmonics, num_frames * hop)."""
-        noise = torch.randn(num_frames * self._hop_len, self._num_harmonics, generator=self._source)
-        return noise.T[None].to(self._device)
+        return self._normal(num_frames * self._hop_len, self._num_harmonics, self._source)
+
+    def _normal(self, length: int, channels: int, generator: torch.Generator) -> Tensor:
+        """(1, channels, length)."""
+        return torch.randn(length, channels, generator=generator, dtype=torch.float32).T[None].to(self._device)
 
 
 class S3GenStream:
@@ -92,7 +95,7 @@ class S3GenStream:
         self._turns = 0.0  # of the fundamental at that frame
         self._tail: Tensor | None = None  # (1, fade) samples beyond it, as the last piece would have gone on
         # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
-        self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0)
+        self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0, dtype=torch.float32)
         self._mel_start = 0
         self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
@@ -143,7 +146,7 @@ class S3GenStream:
             self._token_noise = torch.cat([self._token_noise, noise], dim=2)
 
     def _nothing(self) -> Tensor:
-        return torch.zeros(1, 0, device=self._s3gen.device)
+        return torch.zeros(1, 0, dtype=torch.float32, device=self._s3gen.device)
 
     def _render(self, noise: FrameNoise, *, is_last: bool) -> Tensor:
         mel, end = self._flow(is_last)
@@ -173,7 +176,7 @@ class S3GenStream:
         new = mel[..., mel.shape[2] - (end - known_end) :]
         if overlap:
             first = mel.shape[2] - (end - known_end) - overlap
-            rise = torch.linspace(0, 1, overlap + 2, device=mel.device)[1:-1]
+            rise = torch.linspace(0, 1, overlap + 2, dtype=torch.float32, device=mel.device)[1:-1]
             old, again = self._mel[..., -overlap:], mel[..., first : first + overlap]
             new = torch.cat([old + rise * (again - old), new], dim=2)
         self._mel = torch.cat([self._mel[..., : self._mel.shape[2] - overlap], new], dim=2)
@@ -207,7 +210,7 @@ class S3GenStream:
         """``wav`` (1, N), the next samples, taking over from how the last piece would have gone on."""
         if self._tail is not None:
             length = min(wav.shape[1], self._tail.shape[1])
-            rise = torch.linspace(0, 1, length + 2, device=wav.device)[1:-1]
+            rise = torch.linspace(0, 1, length + 2, dtype=torch.float32, device=wav.device)[1:-1]
             head = self._tail[:, :length] + rise * (wav[:, :length] - self._tail[:, :length])
             wav = torch.cat([head, wav[:, length:]], dim=1)
         return self._s3gen.fade_in(wav, self._num_spoken * self._hop_len)

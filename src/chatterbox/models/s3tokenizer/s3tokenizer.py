@@ -52,7 +52,7 @@ class S3Tokenizer(nn.Module):
         self.encoder = AudioEncoder(config)
         self.quantizer = nn.ModuleDict({"_codebook": FSQCodebook(config.hidden_size)})
         self.register_buffer("_mel_filters", mel_filters(S3_SR, _N_FFT, config.num_mels).clone())
-        self.register_buffer("window", torch.hann_window(_N_FFT, device="cpu"))
+        self.register_buffer("window", torch.hann_window(_N_FFT, dtype=torch.float32, device="cpu"))
 
     @property
     def device(self) -> torch.device:
