@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache
-from chatterbox.models.linear import SharedInput, linear
+from chatterbox.models.linear import linear
+from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
