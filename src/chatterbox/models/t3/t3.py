@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
-from chatterbox.models.linear import linear
+from chatterbox.models.linear import Linear
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
@@ -50,12 +50,17 @@ class T3(nn.Module):
         if hp.input_pos_emb == "learned":
             self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
             self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
-        self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
-        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
+        self.text_head = Linear(self.dim, hp.text_tokens_dict_size, bias=False)
+        self.speech_head = Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
 
     @property
     def device(self) -> torch.device:
-        return self.speech_head.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings and hidden states, and so of a cache."""
+        return next(self.parameters()).dtype
 
     def cond_len_of(self, t3_cond: T3Cond) -> int:
         """Positions of the conditioning prefix of one voice."""
@@ -69,7 +74,8 @@ class T3(nn.Module):
 
     def check_lens(self, num_before: int, num_text: int, num_speech: int) -> None:
         """Raise ValueError when the model has no positions for so much text, or for the whole."""
-        if self.text_pos_emb is not None and num_text > (limit := self.text_pos_emb.emb.num_embeddings):
+        limit = self.hp.max_text_tokens + EXTRA_TEXT_POSITIONS
+        if self.text_pos_emb is not None and num_text > limit:
             raise ValueError(
                 f"text of {num_text} tokens is longer than the model's {limit} positions; split it into sentences"
             )
@@ -82,7 +88,8 @@ class T3(nn.Module):
 
     def predict_speech(self, hidden: Tensor) -> Tensor:
         """(..., hidden) to logits (..., speech vocabulary)."""
-        return linear(hidden, self.speech_head.weight, self.speech_head.bias)
+        logits: Tensor = self.speech_head(hidden)
+        return logits
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """(B, S) ids to (B, S, hidden), learned positions added where the model has them.
