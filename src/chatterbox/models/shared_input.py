@@ -97,11 +97,12 @@ class SharedInput(nn.Module):
         if len(layers) < len(self.JOINED) or not all(map(_is_joinable, layers)):
             return None
         weights = [layer.weight for layer in layers]
-        kinds = {(weight.shape[1], weight.dtype, weight.device) for weight in weights}
+        kinds = {(weight.shape[1], weight.dtype, weight.device, weight.is_inference()) for weight in weights}
         if len(kinds) > 1 or len(set(map(id, weights))) < len(weights):
             return None
         sizes = [len(weight) for weight in weights]
-        with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for training
+        # Weights must stay fit for training, unless they were made in inference mode.
+        with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
             matrix = torch.cat([weight.detach() for weight in weights])
             for weight, part in zip(weights, matrix.split(sizes), strict=True):
                 weight.data = part

@@ -7,6 +7,7 @@ tokens are drawn (`chatterbox.engine`), which cache is used, what a voice is cal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
+from chatterbox.models.weights_watch import WeightsWatch
 
 # The stop position and the doubled start token need room beyond the longest text and speech.
 EXTRA_TEXT_POSITIONS = 2
@@ -40,6 +42,7 @@ class T3(nn.Module):
     def __init__(self, hp: T3Config | None = None) -> None:
         super().__init__()
         self.hp = hp = T3Config() if hp is None else hp
+        self.watch = WeightsWatch()
         self.dim = hp.n_channels
         backbone = hp.backbone
         self.tfmr = GPT2Backbone(backbone) if isinstance(backbone, GPT2Config) else LlamaBackbone(backbone)
@@ -61,6 +64,18 @@ class T3(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the embeddings and hidden states, and so of a cache."""
         return next(self.parameters()).dtype
+
+    def _apply(self, *args: Any, **kwargs: Any) -> T3:  # what .to(), .half() and .cuda() go through
+        self.watch.forget()  # it holds the weights that are given up here
+        return super()._apply(*args, **kwargs)
+
+    def weights_changed(self) -> None:
+        """Use nothing any more that was computed before this call, in any cache.
+
+        Replaced and hooked layers, what torch counts, and changes of whole matrices are noticed without it; it is for
+        changes of a few values through ``weight.data``, and of what a layer of one's own computes.
+        """
+        self.watch.taint()
 
     def cond_len_of(self, t3_cond: T3Cond) -> int:
         """Positions of the conditioning prefix of one voice."""
