@@ -147,7 +147,13 @@ class SpeechModel(abc.ABC):
         """Forget all recordings, and all voices' and texts' beginnings."""
         self._voices.clear()
         self._prefixes.manager.clear()
-        self._prefixes = PrefixSource(self.t3, self._prefixes.manager)
+        self.t3.watch.forget()
+
+    def weights_changed(self) -> None:
+        """Compute everything anew after weights were changed in a way that is not noticed; see docs/kvcache.md."""
+        self._voices.clear()
+        self._prefixes.manager.clear()
+        self.t3.weights_changed()
 
     @abc.abstractmethod
     def generate_stream(

@@ -25,7 +25,7 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
-from chatterbox.kvcache.keys import content_hash, weights_fingerprint
+from chatterbox.kvcache.keys import content_hash
 from chatterbox.kvcache.manager import Computed, GlobalKVCacheManager, Lease
 from chatterbox.kvcache.prefix import NO_TEXT, Label
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -64,7 +64,7 @@ class RowPrefixes:
 
 
 class PrefixSource:
-    """One T3 and the manager that keeps its beginnings. A change of its weights in place begins anew."""
+    """One T3 and the manager that keeps its beginnings. A change of its weights or layers begins anew."""
 
     def __init__(self, t3: T3, manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS) -> None:
         """``manager``: one that several models may share, or the settings of one for this model alone."""
@@ -72,19 +72,10 @@ class PrefixSource:
             default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS
             manager = make_manager(manager, default_bytes, t3.device)
         self.t3, self.manager = t3, manager
-        self._fingerprint: tuple[int, str] | None = None  # and the weights' version it is of
-
-    def _weights(self) -> str:
-        """Fingerprint of the weights as they are: torch counts every change in place."""
-        version = sum(weight._version for weight in self.t3.parameters() if not weight.is_inference())
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = version, weights_fingerprint(self.t3)
-        return self._fingerprint[1]
 
     def voice_of(self, cond: T3Cond) -> str:
         """Name by content of all that shapes a voice's positions before the emotion."""
-        weight = self.t3.speech_head.weight
-        model = f"{self._weights()} {weight.dtype} {weight.device.type}"
+        model = f"{self.t3.watch.fingerprint(self.t3)} {self.t3.dtype} {self.t3.device.type}"
         return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
     def acquire(self, request: DecodeRequest) -> RowPrefixes:
@@ -93,7 +84,14 @@ class PrefixSource:
         Raises:
             RuntimeError: NaN or infinite keys or values came out, none of which is kept.
         """
-        voice, emotion = self.voice_of(request.t3_cond), self._emotion(request.t3_cond)
+        while True:
+            prefixes = self._acquire(self.voice_of(request.t3_cond), request)
+            if not self.t3.watch.has_changed():
+                return prefixes
+            prefixes.release()  # of weights that are there no more
+
+    def _acquire(self, voice: str, request: DecodeRequest) -> RowPrefixes:
+        emotion = self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache
-from chatterbox.models.linear import SharedInput, linear
+from chatterbox.models.linear import Linear
+from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
@@ -55,17 +56,17 @@ class Attention(SharedInput):
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         inner = config.num_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = Linear(config.hidden_size, inner, bias=False)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
-            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project_joined(x)
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project(x)
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
-        return linear(attend(query, key, value, run, layer), self.o_proj.weight)
+        return self.o_proj(attend(query, key, value, run, layer))
 
 
 class GatedMLP(SharedInput):
@@ -73,13 +74,13 @@ class GatedMLP(SharedInput):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.project_joined(x)
-        return linear(F.silu(gate) * up, self.down_proj.weight)
+        gate, up = self.project(x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):

@@ -7,6 +7,7 @@ tokens are drawn (`chatterbox.engine`), which cache is used, what a voice is cal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from chatterbox import forking
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
-from chatterbox.models.linear import linear
+from chatterbox.models.linear import Linear
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
+from chatterbox.models.weights_watch import WeightsWatch
 
 # The stop position and the doubled start token need room beyond the longest text and speech.
 EXTRA_TEXT_POSITIONS = 2
@@ -42,6 +44,7 @@ class T3(nn.Module):
         super().__init__()
         forking.register(self)
         self.hp = hp = T3Config() if hp is None else hp
+        self.watch = WeightsWatch()
         self.dim = hp.n_channels
         backbone = hp.backbone
         self.tfmr = GPT2Backbone(backbone) if isinstance(backbone, GPT2Config) else LlamaBackbone(backbone)
@@ -52,12 +55,29 @@ class T3(nn.Module):
         if hp.input_pos_emb == "learned":
             self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
             self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
-        self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
-        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
+        self.text_head = Linear(self.dim, hp.text_tokens_dict_size, bias=False)
+        self.speech_head = Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
 
     @property
     def device(self) -> torch.device:
-        return self.speech_head.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings and hidden states, and so of a cache."""
+        return next(self.parameters()).dtype
+
+    def _apply(self, *args: Any, **kwargs: Any) -> T3:  # what .to(), .half() and .cuda() go through
+        self.watch.forget()  # it holds the weights that are given up here
+        return super()._apply(*args, **kwargs)
+
+    def weights_changed(self) -> None:
+        """Use nothing any more that was computed before this call, in any cache.
+
+        Replaced and hooked layers, what torch counts, and changes of whole matrices are noticed without it; it is for
+        changes of a few values through ``weight.data``, and of what a layer of one's own computes.
+        """
+        self.watch.taint()
 
     def cond_len_of(self, t3_cond: T3Cond) -> int:
         """Positions of the conditioning prefix of one voice."""
@@ -71,7 +91,8 @@ class T3(nn.Module):
 
     def check_lens(self, num_before: int, num_text: int, num_speech: int) -> None:
         """Raise ValueError when the model has no positions for so much text, or for the whole."""
-        if self.text_pos_emb is not None and num_text > (limit := self.text_pos_emb.emb.num_embeddings):
+        limit = self.hp.max_text_tokens + EXTRA_TEXT_POSITIONS
+        if self.text_pos_emb is not None and num_text > limit:
             raise ValueError(
                 f"text of {num_text} tokens is longer than the model's {limit} positions; split it into sentences"
             )
@@ -84,7 +105,8 @@ class T3(nn.Module):
 
     def predict_speech(self, hidden: Tensor) -> Tensor:
         """(..., hidden) to logits (..., speech vocabulary)."""
-        return linear(hidden, self.speech_head.weight, self.speech_head.bias)
+        logits: Tensor = self.speech_head(hidden)
+        return logits
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """(B, S) ids to (B, S, hidden), learned positions added where the model has them.

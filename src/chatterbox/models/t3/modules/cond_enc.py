@@ -58,6 +58,7 @@ class T3CondEnc(nn.Module):
 
     def __init__(self, config: T3Config) -> None:
         super().__init__()
+        self.speaker_embed_size = config.speaker_embed_size
         self.spkr_enc = Linear(config.speaker_embed_size, config.n_channels)
         self.emotion_adv_fc = self.perceiver = None
         if config.emotion_adv:
@@ -73,8 +74,8 @@ class T3CondEnc(nn.Module):
         """
         if cond.clap_emb is not None:
             raise ValueError("clap_emb must be None: no published model reads a CLAP embedding")
-        weight = self.spkr_enc.weight
-        speaker = self.spkr_enc(cond.speaker_emb.to(weight).view(-1, 1, weight.shape[1]))  # (B, 1, hidden)
+        weight = next(self.parameters())
+        speaker = self.spkr_enc(cond.speaker_emb.to(weight).view(-1, 1, self.speaker_embed_size))  # (B, 1, hidden)
         prompt = prompt_emb.to(weight) if self.perceiver is None else self.perceiver(prompt_emb)
         parts = [speaker, prompt.expand(speaker.shape[0], -1, -1)]
         if self.emotion_adv_fc is not None:

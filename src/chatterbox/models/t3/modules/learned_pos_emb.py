@@ -14,7 +14,7 @@ class LearnedPositionEmbeddings(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Positions 0 to T - 1 for a batch (B, T, ...) of ids or embeddings: (T, model_dim)."""
-        return self.emb.weight[: x.shape[1]]
+        return self.emb(torch.arange(x.shape[1], device=x.device))
 
     def get_fixed_embedding(self, idx: int | Tensor) -> Tensor:
         """Embedding of given positions: an int or (T,) gives (1, T, model_dim), (B, T) gives (B, T, model_dim)."""

@@ -1,0 +1,119 @@
+"""Several bias-free layers of one input, whose weights lie in one matrix and are multiplied in one product.
+
+Owns: the joined matrix, and when its product stands for the layers: while nobody touched one of them. Does not know:
+what the layers are for.
+
+The layers are modules of their own under the published names, and views of the matrix, so state dicts are as published.
+A layer that was replaced, wrapped or hooked, or has a ``forward`` of its own, is called, and so are those beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from chatterbox.models.linear import Linear, linear
+
+
+class _Member(NamedTuple):
+    """A layer as it was joined."""
+
+    name: str
+    layer: Linear
+    weight: Tensor
+    address: int
+
+
+class _Joined(NamedTuple):
+    weight: Tensor  # (sum of sizes, in)
+    sizes: list[int]  # rows of each member
+    members: tuple[_Member, ...]
+
+
+def is_untouched(layer: nn.Module | None) -> bool:
+    """Whether calling ``layer`` is `Linear.forward` and nothing else. Backward hooks act in training alone."""
+    if type(layer) is not Linear:
+        return False
+    own = layer.__dict__  # attributes of modules are slow to read, and this is asked at every call
+    return "forward" not in own and not own["_forward_hooks"] and not own["_forward_pre_hooks"]
+
+
+def has_global_hooks() -> bool:
+    """Whether torch calls hooks around the forward of every module."""
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+
+
+class SharedInput(nn.Module):
+    """Base of a module with several bias-free `Linear` layers of one input, which subclasses name in ``JOINED``."""
+
+    JOINED: tuple[str, ...]
+    _joined: _Joined | None = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SharedInput:  # what .to(), .half() and .cuda() go through
+        module = super()._apply(*args, **kwargs)
+        self._joined = None
+        return module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: they have weights of their own, and join them anew."""
+        return {**self.__dict__, "_joined": None}
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of all layers named in ``JOINED``, in that order."""
+        if not torch.is_grad_enabled():
+            joined = self._joined
+            if joined is None or not self._is_current(joined):
+                joined = self.join()
+            if joined is not None:
+                return linear(x, joined.weight).split(joined.sizes, dim=-1)
+        return tuple(getattr(self, name)(x) for name in self.JOINED)
+
+    def _is_current(self, joined: _Joined) -> bool:
+        """Whether all members are in their places, untouched, and still views of the matrix."""
+        if has_global_hooks():
+            return False
+        modules = self._modules
+        for name, layer, weight, address in joined.members:
+            if modules.get(name) is not layer or not is_untouched(layer):
+                return False
+            parameters = layer.__dict__["_parameters"]
+            if parameters.get("weight") is not weight or parameters.get("bias") is not None:
+                return False
+            if weight.data_ptr() != address or not weight.is_contiguous():
+                return False
+        return True
+
+    def join(self) -> _Joined | None:
+        """Lay the weights into one matrix and make them views of it; None where the layers have to be called."""
+        if (joined := self._joined) is not None and self._is_current(joined):
+            return joined
+        self._joined = None
+        if has_global_hooks():
+            return None
+        layers = [layer for name in self.JOINED if isinstance(layer := self._modules.get(name), Linear)]
+        if len(layers) < len(self.JOINED) or not all(map(_is_joinable, layers)):
+            return None
+        weights = [layer.weight for layer in layers]
+        kinds = {(weight.shape[1], weight.dtype, weight.device, weight.is_inference()) for weight in weights}
+        if len(kinds) > 1 or len(set(map(id, weights))) < len(weights):
+            return None
+        sizes = [len(weight) for weight in weights]
+        # Weights must stay fit for training, unless they were made in inference mode.
+        with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
+            matrix = torch.cat([weight.detach() for weight in weights])
+            for weight, part in zip(weights, matrix.split(sizes), strict=True):
+                weight.data = part
+        places = zip(self.JOINED, layers, weights, strict=True)
+        members = tuple(_Member(name, layer, weight, weight.data_ptr()) for name, layer, weight in places)
+        self._joined = _Joined(matrix, sizes, members)
+        return self._joined
+
+
+def _is_joinable(layer: Linear) -> bool:
+    parameters = layer._parameters
+    weight = parameters.get("weight")
+    # Subclasses of Parameter, as quantised ones, have products of their own.
+    return is_untouched(layer) and type(weight) is nn.Parameter and weight.ndim == 2 and parameters.get("bias") is None
