@@ -18,6 +18,7 @@ from measures import Utterance, interval
 
 RATE = 24_000  # Hz
 BUFFER = 0.1  # seconds of audio that a player has before it starts
+RAMP = 2  # chunks of a stream that are shorter than the others
 SAME_SPEECH = 0.5  # of the distance to the nearest other call's audio
 Row = dict[str, Any]
 
@@ -108,11 +109,14 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Row:
 
 
 def change_of_gaps(heard: Sequence[Heard]) -> float:
-    """The last call joins the others: how many times as long the median gap between their chunks is while it speaks."""
+    """The last call joins the others: how many times as long the median gap between their chunks is while it speaks.
+
+    Raises:
+        ValueError: the others have no two chunks behind their first `RAMP` before it joins, or none while it speaks.
+    """
     *others, late = heard
-    end = late.arrived[-1]
-    before = [gap for call in others for gap in call.gaps(0.0, late.began)]
-    after = [gap for call in others for gap in call.gaps(late.began, end)]
+    before = [gap for call in others for gap in call.gaps(call.arrived[RAMP], late.began)]
+    after = [gap for call in others for gap in call.gaps(late.began, late.arrived[-1])]
     if not before or not after:
         raise ValueError(
             f"{len(before)} gaps between chunks before the last stream joined and {len(after)} after; say longer texts"

@@ -16,8 +16,8 @@ from heard import Heard, Row, change_of_gaps, figures, goal, paired
 from peer import TEXTS
 from peers.client import OURS, Peer
 
-LONG_TEXT = 5  # sentences of a stream that others join
-UNDER_WAY = 2  # chunks that a stream has had when another joins
+LONG_TEXT, LATE_TEXT = 8, 3  # sentences of a stream that another joins, and of that one
+UNDER_WAY = 7  # chunks that a stream has had when another joins
 REAL_TIME_STREAMS = 8
 
 
@@ -86,13 +86,14 @@ def _threads(process: Peer, count: int, turns: int) -> list[Row]:
 
 def fifth(turns: int, under_way: int = 4) -> Iterator[list[Row]]:
     """A stream joins others: their median gap between chunks while it speaks over that before."""
-    texts = [" ".join(texts_of(20)[first : first + LONG_TEXT]) for first in range(0, 5 * under_way, 5)]
+    texts = [" ".join(texts_of(LONG_TEXT * under_way)[LONG_TEXT * index :][:LONG_TEXT]) for index in range(under_way)]
+    late = " ".join(TEXTS[:LATE_TEXT])
     changes = []
     with speaker() as process:
         for _ in range(turns):
-            answer = process.ask("calls", texts=[*texts, TEXTS[0]], at_once=True, late_after=UNDER_WAY)
+            answer = process.ask("calls", texts=[*texts, late], at_once=True, late_after=UNDER_WAY)
             changes.append(change_of_gaps(calls_of(answer)))
-            times = paired(changes, [1.0] * len(changes)) if len(changes) > 1 else {"value": changes[0]}
+            times = paired(changes, [1.0] * len(changes)) if len(changes) > 1 else {"value": round(changes[0], 3)}
             row = {"table": "fifth", "under_way": under_way, "times_gap_before": times, "turns": len(changes)}
             yield [row | goal(times["value"], at_most=1.25)]
 

@@ -72,10 +72,12 @@ def test_gaps_are_between_chunks_that_both_lie_within(heard):
 
 
 def test_what_a_stream_that_joins_costs_the_others_is_measured_while_it_speaks(heard):
-    others = [heard.Heard((0.0, 1.0, 2.0, 5.0, 8.0, 9.0), (1.0,) * 6) for _ in range(2)]
-    assert heard.change_of_gaps([*others, heard.Heard((6.0, 8.5), (1.0, 1.0), began=2.0)]) == 3.0
+    others = [
+        heard.Heard((0.0, 0.2, 0.5, 1.5, 2.5, 5.5, 8.5, 9.5), (1.0,) * 8) for _ in range(2)
+    ]  # two short ones first
+    assert heard.change_of_gaps([*others, heard.Heard((6.0, 9.0), (1.0, 1.0), began=2.5)]) == 3.0
     with pytest.raises(ValueError, match="0 after; say longer texts"):
-        heard.change_of_gaps([*others, heard.Heard((9.5,), (1.0,), began=9.2)])
+        heard.change_of_gaps([*others, heard.Heard((9.9,), (1.0,), began=9.6)])
 
 
 def test_a_row_counts_the_audio_of_the_calls_that_count_over_the_time_of_all(heard):
