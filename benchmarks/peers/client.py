@@ -15,6 +15,11 @@ OURS, UPSTREAM, FORKED = "chatterbox-kvcache", "chatterbox-tts 0.1.7", "chatterb
 SCRIPTS = {OURS: "ours.py", UPSTREAM: "upstream.py", FORKED: "forked.py"}
 
 
+def own_packages() -> dict[str, str]:
+    """This environment, but another interpreter imports what is installed for it."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 class Peer:
     """``name`` of `SCRIPTS`, loaded from ``folder`` by the interpreter ``python``."""
 
@@ -27,7 +32,7 @@ class Peer:
         """
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = own_packages()
         if source is not None:
             environment["PYTHONPATH"] = str(source)
         self._process = subprocess.Popen(
