@@ -11,9 +11,11 @@ before it, at its peak and after it. Imports nothing but torch, the standard lib
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ class System:
     def __init__(self, tts: Any, streams: bool) -> None:
         self.tts, self.streams = tts, streams
         self.loading: dict[str, float] = {}
+        self._given = threading.local()  # a digest of what S3Gen was given in the call that this thread makes
 
     def about(self) -> dict[str, Any]:
         about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
@@ -103,19 +106,41 @@ class System:
 
         Returns:
             ``seconds``, from the first call's start to the last one's end, and ``calls``, by text: ``began``, ``ended``
-            and ``arrived``, seconds since that start, ``samples`` of each chunk that arrived, ``error``.
+            and ``arrived``, seconds since that start, ``samples`` of each chunk that arrived, ``error``, and
+            ``given``, a digest of all that S3Gen was given where `watch_s3gen` was called.
         """
         if tokens is not None:
             self.bound(tokens)
 
+        given = [""] * len(texts)
+
         def audio(index: int) -> Iterator[torch.Tensor]:
             named = {} if references is None else {"audio_prompt_path": references[index]}
-            return self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
+            self._given.digest = hashlib.sha256()
+            yield from self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
+            given[index] = self._given.digest.hexdigest()
 
         seconds, calls = run_calls(audio, len(texts), at_once=at_once, late_after=late_after)
         if wavs is not None:
             torch.save([call.audio() for call in calls], wavs)
-        return {"seconds": seconds, "calls": [call.as_json() for call in calls]}
+        told = [{**call.as_json(), "given": digest} for call, digest in zip(calls, given, strict=True)]
+        return {"seconds": seconds, "calls": told}
+
+    def watch_s3gen(self) -> None:
+        """Note the tokens and the voice of each call to S3Gen, for packages whose calls have no seed of their own.
+
+        Their audio differs from call to call by the vocoder's noise, which is loud with random weights.
+        """
+        inference = self.tts.s3gen.inference
+
+        def noted(speech_tokens: torch.Tensor, ref_dict: dict[str, Any], **others: Any) -> Any:
+            if hasattr(self._given, "digest"):
+                for given in (speech_tokens, *(ref_dict[name] for name in sorted(ref_dict))):
+                    if torch.is_tensor(given):
+                        self._given.digest.update(given.detach().cpu().contiguous().numpy().tobytes())
+            return inference(speech_tokens=speech_tokens, ref_dict=ref_dict, **others)
+
+        self.tts.s3gen.inference = noted
 
     def _audio(self, text: str, whole: bool, asked: dict[str, Any]) -> Iterator[torch.Tensor]:
         """Chunks (1, N) of one call."""

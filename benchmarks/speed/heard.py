@@ -125,7 +125,7 @@ def change_of_gaps(heard: Sequence[Heard]) -> float:
 
 
 def says_the_same(wav: np.ndarray, place: int, alone: Sequence[np.ndarray]) -> bool:
-    """Whether the audio (N,) of call number ``place`` is that of the same call ``alone``, but for the vocoder's noise.
+    """Whether the audio (N,) of call number ``place`` is that of the same call ``alone``, with the same seed.
 
     It must be as long, and its log-mel frames less than `SAME_SPEECH` as far from that one's as the nearest other
     call's are: another voice or other words are about as far as another call.

@@ -180,10 +180,8 @@ def test_rows_of_a_table_are_replaced_together(streams):
 class Answers:
     """A process that answers with given audio: as long as each call lasts alone, and as it sounds at once."""
 
-    name = "a package"
-
-    def __init__(self, alone: list[np.ndarray], at_once: list[np.ndarray]) -> None:
-        self.alone, self.at_once = alone, at_once
+    def __init__(self, alone: list[np.ndarray], at_once: list[np.ndarray], name: str = "chatterbox-kvcache") -> None:
+        self.alone, self.at_once, self.name = alone, at_once, name
         self.asked: list[dict] = []
 
     def ask(self, name: str, **question):
@@ -191,7 +189,11 @@ class Answers:
         wavs = (self.at_once if question["at_once"] else self.alone)[: len(question["texts"])]
         torch.save([torch.from_numpy(wav) for wav in wavs], question["wavs"])
         times = [{"began": 0.0, "arrived": [1.0 + i], "ended": 1.0 + i} for i in range(len(wavs))]
-        calls = [{**time, "samples": [len(wav)], "error": ""} for time, wav in zip(times, wavs, strict=True)]
+        given = [str(float(np.round(wav).sum())) for wav in wavs]  # what is left of the audio without its noise
+        calls = [
+            {**time, "samples": [len(wav)], "error": "", "given": digest}
+            for time, wav, digest in zip(times, wavs, given, strict=True)
+        ]
         return {"seconds": 5.0, "calls": calls, "before_mib": 1.0, "peak_mib": 3.0}
 
 
@@ -211,6 +213,15 @@ def test_calls_that_mix_voices_at_once_are_no_audio(published, tmp_path):
     mixed = rows[published.AT_ONCE, 3]
     assert (mixed["calls"], mixed["calls_that_count"]) == (3, 2) and "something else" in mixed["failed"]
     assert mixed["audio_per_second"] == 0.2 and mixed["peak_mib_above_before"] == 2.0
+
+
+def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(published, tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 9_600)).astype(np.float32)
+    process = Answers([1 + noise[0], 2 + noise[1]], [1 + noise[1], 1 + noise[0]], name="chatterbox-tts 0.1.7")
+    asked = published.Asked(process, [tmp_path / "a", tmp_path / "b"], tokens=10, chunk_size=5)
+    assert [call["error"] for call in asked.calls(2, at_once=False)[0]] == ["", ""]
+    first, second = asked.calls(2, at_once=True)[0]
+    assert first["error"] == "" and "something else" in second["error"]
 
 
 def test_requests_on_fewer_places_take_at_least_all_tokens_over_the_places(heard):
