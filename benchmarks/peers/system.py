@@ -11,7 +11,6 @@ before it, at its peak and after it. Imports nothing but torch, the standard lib
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -35,7 +34,7 @@ class System:
     def __init__(self, tts: Any, streams: bool) -> None:
         self.tts, self.streams = tts, streams
         self.loading: dict[str, float] = {}
-        self._given = threading.local()  # a digest of what S3Gen was given in the call that this thread makes
+        self._given = threading.local()  # to S3Gen, in the call that this thread makes: tokens and voice
 
     def about(self) -> dict[str, Any]:
         about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
@@ -107,23 +106,22 @@ class System:
         Returns:
             ``seconds``, from the first call's start to the last one's end, and ``calls``, by text: ``began``, ``ended``
             and ``arrived``, seconds since that start, ``samples`` of each chunk that arrived, ``error``, and
-            ``given``, a digest of all that S3Gen was given where `watch_s3gen` was called.
+            ``given``, the ``tokens`` and ``voice`` embeddings that S3Gen got, where `watch_s3gen` was called.
         """
         if tokens is not None:
             self.bound(tokens)
 
-        given = [""] * len(texts)
+        given: list[dict[str, list[float]]] = [{"tokens": [], "voice": []} for _ in texts]
 
         def audio(index: int) -> Iterator[torch.Tensor]:
             named = {} if references is None else {"audio_prompt_path": references[index]}
-            self._given.digest = hashlib.sha256()
+            self._given.call = given[index]
             yield from self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
-            given[index] = self._given.digest.hexdigest()
 
         seconds, calls = run_calls(audio, len(texts), at_once=at_once, late_after=late_after)
         if wavs is not None:
             torch.save([call.audio() for call in calls], wavs)
-        told = [{**call.as_json(), "given": digest} for call, digest in zip(calls, given, strict=True)]
+        told = [{**call.as_json(), "given": one} for call, one in zip(calls, given, strict=True)]
         return {"seconds": seconds, "calls": told}
 
     def watch_s3gen(self) -> None:
@@ -134,10 +132,9 @@ class System:
         inference = self.tts.s3gen.inference
 
         def noted(speech_tokens: torch.Tensor, ref_dict: dict[str, Any], **others: Any) -> Any:
-            if hasattr(self._given, "digest"):
-                for given in (speech_tokens, *(ref_dict[name] for name in sorted(ref_dict))):
-                    if torch.is_tensor(given):
-                        self._given.digest.update(given.detach().cpu().contiguous().numpy().tobytes())
+            call = getattr(self._given, "call", {"tokens": [], "voice": []})
+            call["tokens"] += speech_tokens.reshape(-1).tolist()
+            call["voice"] += ref_dict["embedding"].reshape(-1).tolist()
             return inference(speech_tokens=speech_tokens, ref_dict=ref_dict, **others)
 
         self.tts.s3gen.inference = noted

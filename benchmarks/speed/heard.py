@@ -20,6 +20,7 @@ RATE = 24_000  # Hz
 BUFFER = 0.1  # seconds of audio that a player has before it starts
 RAMP = 2  # chunks of a stream that are shorter than the others
 SAME_SPEECH = 0.5  # of the distance to the nearest other call's audio
+SAME_VOICE = 1e-3  # of an embedding's length
 Row = dict[str, Any]
 
 
@@ -138,6 +139,17 @@ def says_the_same(wav: np.ndarray, place: int, alone: Sequence[np.ndarray]) -> b
         return True
     nearest = min(log_mel_difference(own, other) for other in others)
     return log_mel_difference(own, wav) < SAME_SPEECH * nearest
+
+
+def is_given_the_same(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> bool:
+    """Whether S3Gen got the same tokens in the same voice in two calls, as `peers/system.py` tells it.
+
+    Voices are embeddings; computed at once with others the last bits may differ.
+    """
+    if not one["tokens"] or one["tokens"] != other["tokens"] or len(one["voice"]) != len(other["voice"]):
+        return False
+    voice, difference = np.array(one["voice"]), np.subtract(one["voice"], other["voice"])
+    return bool(np.linalg.norm(difference) < SAME_VOICE * np.linalg.norm(voice))
 
 
 def log_mel_difference(one: np.ndarray, other: np.ndarray) -> float:

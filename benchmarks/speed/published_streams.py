@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from harness import ROOT
-from heard import Heard, Row, figures, says_the_same
+from heard import Heard, Row, figures, is_given_the_same, says_the_same
 from peer import TEXTS
 from peers.client import OURS, UPSTREAM, Peer
 from peers.folder import full_size_folder, voices
@@ -38,7 +38,7 @@ class Asked:
         unguarded = {"guard": "none"} if process.name == OURS else {}
         self.options = {"temperature": TEMPERATURE, **streamed, **unguarded}
         self.alone: list[np.ndarray] = []
-        self.given: list[str] = []  # to S3Gen, of each call alone
+        self.given: list[dict[str, list[float]]] = []  # to S3Gen, of each call alone
 
     def calls(self, count: int, *, at_once: bool) -> tuple[list[Row], float, float]:
         """The first so many calls as told; those that say something else than alone have an error. Seconds, MiB."""
@@ -60,7 +60,7 @@ class Asked:
             if self.process.name == OURS:
                 is_same = says_the_same(wav, place, self.alone)
             else:
-                is_same = call["given"] == self.given[place] and len(wav) == len(self.alone[place]) > 0
+                is_same = is_given_the_same(self.given[place], call["given"])
             if not call["error"] and not is_same:
                 call["error"] = "it says something else than the same call alone"
         return answer["calls"], answer["seconds"], answer["peak_mib"] - answer["before_mib"]

@@ -28,7 +28,7 @@ class Fake(System):
             s3gen = type("S3Gen", (), {{"inference": lambda self, speech_tokens, ref_dict: (speech_tokens, None)}})()
 
             def generate(self, text):
-                ref = {{"voice": torch.full((2,), float(text)), "lens": None}}
+                ref = {{"embedding": torch.full((2,), float(text)), "lens": None}}
                 return self.s3gen.inference(speech_tokens=torch.ones(1, 4), ref_dict=ref)[0]
 
         self.tts = Speech()
@@ -86,8 +86,9 @@ def test_a_process_answers_until_it_is_left(fake):
 def test_calls_at_once_are_told_with_what_s3gen_was_given(fake):
     calls = fake.ask("speak", texts=["1", "2", "1", "no voice"])["calls"]
     assert [call["samples"] for call in calls] == [[4], [4], [4], []]
-    assert calls[0]["given"] == calls[2]["given"] != calls[1]["given"]
-    assert calls[3]["given"] == "" and calls[3]["error"].startswith("ValueError: could not convert")
+    assert [call["given"]["voice"] for call in calls] == [[1.0] * 2, [2.0] * 2, [1.0] * 2, []]
+    assert [call["given"]["tokens"] for call in calls] == [[1.0] * 4] * 3 + [[]]
+    assert calls[3]["error"].startswith("ValueError: could not convert")
 
 
 def test_what_goes_wrong_inside_is_said_outside(fake):

@@ -189,10 +189,10 @@ class Answers:
         wavs = (self.at_once if question["at_once"] else self.alone)[: len(question["texts"])]
         torch.save([torch.from_numpy(wav) for wav in wavs], question["wavs"])
         times = [{"began": 0.0, "arrived": [1.0 + i], "ended": 1.0 + i} for i in range(len(wavs))]
-        given = [str(float(np.round(wav).sum())) for wav in wavs]  # what is left of the audio without its noise
+        given = [{"tokens": [7], "voice": [float(np.round(wav).mean())]} for wav in wavs]  # without its noise
         calls = [
-            {**time, "samples": [len(wav)], "error": "", "given": digest}
-            for time, wav, digest in zip(times, wavs, given, strict=True)
+            {**time, "samples": [len(wav)], "error": "", "given": one}
+            for time, wav, one in zip(times, wavs, given, strict=True)
         ]
         return {"seconds": 5.0, "calls": calls, "before_mib": 1.0, "peak_mib": 3.0}
 
@@ -213,6 +213,15 @@ def test_calls_that_mix_voices_at_once_are_no_audio(published, tmp_path):
     mixed = rows[published.AT_ONCE, 3]
     assert (mixed["calls"], mixed["calls_that_count"]) == (3, 2) and "something else" in mixed["failed"]
     assert mixed["audio_per_second"] == 0.2 and mixed["peak_mib_above_before"] == 2.0
+
+
+def test_the_same_is_the_same_tokens_in_the_same_voice_but_for_the_last_bits(heard):
+    alone = {"tokens": [1, 2], "voice": [1.0, -2.0]}
+    assert heard.is_given_the_same(alone, {"tokens": [1, 2], "voice": [1.0001, -2.0]})
+    assert not heard.is_given_the_same(alone, {"tokens": [1, 2], "voice": [1.1, -2.0]})
+    assert not heard.is_given_the_same(alone, {"tokens": [1, 3], "voice": [1.0, -2.0]})
+    assert not heard.is_given_the_same(alone, {"tokens": [], "voice": []})
+    assert not heard.is_given_the_same({"tokens": [], "voice": []}, {"tokens": [], "voice": []})
 
 
 def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(published, tmp_path):
