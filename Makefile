@@ -21,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming streaming-hour report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -77,6 +77,12 @@ bench-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 # Streaming with the embedded voice: a quarter of an hour on two cores, two minutes with ARGS=--quick.
 bench-streaming: $(READY)
 	$(BIN)/python benchmarks/streaming.py -o benchmarks/results/streaming.json $(ARGS)
+
+# Many streams at once, beside the packages this one replaces: half an hour on two cores; ARGS="--only tiny" is one part,
+# ARGS="--only one --against SRC" compares with the src folder of another checkout.
+bench-streams: $(READY) $(PEER_READY) $(STREAMING_READY)
+	$(BIN)/python benchmarks/speed/streams.py --peer "$(abspath $(PEER_VENV))/bin/python" \
+		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o benchmarks/results/streams.json $(ARGS)
 
 # An hour of audio in one stream, in each continuity: goes on with the mode that it was at; half an hour on one core.
 streaming-hour: $(READY)

@@ -135,7 +135,8 @@ def command() -> str:
     """The command that makes this result, without where on the disk anything lies."""
     script, *arguments = sys.argv
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *shown])
+    folder = "benchmarks/speed" if Path(script).parent.name == "speed" else "benchmarks"
+    return " ".join(["python", f"{folder}/{Path(script).name}", *shown])
 
 
 def _shown(value: object) -> str:

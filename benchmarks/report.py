@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report_sections import PEER_RESULTS, SECTIONS, Section, all_columns, number, peer_rows, table
+from report_sections import OURS, PEER_RESULTS, SECTIONS, Section, all_columns, number, peer_rows, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "images"
@@ -99,9 +99,22 @@ def concurrent(results: Results) -> Finding:
     if one is None or many is None:
         return Finding(None, NOT_MEASURED)
     times = f"{many / one:.1f} times the tokens a second of one stream of chatterbox-tts 0.1.7"
-    return Finding(
-        None, f"T3 alone: eight requests in one batch draw {times}; whole streams {NOT_MEASURED}", "t3_decode"
-    )
+    said, files = f"T3 alone: eight requests in one batch draw {times}", "t3_decode"
+    streams = whole_streams(results)
+    return Finding(None, f"{said}; whole streams {streams or NOT_MEASURED}", f"{files}, streams" if streams else files)
+
+
+def whole_streams(results: Results) -> str:
+    """Audio a second of the most published streams at once, over that of each baseline at its better way."""
+    rows = [row for row in results.get("streams", {}).get("rows", ()) if row["table"] == "published"]
+    most = max((row["streams"] for row in rows), default=0)
+    best: dict[str, float] = {}
+    for row in rows:
+        if row["streams"] == most:
+            best[row["system"]] = max(best.get(row["system"], 0.0), row["audio_per_second"])
+    ours = best.pop(OURS, 0.0)
+    said = [f"{ours / theirs:.1f} times the audio a second of {name}" for name, theirs in best.items() if theirs]
+    return f"at {most}: {', '.join(said)}" if said else ""
 
 
 def steady(results: Results) -> Finding:

@@ -229,6 +229,29 @@ def hour_text(name: str, result: Result) -> list[str]:
     return table([{"figure": key, "value": value} for key, value in figures.items()])
 
 
+STREAMS_TABLES = {
+    "tiny": "The embedded voice, streams at once.",
+    "threads of generate": "The embedded voice, calls of `generate`; ratios are of audio a second.",
+    "fifth": "The embedded voice, a stream joins others: their median gap between chunks, over that before.",
+    "one": "The embedded voice, one call alone; *times ours* is the time that the other commit takes.",
+    "tokens": "T3 of the published size at position 100, streams with guidance, tokens alone.",
+    "mix": "Decode steps of 16 requests of 10, 10, 10 and 100 tokens, four times over.",
+    "published": "T3 and S3Gen, published size. A call that fails, or does not say what it says alone, is no audio.",
+}
+
+
+def streams_text(name: str, result: Result) -> list[str]:
+    """A table of each kind, under what it is of; what failed."""
+    lines: list[str] = []
+    for kind, about in STREAMS_TABLES.items():
+        rows = [row for row in result["rows"] if row["table"] == kind]
+        if rows:
+            lines += [about, "", *all_columns(name, {"rows": rows}), ""]
+    if result.get("failed"):
+        lines += ["Not measured: " + "; ".join(f"{case}: {why}" for case, why in result["failed"].items()) + ".", ""]
+    return lines[:-1]
+
+
 KVCACHE = "make bench-kvcache"
 SECTIONS = (
     Section(
@@ -277,6 +300,15 @@ SECTIONS = (
         about="The embedded voice. Brackets are 95% intervals.",
     ),
     Section("Streaming", ("streaming",), "python benchmarks/streaming.py", all_columns),
+    Section(
+        "Many streams at once",
+        ("streams",),
+        "make bench-streams",
+        streams_text,
+        about="A player starts with 100 ms of audio and plays in real time: *waited seconds* is how long all players\n"
+        "of a turn stood still after that. Where calls come one after another the first audio is counted from the\n"
+        "first call. Brackets are 95% intervals of the median of paired turns.",
+    ),
     Section("Streaming for an hour", ("streaming_hour",), "python benchmarks/streaming.py", hour_text),
     Section(
         "Import",

@@ -27,6 +27,7 @@ from chatterbox.kvcache import GlobalKVCacheManager, Segment
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import report, synchronize
+from peers.client import own_packages
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
@@ -99,7 +100,7 @@ class Peer:
         script = Path(__file__).parent / "peers" / "t3_loop.py"
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            [python, str(script)], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            [python, str(script)], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=own_packages()
         )
 
     def steps(self, position: int, count: int) -> list[float]:

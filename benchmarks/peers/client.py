@@ -15,15 +15,28 @@ OURS, UPSTREAM, FORKED = "chatterbox-kvcache", "chatterbox-tts 0.1.7", "chatterb
 SCRIPTS = {OURS: "ours.py", UPSTREAM: "upstream.py", FORKED: "forked.py"}
 
 
+def own_packages() -> dict[str, str]:
+    """This environment, but another interpreter imports what is installed for it."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 class Peer:
     """``name`` of `SCRIPTS`, loaded from ``folder`` by the interpreter ``python``."""
 
-    def __init__(self, name: str, python: str, folder: Path) -> None:
+    def __init__(
+        self, name: str, python: str, folder: str | Path, *, script: str = "", source: Path | None = None
+    ) -> None:
+        """Args:
+        script: file of this folder to run in place of the one in `SCRIPTS`.
+        source: folder with a package to import in place of the one that is installed.
+        """
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = own_packages()
+        if source is not None:
+            environment["PYTHONPATH"] = str(source)
         self._process = subprocess.Popen(
-            [python, str(HERE / SCRIPTS[name]), str(folder)],
+            [python, str(HERE / (script or SCRIPTS[name])), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -42,3 +42,13 @@ def new_recordings(folder: Path) -> Iterator[Path]:
         path = folder / "reference.wav"
         soundfile.write(path, recording(REFERENCE_SECONDS, pitch=110.0 + count), 24_000)
         yield path
+
+
+def voices(folder: Path, count: int) -> list[Path]:
+    """Recordings of so many voices, far apart in pitch, a file each."""
+    from tests.folders import recording
+
+    paths = [folder / f"voice_{index}.wav" for index in range(count)]
+    for index, path in enumerate(paths):
+        soundfile.write(path, recording(REFERENCE_SECONDS, pitch=100.0 * 1.3**index), 24_000)
+    return paths

@@ -5,7 +5,7 @@ answers by the same calls. Does not know: how a package's T3 is bounded and time
 
 Started by `client.py` as ``PYTHON SCRIPT FOLDER``. A question is ``{"ask": NAME, "seed": S, ...}``, the rest being the
 arguments of the method NAME; the answer is what the method returns with ``ms``, the time it took, and resident memory
-before it, at its peak and after it. Imports nothing but torch and the standard library. Linux only.
+before it, at its peak and after it. Imports nothing but torch, the standard library and `calls`. Linux only.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from calls import run_calls
 
 STOP_SPEECH_TOKEN, NUM_CODES = 6562, 6561
 
@@ -31,6 +34,7 @@ class System:
     def __init__(self, tts: Any, streams: bool) -> None:
         self.tts, self.streams = tts, streams
         self.loading: dict[str, float] = {}
+        self._given = threading.local()  # to S3Gen, in the call that this thread makes: tokens and voice
 
     def about(self) -> dict[str, Any]:
         about = {"threads": torch.get_num_threads(), "streams": self.streams, "torch": torch.__version__}
@@ -71,6 +75,77 @@ class System:
             arrived.append(1000 * (time.perf_counter() - started))
             samples.append(chunk.shape[-1])
         return {"arrived_ms": arrived, "samples": samples}
+
+    def seeded(self, seed: int) -> dict[str, Any]:
+        """Arguments that give a call its seed. Without such, torch's global generator, which all threads share."""
+        torch.manual_seed(seed)
+        return {}
+
+    def calls(
+        self,
+        texts: list[str],
+        *,
+        at_once: bool = False,
+        whole: bool = False,
+        references: list[str] | None = None,
+        tokens: int | None = None,
+        options: dict[str, Any] | None = None,
+        late_after: int | None = None,
+        wavs: str | None = None,
+    ) -> dict[str, Any]:
+        """A call for each text, in a thread of its own (``at_once``) or one after another: what came when.
+
+        Args:
+            whole: by `generate`, as a package that has no streams does anyway.
+            references: the recording that each call names.
+            tokens: of each call at most.
+            options: further arguments of every call.
+            late_after: at once, the last text is called for when all others have had this many chunks, or ended.
+            wavs: where each call's audio (N,) is saved, a list for `torch.load`.
+
+        Returns:
+            ``seconds``, from the first call's start to the last one's end, and ``calls``, by text: ``began``, ``ended``
+            and ``arrived``, seconds since that start, ``samples`` of each chunk that arrived, ``error``, and
+            ``given``, the ``tokens`` and ``voice`` embeddings that S3Gen got, where `watch_s3gen` was called.
+        """
+        if tokens is not None:
+            self.bound(tokens)
+
+        given: list[dict[str, list[float]]] = [{"tokens": [], "voice": []} for _ in texts]
+
+        def audio(index: int) -> Iterator[torch.Tensor]:
+            named = {} if references is None else {"audio_prompt_path": references[index]}
+            self._given.call = given[index]
+            yield from self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
+
+        seconds, calls = run_calls(audio, len(texts), at_once=at_once, late_after=late_after)
+        if wavs is not None:
+            torch.save([call.audio() for call in calls], wavs)
+        told = [{**call.as_json(), "given": one} for call, one in zip(calls, given, strict=True)]
+        return {"seconds": seconds, "calls": told}
+
+    def watch_s3gen(self) -> None:
+        """Note the tokens and the voice of each call to S3Gen, for packages whose calls have no seed of their own.
+
+        Their audio differs from call to call by the vocoder's noise, which is loud with random weights.
+        """
+        inference = self.tts.s3gen.inference
+
+        def noted(speech_tokens: torch.Tensor, ref_dict: dict[str, Any], **others: Any) -> Any:
+            call = getattr(self._given, "call", {"tokens": [], "voice": []})
+            call["tokens"] += speech_tokens.reshape(-1).tolist()
+            call["voice"] += ref_dict["embedding"].reshape(-1).tolist()
+            return inference(speech_tokens=speech_tokens, ref_dict=ref_dict, **others)
+
+        self.tts.s3gen.inference = noted
+
+    def _audio(self, text: str, whole: bool, asked: dict[str, Any]) -> Iterator[torch.Tensor]:
+        """Chunks (1, N) of one call."""
+        if whole or not self.streams:
+            yield self.tts.generate(text, **asked)
+            return
+        for chunk, _ in self.tts.generate_stream(text, print_metrics=False, **asked):
+            yield chunk
 
 
 def serve(load: Any) -> None:

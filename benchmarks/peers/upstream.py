@@ -1,8 +1,8 @@
 """chatterbox-tts 0.1.7 as a `System`; run by `client.py` with that package's Python (``make peer-env``).
 
 Its `generate` asks T3 for up to 1,000 tokens, which random weights never end: T3's method of the one instance is
-wrapped to lower that number. T3's steps are timed around its backbone's `forward`. The rest is the installed package,
-untouched.
+wrapped to lower that number. T3's steps are timed around its backbone's `forward`, and what S3Gen is
+given is noted. The rest is the installed package, untouched.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Upstream(System):
         super().__init__(ChatterboxTTS.from_local(folder, "cpu"), streams=hasattr(ChatterboxTTS, "generate_stream"))
         self._entered: list[float] = []
         self._draw = self.tts.t3.inference
+        self.watch_s3gen()
         forward = T3HuggingfaceBackend.forward
 
         def timed(backend: Any, *args: Any, **kwargs: Any) -> Any:

@@ -30,6 +30,11 @@ def test_a_result_names_its_machine_versions_and_command(harness, tmp_path, monk
     assert result["environment"]["cores"] >= 1 and result["environment"]["cpu"]
 
 
+def test_a_command_names_the_folder_of_its_script(harness, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed/streams.py", "--only", "tiny"])
+    assert harness.command() == "python benchmarks/speed/streams.py --only tiny"
+
+
 def test_results_of_one_machine_are_comparable(harness):
     here = {"environment": harness.environment()}
     harness.comparable(here, {"environment": {**here["environment"], "commit": "another", "torch": "another"}})

@@ -22,6 +22,19 @@ class Fake(System):
         super().__init__(None, streams=False)
         self.kept = []
 
+    def speak(self, texts):
+        # Through an S3Gen that is watched; texts are numbers of a voice.
+        class Speech:
+            s3gen = type("S3Gen", (), {{"inference": lambda self, speech_tokens, ref_dict: (speech_tokens, None)}})()
+
+            def generate(self, text):
+                ref = {{"embedding": torch.full((2,), float(text)), "lens": None}}
+                return self.s3gen.inference(speech_tokens=torch.ones(1, 4), ref_dict=ref)[0]
+
+        self.tts = Speech()
+        self.watch_s3gen()
+        return self.calls(texts, at_once=True)
+
     def draw(self, count):
         return {{"drawn": torch.randint(0, 1000, (count,)).tolist()}}
 
@@ -68,6 +81,14 @@ def test_a_process_answers_until_it_is_left(fake):
     assert 60 < kept["after_mib"] - kept["before_mib"] < 80
     assert 120 < held["peak_mib"] - held["before_mib"] < 150 and held["after_mib"] - held["before_mib"] < 20
     assert fake.ask("keep", mib=1)["peak_mib"] < held["peak_mib"]  # each question has a peak of its own
+
+
+def test_calls_at_once_are_told_with_what_s3gen_was_given(fake):
+    calls = fake.ask("speak", texts=["1", "2", "1", "no voice"])["calls"]
+    assert [call["samples"] for call in calls] == [[4], [4], [4], []]
+    assert [call["given"]["voice"] for call in calls] == [[1.0] * 2, [2.0] * 2, [1.0] * 2, []]
+    assert [call["given"]["tokens"] for call in calls] == [[1.0] * 4] * 3 + [[]]
+    assert calls[3]["error"].startswith("ValueError: could not convert")
 
 
 def test_what_goes_wrong_inside_is_said_outside(fake):

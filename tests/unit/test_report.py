@@ -125,6 +125,37 @@ def test_an_hour_of_streaming_is_shown_by_its_figures(report):
     assert "| append minutes | 60 |" in text and "| append t3 ms per token last over first | 1.02 |" in text
 
 
+def streams_result() -> dict:
+    """Of a few tables, as `speed/streams.py` writes it."""
+    case = {"table": "published", "streams": 4, "way": "at once"}
+    times = {"value": 2.104, "interval": [2.05, 2.16]}
+    rows = [
+        {"table": "threads of generate", "way": "threads at once", "times_one_after_another": times, "reached": "yes"},
+        {**case, "system": "chatterbox-kvcache", "audio_per_second": 0.6, "failed": ""},
+        {**case, "system": "chatterbox-tts 0.1.7", "audio_per_second": 0.0, "failed": "it says something else"},
+        {**case, "system": "chatterbox-tts 0.1.7", "way": "one after another", "audio_per_second": 0.1, "failed": ""},
+    ]
+    return {"rows": rows, "failed": {"one": "no package"}, "command": "python benchmarks/speed/streams.py"}
+
+
+def test_streams_at_once_are_shown_table_by_table(report):
+    text = report.page({"streams": streams_result()})
+    assert "| threads at once | 2.1 (2.05 to 2.16) | yes |" in text
+    assert "| 4 | at once | chatterbox-tts 0.1.7 | 0 | it says something else |" in text
+    assert "Not measured: one: no package." in text and "## Others" not in text
+    assert "`benchmarks/results/streams.json`, `python benchmarks/speed/streams.py`" in text
+
+
+def test_whole_streams_are_compared_with_the_better_way_of_each_baseline(report):
+    decoded = {"policy": "static", "rows": 16, "position": 500, "tokens_per_second": 40.0}
+    alone = {**decoded, "policy": "chatterbox-tts 0.1.7", "rows": 2, "tokens_per_second": 5.0}
+    t3 = {"rows": [decoded, alone], "static_step_at_last_over_first_position": {"2": 1.2}}
+    name = "concurrent streams"
+    assert "whole streams not measured yet" in target(report, {"t3_decode": t3}, name)
+    line = target(report, {"t3_decode": t3, "streams": streams_result()}, name)
+    assert "at 4: 6.0 times the audio a second of chatterbox-tts 0.1.7" in line and "`streams.json`" in line
+
+
 def test_results_that_no_section_is_of_are_shown_as_they_are(report):
     text = report.page({"novelty": {"rows": [{"case": "one", "median_ms": 1234.5, "quartiles_ms": [1, 2]}]}})
     assert "## Others" in text and "| one | 1,234 |" in text and "`benchmarks/results/novelty.json`" in text
