@@ -28,7 +28,7 @@ from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_emb
 from chatterbox.kvcache import KVCache, Segment, identify_important_heads
 from chatterbox.kvcache.compression import codec
 from chatterbox.models.t3 import T3
-from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.tts import ChatterboxTTS
 from harness import in_turns, report, summary
 
@@ -63,9 +63,7 @@ class QueryNote:
 def spoken(tts: ChatterboxTTS) -> Iterator[tuple[DecodeRequest, Tensor]]:
     """Requests of the built-in voice and the tokens that it draws for them."""
     for seed, text in enumerate(SENTENCES):
-        request = decode_request(
-            tts.t3, tts.tokenizer, tts.conds, SpeechRequest(text, tts.conds, tts.sampling, seed=seed)
-        )
+        [request] = tts.synthesizer.decode_requests(SpeechRequest(text, tts.conds, tts.sampling, seed=seed))
         yield request, generate(tts.t3, request)
 
 

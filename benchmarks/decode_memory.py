@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chatterbox.config import SamplingConfig
+from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
@@ -61,7 +62,8 @@ def measure(policy: str, tokens: int) -> dict[str, object]:
     text = torch.full((TEXT_LEN,), 7)
     text[0], text[-1] = t3.hp.start_text_token, t3.hp.stop_text_token
     request = DecodeRequest(cond, text, SamplingConfig(), max_new_tokens=tokens, stop_on_eos=False, seed=0)
-    engine = DecodeEngine(t3, allocate_cache(t3, request.num_rows, required_capacity(t3, request), policy))
+    cache = allocate_cache(t3, request.num_rows, required_capacity(t3, request), policy)
+    engine = DecodeEngine(t3, decoder_on(t3, cache))
     engine.join(request)
     engine.step()
     engine.step()

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.decode import generate, stream
+from chatterbox.engine.decode import generate
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest
-from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.engine.scheduler import Scheduler
+from chatterbox.synthesis.request import SpeechRequest
 from harness import in_turns, ratio, report
 
 TEXT = "The old man walked slowly down to the river, and nobody saw him again that day."
@@ -38,20 +39,20 @@ class Gate(NamedTuple):
 def gates(tts: ChatterboxTTS) -> list[Gate]:
     def request(max_new_tokens: int, cfg_weight: float = 0.0) -> DecodeRequest:
         sampling = replace(tts.sampling, max_new_tokens=max_new_tokens, cfg_weight=cfg_weight)
-        voice = tts.conds.with_exaggeration(0.5)
-        asked = decode_request(tts.t3, tts.tokenizer, voice, SpeechRequest(TEXT, voice, sampling, seed=1))
+        [asked] = tts.synthesizer.decode_requests(SpeechRequest(TEXT, tts.conds, sampling, seed=1))
         return replace(asked, stop_on_eos=False, guard=None)
 
     def decoded(policy: str) -> Callable[[], object]:
         return lambda: generate(tts.t3, request(NUM_TOKENS), use_cache=policy != "none", cache_policy=policy)
 
-    warm, cold = (PrefixSource(tts.t3, KVCacheConfig()) for _ in range(2))
+    warm, cold = (Scheduler(PrefixSource(tts.t3, KVCacheConfig())) for _ in range(2))
 
-    def first_token(prefixes: PrefixSource, is_cold: bool) -> Callable[[], object]:
+    def first_token(scheduler: Scheduler, is_cold: bool) -> Callable[[], object]:
         def draw() -> int:
             if is_cold:
-                prefixes.manager.clear()
-            return next(stream(tts.t3, request(1, 0.5), prefixes=prefixes))
+                scheduler.prefixes.manager.clear()
+            [token] = scheduler.stream(request(1, 0.5), policy=KVCacheConfig())
+            return token
 
         return draw
 
@@ -60,8 +61,8 @@ def gates(tts: ChatterboxTTS) -> list[Gate]:
     def voice(is_cold: bool) -> Callable[[], object]:
         def prepare() -> object:
             if is_cold:
-                tts._voices.clear()
-            return tts._voice_of(reference, 0.5)
+                tts.synthesizer.voices.clear()
+            return tts.synthesizer.conditionals(reference)
 
         return prepare
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
@@ -62,7 +63,7 @@ def main() -> None:
     cache = allocate_cache(t3, known.num_rows, required_capacity(t3, known))
 
     def join(request: DecodeRequest, prefixes: PrefixSource | None) -> None:
-        engine = DecodeEngine(t3, cache)
+        engine = DecodeEngine(t3, decoder_on(t3, cache))
         if prefixes is None:
             engine.join(request)
             return

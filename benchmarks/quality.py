@@ -34,11 +34,12 @@ import torch
 
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig
+from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import guard_of
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import KVCache
-from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.training.corpus import evaluation_set
@@ -127,14 +128,16 @@ class Drawn:
 @torch.inference_mode()
 def draw(tts: ChatterboxTTS, request: DecodeRequest, settings: KVCacheConfig, capacity: int) -> Drawn:
     cache = allocate_cache(tts.t3, request.num_rows, capacity, settings)
-    engine = DecodeEngine(tts.t3, cache)
+    engine = DecodeEngine(tts.t3, decoder_on(tts.t3, cache))
     engine.join(request)
     tokens, seconds, nbytes, num_trims, num_held = [], 0.0, cache.nbytes, 0, 0
     while engine.num_requests:
         started = time.perf_counter()
-        drawn = engine.step()
+        result = engine.step()
         seconds += time.perf_counter() - started
-        tokens += [token for _, token in drawn]
+        for error in result.failed.values():
+            raise error
+        tokens += [token for _, token in result.tokens]
         nbytes, before = max(nbytes, cache.nbytes), num_held
         num_held = len(cache.held(0))
         num_trims += num_held < before and engine.num_requests > 0
@@ -163,7 +166,7 @@ class Quality:
     def case(self, index: int, text: str, voice: Voice) -> list[dict[str, Any]]:
         tts, conditionals = self.tts, voice.conditionals
         spoken = SpeechRequest(text, conditionals, tts.sampling, seed=SEED)
-        request = decode_request(tts.t3, tts.tokenizer, conditionals, spoken)
+        [request] = tts.synthesizer.decode_requests(spoken)
         capacity, num_prefix = required_capacity(tts.t3, request), prefix_len(tts.t3, request)
         exact = draw(tts, request, KVCacheConfig(), capacity).tokens
         request = replace(request, max_new_tokens=math.ceil(LIMIT * len(exact)))

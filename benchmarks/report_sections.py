@@ -309,6 +309,13 @@ SECTIONS = (
         "of a turn stood still after that. Where calls come one after another the first audio is counted from the\n"
         "first call. Brackets are 95% intervals of the median of paired turns.",
     ),
+    Section(
+        "Bits that do not depend on others",
+        ("batch_invariant",),
+        "python benchmarks/speed/batch_invariant.py",
+        all_columns,
+        about="`engine.batch_invariant=true` and the default in turn, on a machine that others used too.",
+    ),
     Section("Streaming for an hour", ("streaming_hour",), "python benchmarks/streaming.py", hour_text),
     Section(
         "Import",

@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -35,13 +36,13 @@ from torch.nn.functional import interpolate
 
 from chatterbox import ChatterboxTTS
 from chatterbox.conditioning import Conditionals
-from chatterbox.config import KVCacheConfig, to_dict
-from chatterbox.engine.decode import stream
+from chatterbox.config import EngineConfig, KVCacheConfig, to_dict
 from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import POLICIES
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.models.linear import shared_rows
-from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.training.corpus import sentences
@@ -56,6 +57,9 @@ PITCHES = (0.85, 1.0, 1.15)  # of the reference recordings
 WINDOW = 40  # positions, so small that every cache with a ceiling reaches it
 WRITE_EVERY = 25  # calls
 SETTINGS = KVCacheConfig(prefix_mib=16, host_mib=8, host_codec="int8")
+ENGINE = EngineConfig(idle_seconds=0)  # rows are given back at once, so that what is read is what stays
+HELD = ("rows", "cache_bytes")  # of `Scheduler.stats`
+FREE_SECONDS = 10  # within which the rows of a generation must be free
 
 
 class Soak:
@@ -64,6 +68,7 @@ class Soak:
     def __init__(self) -> None:
         self.tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
         self.prefixes = PrefixSource(self.tts.t3, SETTINGS)
+        self.scheduler = Scheduler(self.prefixes, ENGINE)
         self.corpus = sentences(2000, seed=5)
         self.built_in = self.tts.conds
         self.recordings: list[Tensor] = []  # (samples,) at 24 kHz
@@ -93,7 +98,8 @@ class Soak:
         sampling = replace(tts.sampling, cfg_weight=rng.choice((0.0, 0.5)), max_new_tokens=limit)
         text = self._text(rng)
         request = SpeechRequest(text, voice, sampling, exaggeration, seed=index)
-        decoded = decode_request(tts.t3, tts.tokenizer, voice, request)
+        # The whole text in one utterance, however long.
+        decoded = decode_request(tts.t3, voice, request, partial(text_tokens_of, tts.t3, tts.tokenizer, request))
         stop_at = rng.randint(1, limit // 2) if rng.random() < CANCELLED else None
         ceiling = tts.t3.hp.cond_len + len(decoded.text_tokens) + 2 * WINDOW
         kvcache = KVCacheConfig(
@@ -103,15 +109,24 @@ class Soak:
             eviction=rng.choice(("silence", "attention")),
             decode_codec=rng.choice(("int8", "int4")),
         )
-        source = stream(tts.t3, decoded, cache_policy=kvcache, prefixes=self.prefixes)
+        source = self.scheduler.stream(decoded, policy=kvcache)
         tokens = list(islice(source, stop_at))
         source.close()
+        self._wait_for_rows()
         self.counts.update([policy, "finished" if stop_at is None else "cancelled"])
         self.counts["tokens"] += len(tokens)
         codes = valid_codes(torch.tensor(tokens), tts.t3.hp)
         if rendered and stop_at is None and len(codes):
             render_codes(tts.s3gen, codes, voice.gen, seed=index, watermarker=None)
             self.counts["rendered"] += 1
+
+    def _wait_for_rows(self) -> None:
+        """Until no row is in use, and none is held in memory. Raises RuntimeError if that takes long."""
+        ends = time.monotonic() + FREE_SECONDS
+        while any((stats := self.scheduler.call(lambda between: self.scheduler.stats()))[name] for name in HELD):
+            if time.monotonic() > ends:
+                raise RuntimeError(f"rows are still held {FREE_SECONDS} s after the generation: {stats}")
+            time.sleep(0.001)
 
     def _text(self, rng: random.Random) -> str:
         length, text = rng.randint(*TEXT_LENS), rng.choice(self.corpus)

@@ -6,7 +6,7 @@ Owns: the equivalence of tokens and audio, the seams of chunks, the three contin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
 from chatterbox.prosody import levels, loud_level, pitch
-from chatterbox.synthesis.render import SpeechRenderer, Stopwatch
-from chatterbox.synthesis.request import SpeechRequest, utterance_texts, with_seed
-from chatterbox.synthesis.synthesizer import Drawn, draw, render, render_codes, speak, speak_stream
+from chatterbox.synthesis.render import SpeechRenderer
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.synthesizer import render_codes
+from chatterbox.synthesis.utterances import TokenChunk
 from chatterbox.training.recognition import recognize, word_errors, words_of
 from measures import Utterance, interval, log_mel_distance
 from streaming_texts import paragraphs, single_texts
@@ -42,9 +43,8 @@ def equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
         same = lengths = pieces = codes = 0
         for text in texts:
             request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
-            parts = (tts.t3, tts.s3gen, tts.tokenizer, request)
-            whole = speak(*parts)
-            chunks = list(speak_stream(*parts))
+            whole = tts.synthesizer.speak(request)
+            chunks = list(tts.synthesizer.stream(request))
             drawn = [code for chunk in chunks for code in chunk.speech_codes]
             same += drawn == whole.speech_codes.tolist()
             lengths += sum(chunk.audio.shape[1] for chunk in chunks) == whole.audio.shape[1]
@@ -88,16 +88,15 @@ def audio_equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
 
 def _codes(tts: ChatterboxTTS, text: str) -> torch.Tensor:
     request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
-    drawn = draw(tts.t3, tts.tokenizer, tts.conds, request, [text])
-    return torch.tensor([code for one in drawn for code in one.codes])
+    return torch.tensor([code for chunk in tts.synthesizer.draw(request) for code in chunk.tokens])
 
 
 def _rendered(tts: ChatterboxTTS, codes: torch.Tensor, config: StreamingConfig) -> list[np.ndarray]:
     """Chunks, of codes that come one by one."""
     renderer = SpeechRenderer(tts.s3gen, tts.conds.gen, config, None)
     renderer.begin(SEED)
-    pieces = [piece for code in codes.tolist() if (piece := renderer.take([code])) is not None]
-    return [piece[0].numpy() for piece in (*pieces, renderer.end()) if piece.shape[1]]
+    pieces = [piece for code in codes.tolist() if (piece := renderer.push([code])) is not None]
+    return [piece[0].numpy() for piece in (*pieces, renderer.close()) if piece.shape[1]]
 
 
 def _distance(one: Utterance, other: Utterance) -> float:
@@ -209,24 +208,34 @@ def _rate(errors: Sequence[int], words: Sequence[list[str]]) -> Row:
 def read(tts: ChatterboxTTS, text: str, mode: str) -> Reading:
     """A paragraph in ``mode``, cut where its sentences' codes end."""
     plan = StreamingConfig(continuity=mode)
-    request = with_seed(SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False))
-    texts = utterance_texts(tts.t3, tts.tokenizer, request, by_sentence=True)
+    request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
+    texts = tts.synthesizer.utterances(request, by_sentence=True)
     lens, most = [0] * len(texts), [0] * len(texts)
-
-    def counted() -> Iterator[Drawn]:
-        for drawn in draw(tts.t3, tts.tokenizer, tts.conds, request, texts, plan):
-            lens[drawn.utterance] += len(drawn.codes)
-            most[drawn.utterance] += not drawn.ends
-            yield drawn
-
+    is_isolated = mode == "isolated"
     renderer = SpeechRenderer(tts.s3gen, tts.conds.gen, plan, None)
-    audio = [chunk.audio[0].numpy() for chunk in render(counted(), renderer, plan, SEED, Stopwatch())]
-    wav = np.concatenate(audio)
-    streams = len(texts) if mode == "isolated" else 1
+    audio = []
+    for chunk in _by_sentence(tts, request, texts) if is_isolated else tts.synthesizer.draw(request, plan):
+        lens[chunk.utterance] += len(chunk.tokens)
+        most[chunk.utterance] += not chunk.ends
+        if chunk.tokens and not renderer.is_open:
+            renderer.begin(utterance_seed(SEED, chunk.utterance))
+        audio.append(renderer.push(chunk.tokens))
+        if renderer.is_open and chunk.ends and (is_isolated or chunk.utterance == len(texts) - 1):
+            audio.append(renderer.close())
+    wav = np.concatenate([piece[0].numpy() for piece in audio if piece is not None])
+    streams = len(texts) if is_isolated else 1
     surplus = (SAMPLES_PER_TOKEN * sum(lens) - len(wav)) // streams  # that a stream's beginning is shorter by
     ends = np.cumsum([SAMPLES_PER_TOKEN * n for n in lens]) - surplus * np.minimum(np.arange(1, len(lens) + 1), streams)
     cut = sum(number >= tts.sampling.max_new_tokens for number in most)
-    return Reading(list(texts), np.split(wav, ends[:-1]), cut)
+    return Reading(texts, np.split(wav, ends[:-1]), cut)
+
+
+def _by_sentence(tts: ChatterboxTTS, request: SpeechRequest, texts: Sequence[str]) -> Iterator[TokenChunk]:
+    """Tokens of sentences of which none knows another; as a text they would be fewer and longer utterances."""
+    for index, text in enumerate(texts):
+        alone = replace(request, text=text, seed=utterance_seed(request.seed, index))
+        for chunk in tts.synthesizer.draw(alone):
+            yield replace(chunk, utterance=index)
 
 
 def _jumps(readings: Sequence[Reading], rate: int) -> Row:

@@ -23,7 +23,7 @@ from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache.pressure import return_free_memory
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.synthesis.request import SpeechRequest, decode_request, utterance_seed
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.voice_cache import VoiceCache
 from harness import ratio
 from streaming_texts import Recordings, parts_of, text_of
@@ -161,7 +161,7 @@ class LongText:
     def __init__(self, num_utterances: int) -> None:
         load = ChatterboxTTS.from_pretrained
         on, off, none = (load("cpu", model="tiny", kvcache=KVCacheConfig(prefix_mib=mib)) for mib in (None, 0, 0))
-        none._voices = VoiceCache(budget_bytes=0)  # prepares the voice at every call, as upstream
+        none.synthesizer.voices = VoiceCache(budget_bytes=0)  # prepares the voice at every call, as upstream
         self.models = {ON: on, NO_PREFIX: off, NOTHING: none}
         self.recording = Recordings(on).known
         self.text = text_of(on, num_utterances)
@@ -193,8 +193,8 @@ class LongText:
         tts = self.models[ON]
         source, found = PrefixSource(tts.t3, KVCacheConfig()), 0
         for part in self.parts:
-            request = SpeechRequest(part, tts.conds, tts.sampling)
-            with source.acquire(decode_request(tts.t3, tts.tokenizer, tts.conds, request)) as prefix:
+            [request] = tts.synthesizer.decode_requests(SpeechRequest(part, tts.conds, tts.sampling))
+            with source.acquire(request) as prefix:
                 found += prefix.num_served > 0
         return found / len(self.parts)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chatterbox.config import SamplingConfig
+from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import RowPrefixes
 from chatterbox.engine.request import DecodeRequest, allocate_cache
@@ -57,7 +58,7 @@ class Bench:
         cache = None
         if policy != "none":
             cache = allocate_cache(self.t3, rows, position + count + WARM_UP + 8, policy)
-        engine = DecodeEngine(self.t3, cache)
+        engine = DecodeEngine(self.t3, decoder_on(self.t3, cache))
         for seed, cfg_weight in enumerate(cfg_weights):
             request = self._request(position, cfg_weight, count + WARM_UP + 1, seed)
             if cache is None:

@@ -13,11 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from system import System, serve
 
-from chatterbox.config import SamplingConfig
-from chatterbox.engine.decode import stream
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.request import DecodeRequest
-from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.text import punc_norm
 from chatterbox.tts import ChatterboxTTS
 
@@ -26,7 +23,6 @@ class Ours(System):
     def __init__(self, folder: str) -> None:
         super().__init__(ChatterboxTTS.from_local(folder, "cpu"), streams=hasattr(ChatterboxTTS, "generate_stream"))
         self.tts.warm()
-        self._prefixes = PrefixSource(self.tts.t3, GlobalKVCacheManager(budget_bytes=2**30))
 
     def bound(self, max_new_tokens: int) -> None:
         self.tts.sampling = dataclasses.replace(self.tts.sampling, max_new_tokens=max_new_tokens)
@@ -38,7 +34,8 @@ class Ours(System):
         sampling = SamplingConfig(cfg_weight=0.5)
         started = time.perf_counter()
         request = DecodeRequest(self.tts.conds.t3, ids, sampling, max_new_tokens=tokens, stop_on_eos=False)
-        drawn = [time.perf_counter() for _ in stream(self.tts.t3, request, prefixes=self._prefixes)]
+        tokens_of = self.tts.synthesizer.scheduler.stream(request, policy=KVCacheConfig())
+        drawn = [time.perf_counter() for _ in tokens_of]
         steps = [1000 * (after - before) for before, after in itertools.pairwise(drawn)]
         return {"first_ms": 1000 * (drawn[0] - started), "steps_ms": steps}
 

@@ -1,6 +1,6 @@
-"""T3 alone, many requests in one engine: tokens a second, and the steps that it takes. Sections of `streams.py`.
+"""T3 alone, many requests at once: tokens a second, and the steps that it takes. Sections of `streams.py`.
 
-Owns: how the engine is driven, in `seconds_a_step` and `steps_of`, and nowhere else here. Does not know: text, audio.
+Owns: how the engine is driven, in `seconds_a_step`, and the scheduler, in `steps_of`. Does not know: text, audio.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from unittest.mock import patch
 
 import torch
 
-from chatterbox import ChatterboxTTS
-from chatterbox.config import SamplingConfig
-from chatterbox.engine.decode import generate_batch
-from chatterbox.engine.engine import DecodeEngine
+from chatterbox.config import EngineConfig, KVCacheConfig, LlamaConfig, SamplingConfig, T3Config
+from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.scheduler import Scheduler
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.modules.cond_enc import T3Cond
 from heard import Row, goal, paired
 from t3_decode import PEER, Bench, Peer
 
 POSITION = 100
 MIX = (10, 10, 10, 100) * 4  # tokens of each request
 PLACES = 4
+SMALL = LlamaConfig(num_layers=2, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48)
 STREAMS_OF_GOAL = 8
 
 
@@ -32,20 +33,29 @@ def seconds_a_step(bench: Bench, num_streams: int, num_steps: int) -> float:
 
 
 def steps_of(lens: Sequence[int], places: int) -> int:
-    """Decode steps until requests of so many tokens have ended, of which ``places`` at most are decoded at once."""
-    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
-    hp = tts.t3.hp
+    """Decode steps until guided requests of so many tokens have ended, of which ``places`` at most decode at once.
+
+    Of a scheduler, on a small T3 with random weights.
+    """
+    torch.manual_seed(0)
+    t3 = T3(T3Config(backbone=SMALL)).eval()
+    hp = t3.hp
+    prompt = torch.randint(0, 6561, (1, hp.speech_cond_prompt_len))
+    cond = T3Cond(torch.randn(1, hp.speaker_embed_size), cond_prompt_speech_tokens=prompt, emotion_adv=0.5)
     text = torch.tensor([hp.start_text_token, 7, hp.stop_text_token])
-    sampling = SamplingConfig(cfg_weight=0.0)  # a row a request
     requests = [
-        DecodeRequest(tts.conds.t3, text, sampling, max_new_tokens=length, stop_on_eos=False, seed=index)
+        DecodeRequest(cond, text, SamplingConfig(), max_new_tokens=length, stop_on_eos=False, seed=index)
         for index, length in enumerate(lens)
     ]
-    with patch.object(DecodeEngine, "step", autospec=True, side_effect=DecodeEngine.step) as step:
-        drawn = generate_batch(tts.t3, requests, max_rows=places)
-    if [len(tokens) for tokens in drawn] != list(lens):
-        raise RuntimeError(f"the engine drew {[len(tokens) for tokens in drawn]} tokens, not {list(lens)}")
-    return step.call_count
+    scheduler = Scheduler(PrefixSource(t3), EngineConfig(max_rows=sum(one.num_rows for one in requests[:places])))
+    # Submitted between two steps, so that the count is the same every time.
+    streams = scheduler.call(lambda _: [scheduler.stream(one, policy=KVCacheConfig()) for one in requests])
+    drawn = [len(list(stream)) for stream in streams]
+    steps = scheduler.stats()["steps"]
+    scheduler.close()
+    if drawn != list(lens):
+        raise RuntimeError(f"the engine drew {drawn} tokens, not {list(lens)}")
+    return steps
 
 
 def tokens(streams: Sequence[int], num_steps: int, turns: int, peer: str | None) -> Iterator[list[Row]]:

@@ -398,6 +398,34 @@ class KVCacheConfig:
                 raise ValueError(f"{name} must be a whole number from 0, got {value!r}; 0 keeps nothing there")
 
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """How requests share a model's decode steps, and what rows may take. docs/architecture.md, The engine."""
+
+    max_rows: int = 32  # rows that decode at once at most; guidance takes two a request
+    cache_mib: int | None = None  # of all rows, MiB; None is half of what is free when the first request comes
+    idle_seconds: float = 60.0  # until rows that nobody uses are given back
+    park_seconds: float = 10.0  # until a stream that nobody reads, or whose text is late, gives its rows back
+    max_waiting: int = 256  # requests that wait for rows at most; one more is refused
+    prefill_len: int = 256  # positions of a prefix that are run between two steps
+    stop_stride: int | None = None  # steps between two looks at the tokens; None is 1 on CPUs, 4 elsewhere
+    batch_invariant: bool = False  # bits do not depend on other requests; T3 takes 1.1 to 2.6 times as long
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_rows", 2), ("max_waiting", 1), ("prefill_len", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number from {low}, got {value!r}")
+        for name in ("cache_mib", "stop_stride"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1, or null, got {value!r}")
+        for name in ("idle_seconds", "park_seconds"):
+            check_range(name, getattr(self, name), 0.0, 1e9, "in seconds")
+        if not isinstance(self.batch_invariant, bool):
+            raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+
+
 CONTINUITIES = ("isolated", "history", "append")
 
 
@@ -411,7 +439,7 @@ class StreamingConfig:
     fade_duration: float = 0.02  # seconds over which a chunk takes over from the one before
     continuity: str = "isolated"  # what a sentence knows of those before: "isolated", "history", "append"
     history_len: int = 250  # speech tokens of the sentence before, at most, that "history" gives to the next
-    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 draws and renders in turn, in one thread
+    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 draws and renders in turn
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -444,6 +472,7 @@ class SayConfig:
 
     model: ModelChoice = field(default_factory=ModelChoice)
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     # Fields that replace the checkpoint's own.
     sampling: dict[str, Any] = field(default_factory=dict, metadata={"of": SamplingConfig})
     language: str | None = None  # of the text, for a multilingual model alone

@@ -11,7 +11,6 @@ import dataclasses
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,10 @@ from chatterbox.conditioning import (
     DEC_COND_SECONDS,
     Conditionals,
     Reference,
-    prepare_conditionals,
 )
-from chatterbox.config import KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
 from chatterbox.engine.guards import check_guard
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.kvcache import GlobalKVCacheManager, check_names, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, settings_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
@@ -36,17 +33,31 @@ from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.synthesis.request import SpeechRequest, decode_request, utterance_seed
-from chatterbox.synthesis.synthesizer import speak, speak_batch, speak_stream
-from chatterbox.voice_cache import VoiceCache
-from chatterbox.watermark import PerthWatermarker
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
 
+ENGINE = EngineConfig()
+
+
 class ModelDefault(float):
     """A published model's value in a signature; left in place, it stands for the loaded checkpoint's own setting."""
+
+
+class _Part:
+    """A part of the model under upstream's name; assigning it makes later calls use the new one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, model: SpeechModel | None, owner: type | None = None) -> Any:
+        return self if model is None else getattr(model.synthesizer, self._name)
+
+    def __set__(self, model: SpeechModel, value: Any) -> None:
+        model.synthesizer.replace(self._name, value)
 
 
 class SpeechModel(abc.ABC):
@@ -57,6 +68,8 @@ class SpeechModel(abc.ABC):
     """
 
     published: SamplingConfig  # the published model's own settings
+    t3, s3gen, ve = _Part("t3"), _Part("s3gen"), _Part("voice_encoder")
+    tokenizer, watermarker = _Part("tokenizer"), _Part("watermarker")
     ENC_COND_LEN = T3Config.prompt_seconds * S3_SR
     DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
 
@@ -71,37 +84,37 @@ class SpeechModel(abc.ABC):
         *,
         sampling: SamplingConfig | None = None,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
         cache: GlobalKVCacheManager | None = None,
     ) -> None:
         """Args:
             sampling: the checkpoint's own settings; None is the published model's.
             kvcache: what T3 keeps, settings or the name of a policy.
+            engine: how requests share steps, and what their rows may take.
             cache: a manager that several models share, in place of one made of the settings.
 
         Raises:
             ValueError: ``kvcache`` names what does not exist.
         """
         self.sr = S3GEN_SR
-        self.t3 = t3
-        self.s3gen = s3gen
-        self.ve = ve
-        self.tokenizer = tokenizer
         self.device = device
         self.conds = conds
         self.sampling = self.published if sampling is None else sampling
-        self.watermarker = PerthWatermarker()
-        self._kvcache = settings_of(kvcache)
-        check_names(self._kvcache)
-        self._prefixes = PrefixSource(t3, self._kvcache if cache is None else cache)
-        self._voices = VoiceCache()
+        config = SynthesizerConfig(settings_of(kvcache), engine)
+        self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache)
 
     @classmethod
     def _load(
-        cls, ckpt_dir: str | Path, device: str | torch.device, layout: Layout, kvcache: str | KVCacheConfig
+        cls,
+        ckpt_dir: str | Path,
+        device: str | torch.device,
+        layout: Layout,
+        kvcache: str | KVCacheConfig,
+        engine: EngineConfig,
     ) -> Self:
         m = load_models(ckpt_dir, device, layout)
         parts = (m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds)
-        return cls(*parts, sampling=m.config.sampling, kvcache=kvcache)
+        return cls(*parts, sampling=m.config.sampling, kvcache=kvcache, engine=engine)
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
@@ -133,27 +146,28 @@ class SpeechModel(abc.ABC):
         """
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
         requests = [SpeechRequest(text, voice, self.sampling, exaggeration, language_id=language_id) for text in texts]
-        self._prefixes.warm([decode_request(self.t3, self.tokenizer, voice, one) for one in requests], pin=pin)
+        self.synthesizer.warm(requests, pin=pin)
 
     def get_cache_hit_rate(self) -> float:
         """Share of T3's prefix positions that did not have to be computed, 0 to 1."""
-        return self._prefixes.manager.hit_rate
+        return self.synthesizer.prefixes.manager.hit_rate
 
     def cache_stats(self) -> dict[str, float]:
         """Counters of the prefix cache by name: tokens, bytes and milliseconds; see docs/kvcache.md."""
-        return self._prefixes.manager.stats()
+        return self.synthesizer.prefixes.manager.stats()
 
     def clear_cache(self) -> None:
         """Forget all recordings, and all voices' and texts' beginnings."""
-        self._voices.clear()
-        self._prefixes.manager.clear()
-        self.t3.watch.forget()
+        self.synthesizer.clear()
 
     def weights_changed(self) -> None:
         """Compute everything anew after weights were changed in a way that is not noticed; see docs/kvcache.md."""
-        self._voices.clear()
-        self._prefixes.manager.clear()
+        self.synthesizer.clear()
         self.t3.weights_changed()
+
+    def close(self) -> None:
+        """End all that is under way with an error, and the model's threads; it speaks no more. Twice is harmless."""
+        self.synthesizer.close()
 
     @abc.abstractmethod
     def generate_stream(
@@ -170,13 +184,13 @@ class SpeechModel(abc.ABC):
 
     def _speak(self, request: SpeechRequest) -> Tensor:
         """(1, N) float32."""
-        return speak(*self._parts, request, prefixes=self._prefixes, watermarker=self.watermarker).audio
+        return self.synthesizer.speak(request).audio
 
     def _stream(
         self, request: SpeechRequest, streaming: StreamingConfig, print_metrics: bool
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
         """Audio (1, N) float32 and what it cost, chunk by chunk. ``print_metrics``: one line to stderr at the end."""
-        chunks = speak_stream(*self._parts, request, streaming, prefixes=self._prefixes, watermarker=self.watermarker)
+        chunks = self.synthesizer.stream(request, streaming)
         metrics = StreamingMetrics()
         with closing(chunks):
             for chunk in chunks:
@@ -199,12 +213,7 @@ class SpeechModel(abc.ABC):
             self._request(text, voice, seed=utterance_seed(seed, index), **options)
             for index, (text, voice) in enumerate(zip(texts, chosen, strict=True))
         ]
-        results = speak_batch(*self._parts, requests, prefixes=self._prefixes, watermarker=self.watermarker)
-        return [result.audio for result in results]
-
-    @property
-    def _parts(self) -> tuple[T3, S3Gen, TextTokenizer]:
-        return self.t3, self.s3gen, self.tokenizer
+        return [result.audio for result in self.synthesizer.speak_batch(requests)]
 
     def _request(
         self,
@@ -234,7 +243,7 @@ class SpeechModel(abc.ABC):
             seed,
             use_cache,
             watermark,
-            self._kvcache,
+            self.synthesizer.config.kvcache,
             language_id,
             guard,
         )
@@ -250,5 +259,4 @@ class SpeechModel(abc.ABC):
         return conds
 
     def _voice_of(self, reference: Reference, exaggeration: float, norm_loudness: bool = True) -> Conditionals:
-        make = partial(prepare_conditionals, self.s3gen, self.ve, hp=self.t3.hp, norm_loudness=norm_loudness)
-        return self._voices.get(reference, make, recipe=f"{norm_loudness=}").with_exaggeration(exaggeration)
+        return self.synthesizer.conditionals(reference, norm_loudness=norm_loudness).with_exaggeration(exaggeration)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import KVCacheConfig, StreamingConfig
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
 from chatterbox.synthesis.render import StreamingMetrics
@@ -22,7 +22,7 @@ from chatterbox.text import punc_norm as _punc_norm
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling
-STREAMING = StreamingConfig()
+STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
 
@@ -50,17 +50,19 @@ class ChatterboxMultilingualTTS(SpeechModel):
         t3_model: str = "v2",
         *,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxMultilingualTTS:
         """Load a checkpoint folder.
 
         Args:
             t3_model: "v2", "v3", their long names, or a ``.safetensors`` file of the folder.
             kvcache: what T3 keeps, settings or the name of a policy.
+            engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
         """
-        return cls._load(ckpt_dir, device, multilingual(t3_model), kvcache)
+        return cls._load(ckpt_dir, device, multilingual(t3_model), kvcache, engine)
 
     @classmethod
     def from_pretrained(
@@ -71,6 +73,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         model: str | Path = "multilingual",
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxMultilingualTTS:
         """Load the published model ("multilingual", from the hub) or a folder; the rest is `from_local`'s.
 
@@ -79,7 +82,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         """
         device, layout = resolve_device(device), multilingual(t3_model)
         folder = find_checkpoint(model, layout, local_files_only=local_files_only)
-        return cls._load(folder, device, layout, kvcache)
+        return cls._load(folder, device, layout, kvcache, engine)
 
     def generate(
         self,

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import KVCacheConfig, StreamingConfig
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text import punc_norm
 
 PUBLISHED = ENGLISH.config.sampling
-STREAMING = StreamingConfig()
+STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
 
@@ -31,14 +31,23 @@ class ChatterboxTTS(SpeechModel):
 
     @classmethod
     def from_local(
-        cls, ckpt_dir: str | Path, device: str | torch.device, *, kvcache: str | KVCacheConfig = "static"
+        cls,
+        ckpt_dir: str | Path,
+        device: str | torch.device,
+        *,
+        kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxTTS:
-        """Load a checkpoint folder. ``kvcache``: what T3 keeps, settings or the name of a policy.
+        """Load a checkpoint folder.
+
+        Args:
+            kvcache: what T3 keeps, settings or the name of a policy.
+            engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
-        return cls._load(ckpt_dir, device, ENGLISH, kvcache)
+        return cls._load(ckpt_dir, device, ENGLISH, kvcache, engine)
 
     @classmethod
     def from_pretrained(
@@ -48,10 +57,11 @@ class ChatterboxTTS(SpeechModel):
         model: str | Path = "chatterbox",
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxTTS:
         """Load a model: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
 
-        ``kvcache``: what T3 keeps, settings or the name of a policy.
+        ``kvcache`` and ``engine`` are `from_local`'s.
 
         Raises:
             ValueError: no such model or device, another class speaks it, or the hub is out of reach, which "tiny" does
@@ -59,7 +69,7 @@ class ChatterboxTTS(SpeechModel):
         """
         device = resolve_device(device)
         folder = find_checkpoint(model, local_files_only=local_files_only)
-        return cls.from_local(folder, device, kvcache=kvcache)
+        return cls.from_local(folder, device, kvcache=kvcache, engine=engine)
 
     def generate(
         self,
@@ -205,7 +215,8 @@ class ChatterboxTTS(SpeechModel):
             voices: of each text, a recording, conditionals, or None for ``conds``; None is ``conds`` for all.
             seed: of the first text; the others' follow from it. None draws them from torch's global generator.
 
-        The other arguments, and what is raised, are those of `generate`.
+        The other arguments, and what is raised, are those of `generate`. Where some texts fail on the way, it is one
+        `chatterbox.synthesis.synthesizer.BatchError`, which has the others' results.
         """
         return self._batch(
             texts,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.config import KVCacheConfig, StreamingConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, T3Config
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = TURBO.repo
 PUBLISHED = TURBO.config.sampling
-STREAMING = StreamingConfig()
+STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 TOP_K: Any = ModelDefault(PUBLISHED.top_k)  # a float where whole numbers stand
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
@@ -53,13 +53,18 @@ class ChatterboxTurboTTS(SpeechModel):
         nano: bool = False,
         *,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxTurboTTS:
-        """Load a checkpoint folder of Turbo, or of Nano. ``kvcache``: what T3 keeps, settings or a policy's name.
+        """Load a checkpoint folder of Turbo, or of Nano.
+
+        Args:
+            kvcache: what T3 keeps, settings or the name of a policy.
+            engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
-        tts = cls._load(ckpt_dir, device, NANO if nano else TURBO, kvcache)
+        tts = cls._load(ckpt_dir, device, NANO if nano else TURBO, kvcache, engine)
         tts.model_label = "Nano" if nano else "Turbo"
         return tts
 
@@ -72,6 +77,7 @@ class ChatterboxTurboTTS(SpeechModel):
         model: str | Path | None = None,
         local_files_only: bool = False,
         kvcache: str | KVCacheConfig = "static",
+        engine: EngineConfig = ENGINE,
     ) -> ChatterboxTurboTTS:
         """Load a published model ("turbo" or "nano", from the hub) or a folder; the rest is `from_local`'s.
 
@@ -87,7 +93,7 @@ class ChatterboxTurboTTS(SpeechModel):
         if model is None:
             model = "nano" if nano else "turbo"
         folder = find_checkpoint(model, NANO if nano else TURBO, local_files_only=local_files_only)
-        return cls.from_local(folder, device, nano, kvcache=kvcache)
+        return cls.from_local(folder, device, nano, kvcache=kvcache, engine=engine)
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.

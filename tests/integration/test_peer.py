@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
-from chatterbox.engine.decode import stream
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.synthesis.request import SpeechRequest, decode_request
+from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
@@ -30,6 +29,7 @@ from tests.peer.support import (
     run_upstream,
     write_full_size,
 )
+from tests.unit.decoding import stream
 
 pytestmark = pytest.mark.peer
 
@@ -112,7 +112,7 @@ def test_conditionals(ours, upstream):
 def test_speech_tokens(peer, ours, upstream):
     torch.manual_seed(SEED)
     request = SpeechRequest(peer.text, ours.conds, ours.sampling, **peer.speaking)
-    decode = decode_request(ours.t3, ours.tokenizer, ours.conds, request)
+    [decode] = ours.synthesizer.decode_requests(request)
     tokens = torch.tensor(list(stream(ours.t3, decode)))
     assert len(tokens) == MAX_NEW_TOKENS and tokens.unique().numel() > MAX_NEW_TOKENS // 2
     assert torch.equal(tokens, upstream["tokens"])

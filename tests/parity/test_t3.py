@@ -8,7 +8,7 @@ import torch
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
 from chatterbox.engine.decode import generate
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
-from chatterbox.engine.sampler import Knobs, draw, exponential_noise, guide, process
+from chatterbox.engine.sampler import Knobs, draw, draw_exponential, guide, process
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.synthetic import uniform
@@ -204,7 +204,7 @@ def test_draw_consumes_the_generator_as_upstream() -> None:
         expected = torch.multinomial(probabilities, num_samples=1)
         after = torch.get_rng_state()
         torch.manual_seed(seed)
-        exponential_noise(noise, [None], [False])
+        draw_exponential(noise, [0])
         assert torch.equal(draw(logits, seen, knobs, noise), expected)
         assert torch.equal(torch.get_rng_state(), after)
 

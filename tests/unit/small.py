@@ -75,7 +75,7 @@ def decode_together(
         while waiting and engine.num_rows + requests[waiting[0]].num_rows <= num_rows:
             place = waiting.pop(0)
             places[engine.join(requests[place])] = place
-        for handle, token in engine.step():
+        for handle, token in engine.step().tokens:
             drawn[places[handle]].append(token)
         num_steps += 1
     return drawn, num_steps

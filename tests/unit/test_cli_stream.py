@@ -77,8 +77,18 @@ def last_line(err: str) -> str:
     return [line for line in err.splitlines() if "warning" not in line][-1]
 
 
+OTHERS: set[threading.Thread] = set()  # of models that other tests share
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def no_thread_is_left() -> bool:
-    return not [thread for thread in threading.enumerate() if thread.name.startswith("chatterbox")]
+    threads = set(threading.enumerate()) - OTHERS
+    return not [thread for thread in threads if thread.name.startswith("chatterbox")]
 
 
 def test_samples_to_standard_output(run):

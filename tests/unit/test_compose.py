@@ -18,6 +18,7 @@ from hydra.version import getbase
 from chatterbox.compose import ConfigError, compose_config, compose_say, split_sweep, to_yaml
 from chatterbox.config import (
     BenchmarkConfig,
+    EngineConfig,
     KVCacheConfig,
     MeasurementConfig,
     ModelChoice,
@@ -52,6 +53,16 @@ GIVEN = {
         "replacement": "lru",
         "pressure": {"soft_mib": 9, "hard_mib": 8, "process_mib": 7, "interval_ms": 6},
     },
+    "engine": {
+        "max_rows": 8,
+        "cache_mib": 64,
+        "idle_seconds": 5.0,
+        "park_seconds": 2.0,
+        "max_waiting": 16,
+        "prefill_len": 128,
+        "stop_stride": 2,
+        "batch_invariant": True,
+    },
     "sampling": {
         "temperature": 0.5,
         "cfg_weight": 0.25,
@@ -82,6 +93,7 @@ GIVEN = {
 TABLES = {
     "model": ModelChoice,
     "kvcache": KVCacheConfig,
+    "engine": EngineConfig,
     "streaming": StreamingConfig,
     "benchmark": MeasurementConfig,
     "sampling": dict,
@@ -126,7 +138,13 @@ def test_every_setting_of_the_dataclasses_is_in_yaml(name):
 
 def test_every_group_has_a_choice_for_each_table_and_yaml_repeats_no_number():
     """Choices that mirror a dataclass hold its defaults as null."""
-    mirrors = {"kvcache": "static", "sampling": "checkpoint", "streaming": "default", "benchmark": "default"}
+    mirrors = {
+        "kvcache": "static",
+        "engine": "default",
+        "sampling": "checkpoint",
+        "streaming": "default",
+        "benchmark": "default",
+    }
     mirrors["model"] = "tiny"
     assert groups_of(BenchmarkConfig).keys() == mirrors.keys()
     for group, choice in mirrors.items():
@@ -172,7 +190,7 @@ def test_folder_needs_its_source():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, sampling, language"),
+        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, engine, sampling"),
         ("stream", "benchmark.repeats=1", "stream has no setting 'benchmark.repeats'"),
         ("stream", "streaming=fast", "streaming has no choice 'fast'; it has append, default, history, low_latency"),
         ("stream", "streaming.chunk=1", "streaming has no setting 'chunk'; it has chunk_size, first_chunk"),

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.engine.decode import generate, generate_batch
+from chatterbox.engine.decode import decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
 from chatterbox.engine.sampler import guide
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import generate_batch
 from tests.unit.small import REQUESTS
 
 
@@ -34,7 +35,7 @@ def test_a_batch_equals_its_requests_alone(t3: T3, oracle: list[list[int]], name
 def make_engine(t3: T3, rows: int, policy: str | None, stop_stride: int = 1) -> DecodeEngine:
     capacity = max(required_capacity(t3, request) for request in REQUESTS)
     cache = allocate_cache(t3, rows, capacity, policy) if policy else None
-    return DecodeEngine(t3, cache, stop_stride=stop_stride)
+    return DecodeEngine(t3, decoder_on(t3, cache), stop_stride=stop_stride)
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic", None])
@@ -53,9 +54,9 @@ def test_requests_join_and_leave_between_steps(
             place = waiting.pop(0)
             running[engine.join(REQUESTS[place])] = place
         most = max(most, engine.num_requests)
-        for handle, token in engine.step():
+        for handle, token in engine.step().tokens:
             drawn[running[handle]].append(token)
-        here = [slot.handle for slot in engine._slots]
+        here = engine.running
         if here and rng.random() < 0.1:
             engine.leave(handle := rng.choice(here))
             taken_out.add(running[handle])
@@ -75,9 +76,9 @@ def test_a_full_engine_refuses_and_goes_on(t3: T3, oracle: list[list[int]]) -> N
         engine.join(long)
     drawn = []
     while engine.num_requests:
-        drawn += engine.step()
+        drawn += engine.step().tokens
     assert drawn == [(handle, token) for token in oracle[guided]]
-    assert engine.step() == []
+    assert engine.step().tokens == []
     with pytest.raises(KeyError, match=f"request {handle} is not in the engine"):
         engine.leave(handle)
 

@@ -9,7 +9,7 @@ import torch
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
-from chatterbox.engine.decode import decode, generate, generate_batch
+from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import EvictingKVCache, SlidingKVCache
@@ -17,6 +17,7 @@ from chatterbox.kvcache.eviction import SCORERS, Held, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import Attention, received
 from chatterbox.kvcache.eviction.base import NO_TOKEN, survivors, within
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import generate_batch
 from tests.unit.full_cache import FullCache
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together
 from tests.unit.test_graphs import REPLAYS, recorded
@@ -165,10 +166,10 @@ def test_tokens_are_those_of_attention_over_what_is_held(model: T3, spec: str) -
     differ, config = 0, settings(spec)
     for request in long_requests(4, model):
         full = FullCache.beside(model, request.num_rows, required_capacity(model, request), config)
-        engine, oracle = DecodeEngine(model, full), []
+        engine, oracle = DecodeEngine(model, decoder_on(model, full)), []
         engine.join(request)
         while engine.num_requests:
-            oracle += [token for _, token in engine.step()]
+            oracle += [token for _, token in engine.step().tokens]
         tokens, cache = decode(model, request, cache_policy=config)
         assert tokens.tolist() == oracle and full.trims >= 1
         assert [cache.held(row) for row in range(cache.num_rows)] == full._holds()
@@ -195,7 +196,7 @@ def test_captured_steps_tell_the_scorer(model: T3, spec: str) -> None:
     requests = long_requests(4, model)
     config = settings(spec)
     cache = allocate_cache(model, 4, max(required_capacity(model, one) for one in requests), config)
-    engine = DecodeEngine(model, cache, graphs=StepGraphs(capture=recorded))
+    engine = DecodeEngine(model, decoder_on(model, cache), graphs=StepGraphs(capture=recorded))
     drawn, num_steps = decode_together(engine, requests, 4)
     assert drawn == [generate(model, one, cache_policy=config).tolist() for one in requests]
     assert sum(replay.count for replay in REPLAYS) > num_steps / 2
@@ -215,7 +216,7 @@ def test_attention_is_summed_over_steps_heads_and_layers(model: T3) -> None:
 
     plain = allocate_cache(model, 1, required_capacity(model, request), roomy)
     cache = Watched(*(plain.num_layers, 1, plain.num_heads, plain.head_dim, plain.capacity), **plain._settings())
-    engine = DecodeEngine(model, cache)
+    engine = DecodeEngine(model, decoder_on(model, cache))
     engine.join(request)
     while engine.num_requests:
         engine.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from chatterbox.engine.request import DecodeRequest
 from chatterbox.engine.sampler import (
     Knobs,
     draw,
-    exponential_noise,
+    hashed_exponential,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -202,8 +203,46 @@ def test_each_row_has_its_own_knobs(logits: torch.Tensor) -> None:
 
 def test_greedy_draws_nothing(logits: torch.Tensor) -> None:
     before = torch.get_rng_state()
-    seen, noise = torch.zeros(3, 200, dtype=torch.bool), torch.ones(3, 200)
-    exponential_noise(noise, [None] * 3, [True] * 3)
-    tokens = draw(logits, seen, Knobs.of([SamplingConfig(temperature=0.0, repetition_penalty=1.0)] * 3), noise)
+    seen = torch.zeros(3, 200, dtype=torch.bool)
+    tokens = draw(logits, seen, Knobs.of([SamplingConfig(temperature=0.0, repetition_penalty=1.0)] * 3), None)
     assert torch.equal(tokens, logits.argmax(-1, keepdim=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestHashedNoise:
+    def test_is_a_function_of_seed_and_step_whoever_else_draws(self) -> None:
+        seeds, steps = torch.tensor([[3], [7], [2**63 - 1]]), torch.tensor([[0], [5], [999]])
+        together = hashed_exponential(seeds, steps, 8194)
+        assert together.shape == (3, 8194) and together.dtype == torch.float32
+        for row in range(3):
+            part = slice(row, row + 1)
+            assert torch.equal(hashed_exponential(seeds[part], steps[part], 8194), together[part])
+        assert torch.equal(hashed_exponential(seeds, steps, 77), together[:, :77])
+
+    def test_seeds_and_steps_give_other_numbers(self) -> None:
+        numbers = torch.arange(40)[:, None]
+        by_seed = hashed_exponential(numbers, torch.zeros_like(numbers), 1000)
+        by_step = hashed_exponential(torch.zeros_like(numbers), numbers, 1000)
+        for drawn in (by_seed, by_step):
+            correlations = torch.corrcoef(drawn) - torch.eye(40)
+            assert correlations.abs().max() < 0.15 and len({tuple(row[:4].tolist()) for row in drawn}) == 40
+
+    def test_is_exponential(self) -> None:
+        steps = torch.arange(500)[:, None]
+        drawn = hashed_exponential(torch.full_like(steps, 11), steps, 8194).flatten().double()
+        assert drawn.isfinite().all() and (drawn > 0).all()
+        assert abs(drawn.mean() - 1) < 2e-3 and abs(drawn.var() - 1) < 5e-3
+        for low, high in [(0, 1e-4), (0, 1e-3), (0, 0.01), (0.1, 0.2), (1, 2), (5, 6), (10, 100)]:
+            expected = np.exp(-low) - np.exp(-high)
+            share = ((drawn >= low) & (drawn < high)).double().mean()
+            assert abs(share - expected) < 6 * (expected / len(drawn)) ** 0.5 + 1e-7
+
+    def test_draws_follow_the_probabilities(self, logits: torch.Tensor) -> None:
+        """As many of each token as its probability says."""
+        one, knobs = logits[:1, :20], Knobs.of([SamplingConfig(temperature=1.0, repetition_penalty=1.0, min_p=0.0)])
+        seen, num = torch.zeros(1, 20, dtype=torch.bool), 20_000
+        noise = hashed_exponential(torch.full((num, 1), 5), torch.arange(num)[:, None], 20)
+        drawn = draw(one.expand(num, -1), seen, knobs, noise)[:, 0]
+        probabilities = process(one, seen, knobs)[0]
+        shares = torch.bincount(drawn, minlength=20) / num
+        assert ((shares - probabilities).abs() < 5 * (probabilities / num).sqrt() + 1e-3).all()

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from chatterbox.config import T3Config
 from chatterbox.engine.cuda_graphs import StepGraphs
-from chatterbox.engine.decode import generate
+from chatterbox.engine.decode import decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
@@ -79,7 +79,7 @@ def run(
     """Tokens of all ``requests`` through eight rows, joining in random order."""
     cache = allocate_cache(t3, 8, max(required_capacity(t3, request) for request in requests))
     cache.extent_step = 16  # several shapes in short requests
-    engine = DecodeEngine(t3, cache, graphs=graphs, stop_stride=stop_stride)
+    engine = DecodeEngine(t3, decoder_on(t3, cache), graphs=graphs, stop_stride=stop_stride)
     order = random.Random(seed).sample(range(len(requests)), len(requests))
     return decode_together(engine, requests, 8, order)[0]
 
@@ -99,9 +99,9 @@ def test_replayed_steps_draw_the_oracles_tokens(hp: T3Config, stop_stride: int) 
 def test_one_request_replays_all_but_a_few_steps(t3: T3) -> None:
     REPLAYS.clear()
     request = max(REQUESTS, key=lambda request: request.max_new_tokens)
-    engine = DecodeEngine(t3, allocate_cache(t3, 2, 100), graphs=StepGraphs(capture=recorded))
+    engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, 2, 100)), graphs=StepGraphs(capture=recorded))
     engine.join(request)
-    drawn = [engine.step()[0][1] for _ in range(request.max_new_tokens)]
+    drawn = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
     assert drawn == generate(t3, request, use_cache=False).tolist()
     # One token from the prefill, then for each of at most two shapes one eager step.
     assert sum(replay.count for replay in REPLAYS) >= request.max_new_tokens - 3
@@ -124,7 +124,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(t3: T3, caplog: pytest.LogC
 
 def test_a_growing_cache_is_never_captured(t3: T3) -> None:
     graphs = StepGraphs(capture=lambda step: pytest.fail("captured"))
-    engine = DecodeEngine(t3, allocate_cache(t3, 2, 100, "dynamic"), graphs=graphs)
+    engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, 2, 100, "dynamic")), graphs=graphs)
     engine.join(REQUESTS[0])
     while engine.num_requests:
         engine.step()
@@ -132,7 +132,7 @@ def test_a_growing_cache_is_never_captured(t3: T3) -> None:
 
 
 def test_a_cpu_runs_eagerly_by_default(t3: T3) -> None:
-    assert DecodeEngine(t3, None)._graphs is None
+    assert DecodeEngine(t3, decoder_on(t3, None))._graphs is None
 
 
 @pytest.mark.gpu
@@ -141,8 +141,8 @@ def test_cuda_graphs_draw_the_eager_tokens(t3: T3) -> None:
     on_gpu = T3(t3.hp).eval().cuda()
     request = max(REQUESTS, key=lambda request: request.max_new_tokens)
     graphs = StepGraphs()
-    engine = DecodeEngine(on_gpu, allocate_cache(on_gpu, 2, 100), graphs=graphs)
+    engine = DecodeEngine(on_gpu, decoder_on(on_gpu, allocate_cache(on_gpu, 2, 100)), graphs=graphs)
     engine.join(request)
-    drawn = [engine.step()[0][1] for _ in range(request.max_new_tokens)]
+    drawn = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
     assert drawn == generate(on_gpu, request, use_cache=False).tolist()
     assert graphs.num_captured >= 1

@@ -11,7 +11,7 @@ import torch
 
 from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
 from chatterbox.engine.cuda_graphs import StepGraphs
-from chatterbox.engine.decode import decode, generate, generate_batch, stream
+from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import AlignmentGuard, LightGuard, check_guard
 from chatterbox.engine.guards.batch import Verdict, join_guards, select_guards
@@ -22,9 +22,11 @@ from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.synthesis import synthesizer as pipeline
+from chatterbox.synthesis.request import SpeechRequest
 from tests.parity.support import fill, load_golden, load_json, load_meta
+from tests.unit.decoding import generate_batch, stream
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request
+from tests.unit.speaking import say_instead
 from tests.unit.test_graphs import recorded
 
 CASE = "alignment_analyzer"
@@ -225,7 +227,7 @@ def test_requests_join_and_leave(talker, oracle, graphs, stop_stride):
     """Eight rows, random order; also where steps are replayed on fixed memory."""
     cache = allocate_cache(talker, 8, max(required_capacity(talker, request) for request in MIXED))
     replayed = StepGraphs(capture=recorded) if graphs else None
-    engine = DecodeEngine(talker, cache, stop_stride=stop_stride, graphs=replayed)
+    engine = DecodeEngine(talker, decoder_on(talker, cache), stop_stride=stop_stride, graphs=replayed)
     order = random.Random(1).sample(range(len(MIXED)), len(MIXED))
     assert decode_together(engine, MIXED, 8, order)[0] == oracle
     assert not graphs or replayed.num_captured > 3
@@ -244,7 +246,7 @@ def test_continued_sequences(talker, oracle, policy):
     for request, expected in zip(MIXED, oracle, strict=True):
         _, cache = decode(talker, dataclasses.replace(request, guard=None), cache_policy=policy)
         kept = cache.length
-        engine = DecodeEngine(talker, cache.clone_prefix(kept, kept + 200))
+        engine = DecodeEngine(talker, decoder_on(talker, cache.clone_prefix(kept, kept + 200)))
         engine.join(request, kept_len=kept)
         for guard in engine._state.guards.values():
             assert not isinstance(guard, AlignmentGuard) or int(guard.text_start) == kept
@@ -310,14 +312,14 @@ def test_the_published_analysers_run_is_reproduced():
     text, num_tokens = golden["in.text_tokens"], golden["out.tokens"].shape[1]
     sampling = SamplingConfig(temperature=0.0, **knobs)  # stored are the likeliest tokens
     request = DecodeRequest(cond, text, sampling, num_tokens, guard="alignment")
-    engine = DecodeEngine(t3, allocate_cache(t3, 2, required_capacity(t3, request)))
-    engine.join(request)
+    engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, 2, required_capacity(t3, request))))
+    handle = engine.join(request)
     judge = AlignmentGuard.start(0, text.shape[1], repeats=2)
     last = START
     for step, (token, decision) in enumerate(
         zip(golden["out.tokens"][0].tolist(), golden["out.decision"].tolist(), strict=True)
     ):
-        assert engine.step() == [(1, token)]
+        assert engine.step().tokens == [(handle, token)]
         # Of the first call's two rows, the second decides. Upstream stores what it has masked.
         columns = torch.arange(text.shape[1]) <= step
         if engine.num_requests:
@@ -333,15 +335,15 @@ def test_the_published_analysers_run_is_reproduced():
 @pytest.mark.parametrize(("guard", "num_heard"), [("light", 3), ("none", 2 + WINDOW)])
 def test_what_an_utterance_repeats_is_not_rendered(small_tts, monkeypatch, guard, num_heard):
     loop = torch.tensor([5, 9, *[7] * WINDOW, 6562])
-    monkeypatch.setattr(pipeline.Utterances, "stream", lambda *_: iter(loop.tolist()))
-    request = pipeline.SpeechRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
-    result = pipeline.speak(small_tts.t3, small_tts.s3gen, small_tts.tokenizer, request)
+    say_instead(monkeypatch, lambda *_: loop.tolist())
+    request = SpeechRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
+    result = small_tts.synthesizer.speak(request)
     assert torch.equal(result.speech_codes, loop[:num_heard])
 
 
 def test_speaking_refuses_guards_before_any_work(small_tts):
     with pytest.raises(ValueError, match="guard must be one of light, alignment, none, got 'heavy'"):
-        pipeline.SpeechRequest("Hello.", small_tts.conds, guard="heavy")
+        SpeechRequest("Hello.", small_tts.conds, guard="heavy")
     for guard, message in (("heavy", "guard must be one of"), ("alignment", "needs a model with alignment heads")):
         with pytest.raises(ValueError, match=message):
             small_tts.generate("Hello.", audio_prompt_path="/no/such/file", guard=guard)

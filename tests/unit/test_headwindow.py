@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.decode import decode, generate, generate_batch
+from chatterbox.engine.decode import decode, generate
 from chatterbox.kvcache import HeadWindowKVCache, KVCache, StaticKVCache, compress_cache, identify_important_heads
 from chatterbox.kvcache.base import NOWHERE, position_mask
 from chatterbox.kvcache.dynamic import DynamicKVCache
+from tests.unit.decoding import generate_batch
 from tests.unit.small import REQUESTS, SMALL, SMALL_GPT2, build, make_request
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY, BASE, WINDOW = 2, 3, 4, 8, 200, 20, 8

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import pytest
 
-from chatterbox.engine.decode import decode, generate, stream
+from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import stream
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request
 
 NUM_CASES, NUM_VOICES = 200, 12
@@ -60,9 +61,8 @@ def test_cached(known: Known, policy: str) -> None:
 
 def test_batched(known: Known) -> None:
     """Sixteen rows, kept as full as the next request allows."""
-    engine = DecodeEngine(
-        known.t3, allocate_cache(known.t3, 16, max(required_capacity(known.t3, request) for request in known.cases))
-    )
+    capacity = max(required_capacity(known.t3, request) for request in known.cases)
+    engine = DecodeEngine(known.t3, decoder_on(known.t3, allocate_cache(known.t3, 16, capacity)))
     drawn, num_steps = decode_together(engine, known.cases, 16)
     assert drawn == known.oracle
     assert num_steps < sum(map(len, known.oracle)) / 6  # they did run together

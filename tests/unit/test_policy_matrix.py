@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
-from chatterbox.engine.decode import generate, generate_batch
+from chatterbox.engine.decode import generate
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import POLICIES, KVCache
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import generate_batch
 from tests.unit.full_cache import FullCache
 from tests.unit.small import SMALL, SMALL_GPT2, build, make_request
 

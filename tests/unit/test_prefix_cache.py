@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.engine.decode import generate, stream
+from chatterbox.engine.decode import generate
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import Segment
 from chatterbox.kvcache.archive import disk_key
@@ -30,6 +30,7 @@ from chatterbox.kvcache.prefix import NO_TEXT, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.kvcache.stats import prometheus_text
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import stream
 from tests.unit.small import REQUESTS, SMALL, build
 
 ROOT = 3  # positions of a voice's conditioning

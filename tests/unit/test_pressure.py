@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, PressureConfig
-from chatterbox.engine import decode
-from chatterbox.engine.decode import generate, generate_batch, stream
+from chatterbox.engine.decode import generate
+from chatterbox.engine.engine import DecodeEngine, StepResult
 from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.prefix import PrefixTree
@@ -23,6 +25,7 @@ from chatterbox.kvcache.replacement import lru
 from chatterbox.kvcache.stats import CacheStats, prometheus_text
 from chatterbox.kvcache.tiers import Tiers
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import stream
 from tests.unit.small import REQUESTS
 
 MIB = 2**20
@@ -245,36 +248,39 @@ def test_many_threads_while_memory_comes_and_goes() -> None:
     manager.check_integrity()
 
 
-def test_a_batch_waits_while_memory_is_short_and_says_the_same(t3: T3) -> None:
+def in_waves(t3: T3, requests: list[DecodeRequest], monitor: MemoryMonitor) -> tuple[list[list[int]], int]:
+    """Tokens of requests that are submitted at once, and the most rows that were in use."""
+    prefixes = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=0, monitor=monitor))
+    scheduler, rows, step = Scheduler(prefixes), [0], DecodeEngine.step
+
+    def counted(engine: DecodeEngine) -> StepResult:
+        rows.append(engine.num_rows)
+        return step(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecodeEngine, "step", counted)
+        wake, scheduler._worker.wake = scheduler._worker.wake, lambda: True  # not before all are there
+        streams = [scheduler.stream(request, policy=KVCacheConfig()) for request in requests]
+        scheduler._worker.wake = wake
+        scheduler.wake()
+        tokens = [list(one) for one in streams]
+    scheduler.close()
+    return tokens, max(rows)
+
+
+def test_requests_wait_while_memory_is_short_and_say_the_same(t3: T3) -> None:
     requests = REQUESTS[:5]
-    expected = [tokens.tolist() for tokens in generate_batch(t3, requests)]
+    expected = [generate(t3, request).tolist() for request in requests]
     machine = Machine()
-    machine.has(10)
-    monitor = machine.monitor()
-    monitor.poll()
-    machine.has(10)
-    assert [tokens.tolist() for tokens in generate_batch(t3, requests, monitor=monitor)] == expected
-    assert monitor.num_delays == 4  # each but the first of every wave, and the waves are of one
-    assert generate_batch(t3, requests, monitor=Machine().monitor())[0].tolist() == expected[0]
-
-
-def test_a_batch_is_one_wave_where_memory_suffices(t3: T3, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, allocate = [], decode.allocate_cache
-
-    def counted(t3: T3, num_rows: int, *arguments):
-        rows.append(num_rows)
-        return allocate(t3, num_rows, *arguments)
-
-    monkeypatch.setattr(decode, "allocate_cache", counted)
-    machine = Machine()
-    generate_batch(t3, REQUESTS[:4], monitor=machine.monitor())
-    assert rows == [sum(request.num_rows for request in REQUESTS[:4])]
     machine.has(10)
     monitor = machine.monitor()
     monitor.poll()
     machine.now += 1
-    generate_batch(t3, REQUESTS[:4], monitor=monitor)
-    assert rows[1:] == [request.num_rows for request in REQUESTS[:4]]
+    tokens, most = in_waves(t3, requests, monitor)
+    assert tokens == expected and most == max(request.num_rows for request in requests)
+    assert monitor.num_delays == 4  # each but the first
+    tokens, most = in_waves(t3, requests, Machine().monitor())
+    assert tokens == expected and most == sum(request.num_rows for request in requests)
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

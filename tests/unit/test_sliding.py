@@ -10,12 +10,13 @@ import torch
 
 from chatterbox.config import SPEECH_CODES, KVCacheConfig, SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
-from chatterbox.engine.decode import decode, generate, generate_batch, stream
+from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import DynamicKVCache, KVCache, SlidingKVCache, StaticKVCache
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import generate_batch, scheduler_of, stream
 from tests.unit.full_cache import FullCache
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request
 from tests.unit.test_graphs import REPLAYS, recorded
@@ -258,10 +259,10 @@ def model(request: pytest.FixtureRequest) -> T3:
 def test_tokens_are_those_of_attention_over_what_is_held(model: T3) -> None:
     for request in long_requests(8, model):
         full = FullCache.beside(model, request.num_rows, required_capacity(model, request), TIGHT)
-        engine, oracle = DecodeEngine(model, full), []
+        engine, oracle = DecodeEngine(model, decoder_on(model, full)), []
         engine.join(request)
         while engine.num_requests:
-            oracle += [token for _, token in engine.step()]
+            oracle += [token for _, token in engine.step().tokens]
         tokens, cache = decode(model, request, cache_policy=TIGHT)
         assert tokens.tolist() == oracle and full.trims >= 1
         row = expected(cache.length, prefix_len(model, request), TIGHT.max_cache_size, TIGHT.window_size)
@@ -282,7 +283,7 @@ def test_a_batch_equals_its_requests_alone(model: T3) -> None:
     assert [tokens.tolist() for tokens in generate_batch(model, requests, cache_policy=TIGHT)] == alone
     capacity = max(required_capacity(model, one) for one in requests)
     requests = [dataclasses.replace(one, max_new_tokens=20 + 3 * (i % 7)) for i, one in enumerate(requests)]
-    engine = DecodeEngine(model, allocate_cache(model, 5, capacity, TIGHT))
+    engine = DecodeEngine(model, decoder_on(model, allocate_cache(model, 5, capacity, TIGHT)))
     drawn, _ = decode_together(engine, requests, 5)  # they join and leave, so rows move
     assert drawn == [tokens[: one.max_new_tokens] for tokens, one in zip(alone, requests, strict=True)]
 
@@ -294,7 +295,9 @@ def test_captured_steps_go_on_over_trims(model: T3, stop_stride: int) -> None:
     cache = allocate_cache(model, 4, max(required_capacity(model, one) for one in requests), TIGHT)
     cache.extent_step = 16
     graphs = StepGraphs(capture=recorded)
-    drawn, num_steps = decode_together(DecodeEngine(model, cache, graphs=graphs, stop_stride=stop_stride), requests, 4)
+    drawn, num_steps = decode_together(
+        DecodeEngine(model, decoder_on(model, cache), graphs=graphs, stop_stride=stop_stride), requests, 4
+    )
     assert drawn == [generate(model, one, cache_policy=TIGHT).tolist() for one in requests]
     assert graphs.num_captured == len(REPLAYS) >= 2
     assert sum(replay.count for replay in REPLAYS) > num_steps * stop_stride / 2
@@ -316,7 +319,7 @@ def test_a_text_that_does_not_fit_is_refused_before_any_work(model: T3) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, request, cache_policy=small)
     with pytest.raises(ValueError, match=message):
-        list(stream(model, request, cache_policy=small, prefixes=source))
+        list(scheduler_of(model, prefixes=source).stream(request, policy=small))
     assert source.manager.stats()["lookups"] == 0
     enough = dataclasses.replace(TIGHT, max_cache_size=prefix_len(model, request) + 1)
     assert len(generate(model, request, cache_policy=enough)) == request.max_new_tokens

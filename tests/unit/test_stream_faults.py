@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.synthesis import prefetch as ahead
-from chatterbox.synthesis.synthesizer import Utterances
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.synthesis.speech_stream import MAX_UNREAD
+from chatterbox.synthesis.utterances import _Utterance
 from chatterbox.tts import ChatterboxTTS
 from tests.folders import SMALL
+from tests.unit.speaking import say_instead
 
 WAIT = 30.0
 LONG = "Hello there. And so on. " * 20
@@ -28,30 +31,34 @@ SMALLEST = {"chunk_size": 1, "first_chunk": 1}
 
 @pytest.fixture
 def tts(small_tts: ChatterboxTTS) -> ChatterboxTTS:
-    """The shared weights under a cache of its own. Afterwards nothing may be leased, and no thread be alive."""
+    """The shared weights under caches of their own. Afterwards nothing may be in use, and no thread be alive."""
     tts = ChatterboxTTS(
         small_tts.t3, small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu", small_tts.conds,
         sampling=small_tts.sampling, kvcache=KVCacheConfig(),
     )  # fmt: skip
     yield tts
-    for thread in threading.enumerate():
-        if thread.name.startswith("chatterbox"):
-            thread.join(WAIT)
-            assert not thread.is_alive(), thread
-    nodes = list(tts._prefixes.manager._tree.nodes())
-    assert [node for node in nodes if node.num_holders] == []
+    assert is_free(tts)
+    tts.close()
+    assert not tts.synthesizer.scheduler._worker.is_alive and not tts.synthesizer.renders._worker.is_alive
 
 
 def stream(tts: ChatterboxTTS, text=LONG, **options) -> Iterator:
     return tts.generate_stream(text, **{**OPTIONS, **options})
 
 
-def leased(tts: ChatterboxTTS) -> bool:
-    return any(node.num_holders for node in tts._prefixes.manager._tree.nodes())
+def is_in_use(tts: ChatterboxTTS) -> bool:
+    """Whether a request has rows, waits for some, or holds a prefix."""
+    stats = tts.synthesizer.scheduler.stats()
+    nodes = tts.synthesizer.prefixes.manager._tree.nodes()
+    return bool(stats["rows"] or stats["waiting"]) or any(node.num_holders for node in nodes)
 
 
-def working() -> bool:
-    return any(thread.name == "chatterbox-ahead" and thread.is_alive() for thread in threading.enumerate())
+def is_free(tts: ChatterboxTTS) -> bool:
+    """Whether all is free soon: what nobody wants any more leaves within a step."""
+    until = time.monotonic() + WAIT
+    while is_in_use(tts) and time.monotonic() < until:
+        time.sleep(0.001)
+    return not is_in_use(tts)
 
 
 def num_samples(chunks) -> int:
@@ -64,47 +71,31 @@ def test_closing_ends_all(tts, decode_ahead, num_taken):
     chunks = stream(tts, decode_ahead=decode_ahead, **SMALLEST)
     for _ in range(num_taken):
         next(chunks)
-    if num_taken and decode_ahead < 250:
-        assert working() == bool(decode_ahead)
+    assert is_in_use(tts) or not num_taken or decode_ahead == 250
     chunks.close()
-    assert not working() and not leased(tts) and next(chunks, None) is None
+    assert is_free(tts) and next(chunks, None) is None
 
 
 def test_a_forgotten_stream_ends(tts):
     chunks = stream(tts, decode_ahead=3, **SMALLEST)
     next(chunks)
-    assert working()
+    assert is_in_use(tts)
     del chunks
     gc.collect()
-    assert not working() and not leased(tts)
-
-
-def test_a_lease_is_held_while_an_utterance_is_drawn(tts):
-    """What the other tests look for can be seen."""
-    chunks = stream(tts, decode_ahead=0, **SMALLEST)
-    next(chunks)
-    assert leased(tts)
-    chunks.close()
+    assert is_free(tts)
 
 
 def test_a_slow_reader_bounds_what_is_drawn(tts, monkeypatch):
-    drawn, changed, original = [], threading.Condition(), Utterances.stream
-
-    def counted(self, request):
-        for token in original(self, request):
-            with changed:
-                drawn.append(token)
-                changed.notify_all()
-            yield token
-
-    monkeypatch.setattr(Utterances, "stream", counted)
-    chunks, limit = stream(tts, decode_ahead=5, **SMALLEST), 5
+    drawn, push = [], _Utterance.push
+    monkeypatch.setattr(_Utterance, "push", lambda self, tokens: drawn.extend(tokens) or push(self, tokens))
+    chunks = stream(tts, decode_ahead=5, **SMALLEST)
     for _ in range(6):
         _, metrics = next(chunks)
-        most = metrics.num_tokens + limit  # the ends of utterances wait in the queue too
-        with changed:
-            changed.wait_for(lambda most=most: len(drawn) >= most - 1, 1.0)
-            assert metrics.num_tokens < len(drawn) <= most
+        time.sleep(0.1)
+        # Chunks that wait for the reader, of which one may end an utterance and with it the lookahead, one that is
+        # rendered, what is drawn ahead of them, and one more.
+        most = metrics.num_tokens + MAX_UNREAD + 3 + 1 + 5 + 1
+        assert metrics.num_tokens < len(drawn) <= most
     chunks.close()
 
 
@@ -122,7 +113,7 @@ def test_text_that_raises(tts, decode_ahead, continuity, error):
     with pytest.raises(type(error)) as raised:
         for chunk in chunks:
             got.append(chunk)
-    assert raised.value is error and num_samples(got) == PER_UTTERANCE and not working()
+    assert raised.value is error and num_samples(got) == PER_UTTERANCE and is_free(tts)
 
 
 class Stalled:
@@ -139,17 +130,15 @@ class Stalled:
 
 
 @pytest.mark.parametrize("continuity", ["isolated", "history", "append"])
-def test_text_that_stalls(tts, monkeypatch, continuity):
+def test_text_that_stalls(tts, continuity):
     """All of the complete sentence is heard before more text is there; closing does not wait for it."""
-    monkeypatch.setattr(ahead, "PATIENCE", 0.05)
     text, heard = Stalled(), 0
     chunks = stream(tts, text, continuity=continuity, **SMALLEST)
     while heard < PER_UTTERANCE:
         heard += next(chunks)[0].shape[1]
     assert heard == PER_UTTERANCE and text.waits.wait(WAIT) and not text.release.is_set()
-    assert not leased(tts)
     chunks.close()
-    assert working()  # it is in the text's hands
+    assert is_free(tts)
     text.release.set()
 
 
@@ -165,10 +154,7 @@ def test_text_of_nothing(tts, caplog, text, decode_ahead):
 def test_utterance_of_which_nothing_is_said(tts, monkeypatch, caplog, silent):
     """The others are heard, and the log names the text that is missing."""
     texts = [f"This is sentence {number} of the text. " for number in ("one", "two", "three")]
-    streamed, calls = Utterances.stream, itertools.count()
-    monkeypatch.setattr(
-        Utterances, "stream", lambda self, request: iter([6562]) if next(calls) == silent else streamed(self, request)
-    )
+    say_instead(monkeypatch, lambda number, request: [6562] if number == silent else None)
     with caplog.at_level(logging.WARNING, "chatterbox"):
         heard = num_samples(stream(tts, iter(texts), continuity="history"))
     assert heard == 2 * PER_UTTERANCE
@@ -226,27 +212,26 @@ def test_interrupted_reader(tts):
     else:
         pytest.fail("not interrupted")
     gc.collect()
-    assert not working() and not leased(tts)
+    assert is_free(tts)
 
 
 @pytest.mark.parametrize("decode_ahead", [0, 250])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
 def test_an_error_in_t3_after_some_tokens(tts, monkeypatch, decode_ahead, error):
     """It comes behind the audio of what was drawn before, and whatever waits is freed."""
-    original = Utterances.stream
+    original, count = DecodeEngine.step, itertools.count()
 
-    def breaks(self, request):
-        for count, token in enumerate(original(self, request)):
-            if count == 7:
-                raise error
-            yield token
+    def breaks(self):
+        if next(count) == 7:
+            raise error
+        return original(self)
 
-    monkeypatch.setattr(Utterances, "stream", breaks)
+    monkeypatch.setattr(DecodeEngine, "step", breaks)
     got = []
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(RuntimeError, match=r"a decode step failed: (out of memory|MemoryError)") as raised:
         for chunk in stream(tts, decode_ahead=decode_ahead, **SMALLEST):
             got.append(chunk)
-    assert raised.value is error and got and not working() and not leased(tts)
+    assert raised.value.__cause__ is error and got and is_free(tts)
 
 
 def nan_from(monkeypatch, owner: torch.nn.Module, name: str, call: int) -> None:
@@ -281,7 +266,7 @@ def test_nan_names_its_stage(tts, stage, name, call, message, decode_ahead):
             for chunk in stream(tts, decode_ahead=decode_ahead, **SMALLEST):
                 got.append(chunk)
     assert "\n" not in str(raised.value) and bool(got) == (call > 1)
-    assert all(audio.isfinite().all() for audio, _ in got) and not working() and not leased(tts)
+    assert all(audio.isfinite().all() for audio, _ in got) and is_free(tts)
     assert num_samples(stream(tts, "Hello there.")) == PER_UTTERANCE  # the model is as before
 
 
@@ -293,7 +278,7 @@ def test_a_watermarker_that_fails(tts):
     tts.watermarker = Broken()
     with pytest.raises(RuntimeError, match="no weights"):
         list(stream(tts, watermark=True))
-    assert not working() and not leased(tts)
+    assert is_free(tts)
 
 
 def run(coroutine):

@@ -17,10 +17,12 @@ from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed, utterance_texts
-from chatterbox.synthesis.synthesizer import SpeechChunk, collect, speak, speak_batch, speak_stream
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.speech_stream import SpeechChunk
+from chatterbox.synthesis.synthesizer import collect
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark import read_watermark
+from tests.unit.speaking import say_instead, speak, speak_batch, speak_stream
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 SENTENCES = ["The old man walked to the river.", "Nobody saw him again.", "He was gone by noon, they say."]
@@ -137,11 +139,7 @@ def test_streams_without_a_seed_draw_one(tiny: ChatterboxTTS) -> None:
 class TestContinuity:
     def drawn(self, tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch, **streaming) -> tuple[list, list[SpeechChunk]]:
         """Requests to T3, in order, and the chunks."""
-        seen: list = []
-        from chatterbox.synthesis.synthesizer import Utterances
-
-        stream = Utterances.stream
-        monkeypatch.setattr(Utterances, "stream", lambda self, one: seen.append(one) or stream(self, one))
+        seen = say_instead(monkeypatch, lambda *_: None)
         return seen, chunks_of(tts, request_of(tts, " ".join(SENTENCES), 60), **streaming)
 
     def test_isolated_knows_nothing(self, tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +182,8 @@ class TestContinuity:
         renderer = SpeechRenderer(tiny.s3gen, tiny.conds.gen, None, None)
         for index in range(2):
             renderer.begin(index)
-            renderer.take([5] * 10)
-            wav = renderer.end()
+            renderer.push([5] * 10)
+            wav = renderer.close()
             assert wav.shape == (1, 9600)
             assert (wav[0, RELEASE_LEN:480] == 0).all()
 
@@ -198,12 +196,12 @@ def test_the_end_of_an_utterance_fades_into_the_next(tiny: ChatterboxTTS) -> Non
     """The last sample falls to 0 within 10 ms instead of at once."""
     renderer = SpeechRenderer(tiny.s3gen, tiny.conds.gen, None, None)
     renderer.begin(1)
-    renderer.take([2000] * 12)
-    last = float(renderer.end()[0, -1])
+    renderer.push([2000] * 12)
+    last = float(renderer.close()[0, -1])
     renderer._last = 0.5  # as if it had ended loud
     renderer.begin(2)
-    renderer.take([2000] * 12)
-    start = renderer.end()[0, :480]
+    renderer.push([2000] * 12)
+    start = renderer.close()[0, :480]
     assert abs(last) < 1 and start[0] == 0.5 and start[RELEASE_LEN - 1] == 0.0
     assert (start.diff().abs() < 0.5 / RELEASE_LEN * 1.1).all()
 
@@ -322,9 +320,15 @@ class TestFacade:
         with pytest.raises(ValueError, match="2 texts need as many voices, got 1"):
             small_tts.generate_batch(["a", "b"], [None])
         assert small_tts.generate_batch([]) == []
-        request = request_of(small_tts, use_cache=False)
-        with pytest.raises(ValueError, match="a batch needs use_cache=True"):
-            speak_batch(*parts(small_tts), [request])
+
+    def test_each_text_of_a_batch_has_its_own_policy(self, small_tts: ChatterboxTTS) -> None:
+        requests = [
+            request_of(small_tts),
+            request_of(small_tts, use_cache=False),
+            request_of(small_tts, cache_policy="dynamic"),
+        ]
+        said = speak_batch(*parts(small_tts), requests)
+        assert all(torch.equal(one.speech_codes, said[0].speech_codes) for one in said[1:])
 
 
 def test_the_whole_stream_is_watermarked(tiny: ChatterboxTTS) -> None:
@@ -349,5 +353,5 @@ def test_the_whole_stream_is_watermarked(tiny: ChatterboxTTS) -> None:
 )
 def test_texts_of_little(tiny: ChatterboxTTS, text: str, spoken: list[str]) -> None:
     request = request_of(tiny, text)
-    assert list(utterance_texts(tiny.t3, tiny.tokenizer, request)) == spoken
+    assert tiny.synthesizer.utterances(request) == spoken
     assert speak(*parts(tiny), request).duration > 0.1

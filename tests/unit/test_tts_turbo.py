@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from chatterbox.engine.decode import generate
 from chatterbox.loudness import integrated_loudness
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
-from chatterbox.synthesis.request import SpeechRequest, decode_request
-from chatterbox.synthesis.synthesizer import speak
+from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from tests.folders import SMALL_TURBO, recording
+from tests.unit.speaking import speak
 
 TEXT = "Hello there [laugh], this is one sentence."
 
@@ -133,7 +134,8 @@ def test_text_longer_than_the_positions(turbo):
     sampling = dataclasses.replace(turbo.sampling, max_new_tokens=60)
     request = SpeechRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
     with pytest.raises(ValueError, match=r"180 of text and \d+ of speech are more than the model's 200; split"):
-        generate(turbo.t3, decode_request(turbo.t3, turbo.tokenizer, turbo.conds, request))
+        tokens_of = partial(text_tokens_of, turbo.t3, turbo.tokenizer, request)
+        generate(turbo.t3, decode_request(turbo.t3, turbo.conds, request, tokens_of))
     assert speak(turbo.t3, turbo.s3gen, turbo.tokenizer, request).duration > 0  # in several utterances
 
 

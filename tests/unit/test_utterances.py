@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.engine import utterances
-from chatterbox.engine.decode import decode, generate, stream
+from chatterbox.engine import policy_engine
+from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, Spoken, allocate_cache, required_capacity
-from chatterbox.engine.utterances import Utterances
-from chatterbox.kvcache import GlobalKVCacheManager
+from chatterbox.engine.token_stream import TokenStream
+from chatterbox.kvcache import GlobalKVCacheManager, KVCache, settings_of
 from chatterbox.models.t3 import T3
+from tests.unit.decoding import scheduler_of, stream
 from tests.unit.small import SMALL, SMALL_GPT2, build, make_request
 
 GREEDY = SamplingConfig(temperature=0.0, repetition_penalty=1.2)
@@ -66,10 +67,10 @@ def test_given_tokens_through_every_door(t3: T3) -> None:
     assert [generate(t3, request).tolist() for request in requests] == expected
     assert source.manager.stats()["tokens_computed"] > 0
     rows, capacity = sum(r.num_rows for r in requests), max(required_capacity(t3, r) for r in requests)
-    engine = DecodeEngine(t3, allocate_cache(t3, rows, capacity))
+    engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, rows, capacity)))
     drawn: dict[int, list[int]] = {engine.join(request): [] for request in requests}
     while engine.num_requests:
-        for handle, token in engine.step():
+        for handle, token in engine.step().tokens:
             drawn[handle].append(token)
     assert list(drawn.values()) == expected
 
@@ -88,13 +89,39 @@ def test_policies_with_a_ceiling_may_forget_what_was_given(t3: T3) -> None:
     needed = required_capacity(t3, request)
     settings = KVCacheConfig(policy="evicting", eviction="silence", max_cache_size=needed - 8, window_size=6)
     cache = allocate_cache(t3, request.num_rows, needed, settings)
-    engine = DecodeEngine(t3, cache)
-    engine.join(request)
+    engine = DecodeEngine(t3, decoder_on(t3, cache))
+    engine.join(request, keeps_rows=True)
     while engine.num_requests:
         engine.step()
         cache.check_integrity()
     assert len(cache.held(0)) < cache.length == needed - 1
     assert generate(t3, request, cache_policy=settings).shape == (10,)
+
+
+class Continued:
+    """Requests that follow one another in one sequence."""
+
+    def __init__(self, t3: T3, policy: str | KVCacheConfig = "static", prefixes: PrefixSource | None = None) -> None:
+        self.policy = settings_of(policy)
+        self.scheduler = scheduler_of(t3, prefixes=prefixes)
+        self.continuation = self.scheduler.continuation(self.policy)
+        self.streams: list[TokenStream] = []
+
+    def draw(self, request: DecodeRequest) -> list[int]:
+        self.streams.append(self.scheduler.stream(request, policy=self.policy, continuation=self.continuation))
+        return list(self.streams[-1])
+
+    @property
+    def num_cached(self) -> int:
+        return sum(one.num_cached for one in self.streams)
+
+    @property
+    def num_computed(self) -> int:
+        return sum(one.num_computed for one in self.streams)
+
+    @property
+    def cache(self) -> KVCache:
+        return self.scheduler._engines[self.policy].engine.decoder.cache
 
 
 class TestContinued:
@@ -107,64 +134,63 @@ class TestContinued:
     @pytest.mark.parametrize("policy", ["static", "dynamic", "sliding"])
     def test_each_follows_those_before_on_one_cache(self, t3: T3, policy: str) -> None:
         requests = [dataclasses.replace(one, sampling=self.SAMPLING) for one in self.texts(t3)]
-        speaker = Utterances(t3, cache_policy=policy, continued=True)
+        speaker = Continued(t3, policy)
         cache = None
         for index, request in enumerate(requests[: 4 if t3.hp.has_guidance else 3]):
             expected, cache = decode(t3, request, past=cache, cache_policy=policy)
-            assert list(speaker.stream(request)) == expected.tolist(), index
-        assert speaker.num_served > 0
+            assert speaker.draw(request) == expected.tolist(), index
+        assert speaker.num_cached > 0
 
     def test_beginnings_come_from_the_prefix_cache(self, t3: T3) -> None:
         source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26))
         requests = [dataclasses.replace(one, sampling=self.SAMPLING) for one in self.texts(t3, 2)]
-        plain = Utterances(t3, continued=True)
-        expected = [list(plain.stream(one)) for one in requests]
+        plain = Continued(t3)
+        expected = [plain.draw(one) for one in requests]
         for served in (False, True):
-            speaker = Utterances(t3, continued=True, prefixes=source)
-            assert [list(speaker.stream(one)) for one in requests] == expected
+            speaker = Continued(t3, prefixes=source)
+            assert [speaker.draw(one) for one in requests] == expected
             assert (speaker.num_computed < plain.num_computed) == served
-            assert speaker.num_served + speaker.num_computed == plain.num_served + plain.num_computed
+            assert speaker.num_cached + speaker.num_computed == plain.num_cached + plain.num_computed
 
-    def test_without_a_budget_nothing_is_served(self, t3: T3) -> None:
-        speaker = Utterances(t3, prefixes=PrefixSource(t3, GlobalKVCacheManager(budget_bytes=0)))
+    def test_without_a_budget_nothing_is_cached(self, t3: T3) -> None:
+        scheduler = scheduler_of(t3)
         for request in self.texts(t3, 2):
-            list(speaker.stream(request))
-        assert speaker.num_served == 0 < speaker.num_computed
+            one = scheduler.stream(request, policy=KVCacheConfig())
+            assert list(one)
+            assert one.num_cached == 0 < one.num_computed
 
-    def test_a_full_cache_begins_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(utterances, "CONTINUED_LEN", 100)
+    def test_a_full_sequence_begins_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(policy_engine, "CONTINUED_LEN", 100)
         t3 = build(SMALL)
         requests = [dataclasses.replace(one, sampling=self.SAMPLING) for one in self.texts(t3)] * 6
-        speaker = Utterances(t3, continued=True)
-        caches = set()
+        speaker = Continued(t3)
+        num_begun = 0
         for request in requests:
-            alone = generate(t3, request).tolist()
-            began = speaker._cache is None or not speaker._follows(speaker._cache, required_capacity(t3, request))
-            drawn = list(speaker.stream(request))
-            caches.add(id(speaker._cache))
-            assert speaker._cache.length <= speaker._cache.capacity == max(100, 2 * required_capacity(t3, requests[0]))
-            assert not began or drawn == alone
-        assert len(caches) > 1
+            drawn = speaker.draw(request)
+            assert 0 < max(speaker.cache.row_lens) <= max(100, 2 * required_capacity(t3, requests[0]))
+            if speaker.streams[-1].num_cached == 0:
+                num_begun += 1
+                assert drawn == generate(t3, request).tolist()
+        assert 1 < num_begun < len(requests)
 
     def test_a_window_never_ends(self) -> None:
         t3 = build(SMALL)
         settings = KVCacheConfig(policy="sliding", max_cache_size=64, window_size=16)
-        speaker = Utterances(t3, cache_policy=settings, continued=True)
+        speaker = Continued(t3, settings)
         requests = [dataclasses.replace(one, max_new_tokens=20, stop_on_eos=False) for one in self.texts(t3)]
         sampling = dataclasses.replace(requests[0].sampling, cfg_weight=0.5)
         requests = [dataclasses.replace(one, sampling=sampling) for one in requests]
         nbytes = set()
         for _ in range(8):
             for request in requests:
-                assert len(list(speaker.stream(request))) == 20
-                speaker._cache.check_integrity()
-                nbytes.add(speaker._cache.nbytes)
-        assert speaker._cache.length > 8 * 4 * 20 and len(nbytes) == 1
+                assert len(speaker.draw(request)) == 20
+                speaker.cache.check_integrity()
+                nbytes.add(speaker.cache.nbytes)
+        assert max(speaker.cache.row_lens) > 8 * 4 * 20 and len(nbytes) == 1
 
-    @pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_policy": "none"}])
-    def test_without_a_cache_nothing_is_continued(self, t3: T3, options: dict) -> None:
+    def test_without_a_cache_nothing_is_continued(self, t3: T3) -> None:
         with pytest.raises(ValueError, match='continuity "append" needs a cache; pass use_cache=True'):
-            Utterances(t3, continued=True, **options)
+            Continued(t3, "none")
 
 
 def test_nan_is_an_error_that_names_the_stage(t3: T3) -> None:

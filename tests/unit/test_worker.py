@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import queue
 import subprocess
 import sys
 import threading
@@ -357,3 +358,21 @@ def test_a_program_ends_while_the_thread_is_busy(end):
     expected = {"raise SystemExit('said')": "said", "raise ValueError('said')": "ValueError: said"}.get(end, "")
     last = done.stderr.strip().rpartition("\n")[2]
     assert last == ("KeyboardInterrupt" if ENDS[end] == -2 else expected)
+
+
+def test_close_is_seen_where_its_signal_was_taken_before_a_step(make) -> None:
+    owner = make()
+
+    class ClosedMeanwhile(queue.SimpleQueue):
+        """The worker is closed just before its thread takes the signals that are there."""
+
+        def empty(self) -> bool:
+            if not owner.worker.is_closed:
+                owner.worker._is_closed = True
+                self.put(None)
+            return super().empty()
+
+    owner.worker._signal = ClosedMeanwhile()
+    owner.worker.wake()
+    owner.wait_for(1)
+    until(lambda: not owner.worker.is_alive)

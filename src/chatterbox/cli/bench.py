@@ -10,7 +10,7 @@ import argparse
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -125,9 +125,9 @@ def _rows(
 
 
 def _measured(config: BenchmarkConfig, loaded: _Loaded, report: Progress, label: str) -> tuple[dict[str, Any], Codes]:
-    speaker = make_speaker(loaded.models(config, report), config, report)
     turns = config.benchmark.warmup + config.benchmark.repeats
-    measured = measure(speaker, config.benchmark, lambda turn: report.bar(turn, turns, f"job {label}"))
+    with closing(make_speaker(loaded.models(config, report), config, report)) as speaker:
+        measured = measure(speaker, config.benchmark, lambda turn: report.bar(turn, turns, f"job {label}"))
     return {**measured.figures, "cache_mib": (measured.figures["cache_bytes"] or 0) / MIB}, measured.codes
 
 

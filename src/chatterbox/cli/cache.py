@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +120,11 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError("nothing to warm: give texts, or a file of them with --texts")
     config = _with_folder(configuration(arguments, [*settings, *overrides], "say"), arguments)
     with progress() as report:
-        speaker = load_speaker(config, report)
-        for done, text in enumerate(texts):
-            report.bar(done, len(texts), text[:40])
-            speaker.prefixes.warm(speaker.decode_requests(text))
-    stats = speaker.prefixes.manager.stats()
+        with closing(load_speaker(config, report)) as speaker:
+            for done, text in enumerate(texts):
+                report.bar(done, len(texts), text[:40])
+                speaker.synthesizer.warm([speaker.request(text)])
+        stats = speaker.synthesizer.prefixes.manager.stats()
     asked = stats["tokens_served"] + stats["tokens_computed"]
     print(
         f"{config.kvcache.disk_folder}: {len(texts)} texts, {stats['tokens_computed']:.0f} of {asked:.0f} positions "

@@ -58,7 +58,7 @@ def measure(speaker: Speaker, config: MeasurementConfig, on_turn: Callable[[int]
         on_turn(number)
         turn = [_said(speaker, text) for text in config.texts]
         turns += [turn] * (number >= config.warmup)
-    peak, stats = memory.mib(), speaker.prefixes.manager.stats()
+    peak, stats = memory.mib(), speaker.synthesizer.prefixes.manager.stats()
     by_turn = [_figures(turn) for turn in turns]
     figures: dict[str, float | None] = {
         name: statistics.median(figures[name] for figures in by_turn) for name in by_turn[0]
@@ -76,7 +76,7 @@ def _said(speaker: Speaker, text: str) -> _Said:
     codes, times = [], []
     started = time.perf_counter()
     for drawn in speaker.draw(text):
-        codes += drawn.codes
+        codes += drawn.tokens
         if not drawn.ends:
             times.append(time.perf_counter() - started)
     if not times:

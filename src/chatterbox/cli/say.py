@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
@@ -38,7 +39,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = checked_audio_path(arguments.output)
     started = time.perf_counter()
     with progress() as report:
-        result = load_speaker(config, report).speak(arguments.text, report.tokens)
+        with closing(load_speaker(config, report)) as speaker:
+            result = speaker.speak(arguments.text, report.tokens)
         write_audio(output, result.audio[0].numpy(), result.sample_rate)
     elapsed = time.perf_counter() - started
     making = result.tokens_time + result.audio_time

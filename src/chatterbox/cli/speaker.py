@@ -20,13 +20,11 @@ from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, Streaming
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
     from chatterbox.conditioning import Conditionals
-    from chatterbox.engine.prefill import PrefixSource
     from chatterbox.engine.request import DecodeRequest
-    from chatterbox.models.s3gen import S3Gen
-    from chatterbox.models.t3 import T3
-    from chatterbox.models.tokenizers import TextTokenizer
     from chatterbox.synthesis.request import SpeechRequest
-    from chatterbox.synthesis.synthesizer import Drawn, SpeechChunk, SpeechResult
+    from chatterbox.synthesis.speech_stream import SpeechChunk
+    from chatterbox.synthesis.synthesizer import SpeechResult, Synthesizer
+    from chatterbox.synthesis.utterances import TokenChunk
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Speaker:
     config: SayConfig
     models: LoadedModels
     voice: Conditionals
-    prefixes: PrefixSource
+    synthesizer: Synthesizer
 
     def request(self, text: str | Iterable[str]) -> SpeechRequest:
         """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
@@ -61,54 +59,30 @@ class Speaker:
 
     def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
         """Speech of ``text``; ``on_token`` is told how many speech tokens were drawn so far."""
-        from chatterbox.synthesis.synthesizer import speak
-
-        return speak(*self._parts, self.request(text), on_token=on_token, prefixes=self.prefixes)
+        return self.synthesizer.speak(self.request(text), on_token=on_token)
 
     def stream(
         self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None
     ) -> Generator[SpeechChunk, None, None]:
         """Speech of ``text``, or of its pieces as they come, while it is made, as `StreamConfig.streaming` says."""
-        from chatterbox.synthesis.synthesizer import speak_stream
+        return self.synthesizer.stream(self.request(text), self._streaming, on_token=on_token)
 
-        request = self.request(text)
-        return speak_stream(*self._parts, request, self._streaming, on_token=on_token, prefixes=self.prefixes)
-
-    def draw(self, text: str) -> Iterator[Drawn]:
+    def draw(self, text: str) -> Iterator[TokenChunk]:
         """Speech codes of ``text`` as T3 draws them, without any audio."""
-        from chatterbox.synthesis.request import with_seed
-        from chatterbox.synthesis.synthesizer import draw
-
-        request = with_seed(self.request(text))
-        voice = self.voice.with_exaggeration(request.exaggeration)
-        utterances = self._utterances(request)
-        return draw(self.models.t3, self.models.tokenizer, voice, request, utterances, self._streaming, self.prefixes)
+        return self.synthesizer.draw(self.request(text), self._streaming)
 
     def decode_requests(self, text: str) -> list[DecodeRequest]:
         """What T3 is asked for when ``text`` is spoken, one utterance after the other."""
-        from chatterbox.synthesis.request import decode_request
+        by_sentence = self._streaming.continuity != "isolated"
+        return self.synthesizer.decode_requests(self.request(text), by_sentence=by_sentence)
 
-        request = self.request(text)
-        voice = self.voice.with_exaggeration(request.exaggeration)
-        t3, tokenizer = self.models.t3, self.models.tokenizer
-        return [
-            decode_request(t3, tokenizer, voice, request, utterance, index=index)
-            for index, utterance in enumerate(self._utterances(request))
-        ]
-
-    @property
-    def _parts(self) -> tuple[T3, S3Gen, TextTokenizer]:
-        return self.models.t3, self.models.s3gen, self.models.tokenizer
+    def close(self) -> None:
+        """End what is under way, and the model's threads; it speaks no more."""
+        self.synthesizer.close()
 
     @property
     def _streaming(self) -> StreamingConfig:
         return self.config.streaming if isinstance(self.config, StreamConfig) else StreamingConfig()
-
-    def _utterances(self, request: SpeechRequest) -> list[str]:
-        from chatterbox.synthesis.request import utterance_texts
-
-        by_sentence = self._streaming.continuity != "isolated"
-        return list(utterance_texts(self.models.t3, self.models.tokenizer, request, by_sentence=by_sentence))
 
 
 def load_speaker(config: SayConfig, report: Progress) -> Speaker:
@@ -145,9 +119,11 @@ def load_models(config: SayConfig, report: Progress, *, any_language: bool = Fal
 
 def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> Speaker:
     """A speaker on loaded weights, with caches of its own. ``config`` is of `checked`."""
-    from chatterbox.engine.prefill import PrefixSource
+    from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 
-    return Speaker(config, models, load_voice(models, config, report), PrefixSource(models.t3, config.kvcache))
+    voice = load_voice(models, config, report)
+    parts = models.t3, models.s3gen, models.tokenizer, models.voice_encoder
+    return Speaker(config, models, voice, Synthesizer(*parts, SynthesizerConfig(config.kvcache, config.engine)))
 
 
 def checked(config: Config) -> Config:

@@ -58,8 +58,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = configuration(arguments, overrides, "stream")
     out, sink = _way_out(arguments)
     pieces = None if text not in (None, STANDARD) else InputPieces(_input_fd())
-    with progress() as report, interruptible(pieces.stop if pieces else lambda: None):
-        speaker = load_speaker(config, report)
+    with (
+        progress() as report,
+        interruptible(pieces.stop if pieces else lambda: None),
+        closing(load_speaker(config, report)) as speaker,
+    ):
         if pieces is not None and sys.stdin.isatty():
             report.clear()
             print("type; each line is spoken, and an end of file (Ctrl-D) ends it", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Drawing speech tokens: `requests` (what is asked), `sampling` (logits to tokens), `decode` (the engine)."""
+"""Drawing speech tokens: `request` (what is asked), `scheduler` (for whom), `engine` (steps), `sampler` (one draw)."""

@@ -9,17 +9,14 @@ shape of it, and a graph is made per such shape and per length that the cache le
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from chatterbox.engine.guards import Guard
-from chatterbox.engine.sampler import Knobs
+from chatterbox.engine.batch_state import BatchState
 
 logger = logging.getLogger(__name__)
 
@@ -27,51 +24,31 @@ Step = Callable[[], None]
 Capture = Callable[[Step], Step]
 
 
-@dataclass
-class StepState:
-    """What a step of N requests on R rows reads and writes on the device."""
+class CudaCapture:
+    """Makes CUDA graphs, which share one pool of memory: no two of them run at once."""
 
-    tokens: Tensor  # (N, 1), the last drawn
-    num_drawn: Tensor  # (N, 1), the speech position of `tokens`: how many were drawn, or given before
-    num_given: Tensor  # (N, 1), how many of them were given
-    seen: Tensor  # (N, V) bool
-    noise: Tensor  # (N, V), fresh Exp(1) before every step
-    owners: Tensor  # (R,), the request of each row
-    conditional: Tensor  # (N,), its first row
-    unconditional: Tensor  # (N,), its last: the same one without guidance
-    forced: Tensor  # (N, 1), 1 where a guard made the last drawn the stop token
-    broken: Tensor  # (N, 1), 1 once the logits were not finite
-    knobs: Knobs
-    guards: dict[str, Guard] = field(default_factory=dict)  # by name, of those requests that asked for it
+    def __init__(self) -> None:
+        self._pool: Any = None
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("knobs", "guards")}
-        named |= {f"knobs.{f.name}": getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
-        for guard in self.guards:
-            named |= {f"{guard}.{name}": tensor for name, tensor in self.guards[guard].tensors().items()}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    @property
-    def shape(self) -> Hashable:
-        """All that decides which operations a step is made of, but for the cache."""
-        return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in self.named_tensors().items())
-
-
-def cuda_capture(step: Step) -> Step:
-    """``step`` as a CUDA graph. Nothing is computed yet. Raises RuntimeError where it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on launching work.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
+    def __call__(self, step: Step) -> Step:
+        """``step`` as a CUDA graph. Nothing is computed yet. Raises RuntimeError where it cannot be captured."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on launching work.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            step()
+        return graph.replay
 
 
 class StepGraphs:
     """Graphs of one engine. The first step of a kind runs eagerly, which warms libraries up; the second is captured."""
 
-    def __init__(self, capture: Capture = cuda_capture) -> None:
-        self._capture = capture
-        self._states: dict[Hashable, StepState] = {}
+    def __init__(self, capture: Capture | None = None) -> None:
+        """``capture``: None is CUDA's."""
+        self._capture = CudaCapture() if capture is None else capture
+        self._memory_id: Hashable = None
+        self._states: dict[Hashable, BatchState] = {}
         self._graphs: dict[Hashable, Step | None] = {}  # None: has run once
         self._works = True
 
@@ -79,7 +56,7 @@ class StepGraphs:
     def num_captured(self) -> int:
         return sum(graph is not None for graph in self._graphs.values())
 
-    def adopt(self, state: StepState) -> StepState:
+    def adopt(self, state: BatchState) -> BatchState:
         """``state`` in memory that graphs of its shape know: the caller goes on with what is returned."""
         kept = self._states.setdefault(state.shape, state)
         if kept is not state:
@@ -88,8 +65,15 @@ class StepGraphs:
                 tensor.copy_(given[name])
         return kept
 
-    def run(self, state: StepState, cache_shape: Hashable, step: Step) -> None:
-        """Run ``step`` on ``state``, which `adopt` returned. ``cache_shape``: what its shapes depend on besides."""
+    def run(self, state: BatchState, cache_shape: Hashable, step: Step, *, memory_id: Hashable = None) -> None:
+        """Run ``step`` on ``state``, which `adopt` returned.
+
+        ``cache_shape``: what its shapes depend on besides. ``memory_id``: of the cache's memory; where it is another
+        one, all graphs are forgotten.
+        """
+        if memory_id != self._memory_id:
+            self._graphs.clear()
+            self._memory_id = memory_id
         key = (state.shape, cache_shape)
         if not self._works or key not in self._graphs:
             self._graphs[key] = None

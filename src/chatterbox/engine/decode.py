@@ -1,28 +1,30 @@
-"""Speech tokens of requests: all at once, as they are drawn, or several requests together.
+"""Speech tokens of one request, all at once, on a cache that the caller may bring and take along.
 
-Owns: which cache a call decodes on, and what a continued one must fit. Does not know: the steps (`engine`), text,
-audio.
+Owns: which cache such a call decodes on, and what a continued one must fit. Does not know: the steps (`engine`), other
+requests, text, audio.
 
-With ``use_cache=False`` these are the oracle that everything else is checked against: the whole sequence anew at every
-step, no cache object at all.
+With ``use_cache=False`` this is what everything else is checked against: the whole sequence anew at every step, no
+cache object at all.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.engine import DecodeEngine, run
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.cached import CachedDecoder
+from chatterbox.engine.decoder import RowDecoder
+from chatterbox.engine.engine import run
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
-from chatterbox.engine.utterances import Utterances
-from chatterbox.kvcache import KVCache, MemoryMonitor
+from chatterbox.engine.uncached import UncachedDecoder
+from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
 
-MAX_ROWS = 32  # of a batch, unless it is told otherwise: 16 requests with guidance
+
+def decoder_on(t3: T3, cache: KVCache | None) -> RowDecoder:
+    """A decoder on the rows of ``cache``, or without any."""
+    return UncachedDecoder(t3) if cache is None else CachedDecoder(t3, cache)
 
 
 def generate(
@@ -35,23 +37,6 @@ def generate(
             there is no such cache policy, or no such guard for this model.
     """
     return decode(t3, request, use_cache=use_cache, cache_policy=cache_policy)[0]
-
-
-def stream(
-    t3: T3,
-    request: DecodeRequest,
-    *,
-    use_cache: bool = True,
-    cache_policy: str | KVCacheConfig = "static",
-    prefixes: PrefixSource | None = None,
-) -> Iterator[int]:
-    """Yield the tokens of one request as they are drawn; the stop token is the last.
-
-    ``cache_policy``: of the rows being decoded, a name or settings. ``prefixes``: where what comes before the start
-    tokens is looked up, and kept; None computes it for this request alone, as does decoding without a cache.
-    """
-    utterances = Utterances(t3, use_cache=use_cache, cache_policy=cache_policy, prefixes=prefixes)
-    return utterances.stream(request)
 
 
 def decode(
@@ -84,7 +69,7 @@ def decode(
         _check_past(t3, request, past, kept_len)
         capacity += kept_len - t3.cond_len_of(request.t3_cond)
         cache = past if capacity <= past.capacity else past.clone_prefix(kept_len, capacity)
-    tokens = list(run(t3, request, cache, kept_len=kept_len))
+    tokens = list(run(t3, request, decoder_on(t3, cache), kept_len=kept_len))
     return torch.tensor(tokens, dtype=torch.long, device=t3.device), cache
 
 
@@ -102,53 +87,3 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
             f"cache_offset must be from {cond_len} (the conditioning prefix) to {past.length} "
             f"(what past_key_values holds), got {kept_len}"
         )
-
-
-def generate_batch(
-    t3: T3,
-    requests: Sequence[DecodeRequest],
-    *,
-    cache_policy: str | KVCacheConfig = "static",
-    prefixes: PrefixSource | None = None,
-    monitor: MemoryMonitor | None = None,
-    max_rows: int = MAX_ROWS,
-) -> list[Tensor]:
-    """Tokens of several requests decoded together, each (N_i,), as `generate` gives them one by one.
-
-    Args:
-        prefixes: where what comes before the start tokens is looked up, and kept.
-        monitor: while it says that memory is short, requests wait until those before them have ended.
-        max_rows: of the cache; requests beyond them wait likewise.
-    """
-    capacities = [required_capacity(t3, request) for request in requests]
-    tokens: list[Tensor] = []
-    while (first := len(tokens)) < len(requests):
-        end, rows = first + 1, requests[first].num_rows
-        while end < len(requests) and (monitor is None or monitor.admits()):
-            rows += requests[end].num_rows
-            if rows > max_rows:
-                break
-            end += 1
-        tokens += _decode_together(t3, requests[first:end], max(capacities[first:end]), cache_policy, prefixes)
-    return tokens
-
-
-def _decode_together(
-    t3: T3,
-    requests: Sequence[DecodeRequest],
-    capacity: int,
-    cache_policy: str | KVCacheConfig,
-    prefixes: PrefixSource | None,
-) -> list[Tensor]:
-    engine = DecodeEngine(t3, allocate_cache(t3, sum(r.num_rows for r in requests), capacity, cache_policy))
-    drawn: dict[int, list[int]] = {}
-    for request in requests:
-        if prefixes is None or engine.cache is None:
-            drawn[engine.join(request)] = []
-            continue
-        with prefixes.acquire(request) as prefix:
-            drawn[engine.join(request, prefix=prefix)] = []
-    while engine.num_requests:
-        for handle, token in engine.step():
-            drawn[handle].append(token)
-    return [torch.tensor(tokens, dtype=torch.long, device=t3.device) for tokens in drawn.values()]

@@ -1,274 +1,458 @@
-"""The decode engine: N requests at once, one speech token each per step, on the rows of one key-value cache.
+"""The decode engine: N requests at once, one speech token each per step, on the rows of one decoder.
 
-Owns: rows of requests (guidance owns two), joining and leaving between steps, stop and length limits. Does not know:
-text, voices by name, audio, how a cache keeps its content.
+Owns: joining and leaving between steps, stop and length limits, requests on hold. Does not know: text, voices by name,
+audio, who asks for what and when (`scheduler`), how a row's past is remembered (`decoder`).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from chatterbox.engine.cuda_graphs import StepGraphs, StepState
-from chatterbox.engine.guards.batch import Guards, Verdict, join_guards, readers_of, select_guards, start_guards
+from chatterbox.engine.batch_state import BatchState, SamplerState
+from chatterbox.engine.cuda_graphs import StepGraphs
+from chatterbox.engine.decoder import RowDecoder, RowStart
+from chatterbox.engine.guards.batch import Guards, Verdict, readers_of, start_guards
 from chatterbox.engine.prefill import RowPrefixes
 from chatterbox.engine.request import (
+    Between,
     DecodeRequest,
+    Turn,
     checked_limit,
+    pieces,
     prefill_embeds,
-    spoken_embeds,
+    speech_embeds,
     start_embeds,
 )
-from chatterbox.engine.sampler import Knobs, draw, exponential_noise, guide
-from chatterbox.kvcache import KVCache, Segment
+from chatterbox.engine.rows import RowTable
+from chatterbox.engine.sampler import draw, draw_exponential, guide, hashed_exponential
+from chatterbox.kvcache import Segment
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3
 
 logger = logging.getLogger(__name__)
 
+_HANDLES = itertools.count(1)  # of all engines: what was parked in one may come back to another
 
-@dataclass
-class _Slot:
-    """One request in the engine."""
+
+@dataclass(eq=False)
+class DecodeSequence:
+    """What a handle stands for: a request, and those before it that it continues."""
 
     handle: int
-    request: DecodeRequest
-    limit: int
-    generator: torch.Generator | None
-    num_drawn: int = 0
+    turns: list[Turn]
+    limit: int = 0  # tokens that the last turn may draw
+    keeps_rows: bool = False
+    rows: list[int] = field(default_factory=list)  # the conditional one first; none while it is parked
+    fresh: Tensor | None = None  # logits (rows, V) behind its prefix, until its first token is drawn
+    sampler: SamplerState | None = None  # while it is on hold or parked
+
+    @property
+    def request(self) -> DecodeRequest:
+        return self.turns[-1].request
+
+    @property
+    def num_drawn(self) -> int:
+        return len(self.turns[-1].drawn)
+
+
+@dataclass
+class StepResult:
+    """tokens: (handle, token) in the order they were drawn. ended, failed: handles that have left with that."""
+
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    failed: dict[int, RuntimeError] = field(default_factory=dict)
 
 
 class DecodeEngine:
-    """Requests on the rows of one cache: `join`, then `step` until none is left.
-
-    Rows are packed: a request owns the rows after those of the request that joined before it, its conditional row
-    first, and when one leaves, the rows behind it move up. Not for several threads at once.
-    """
+    """Requests on the rows of one decoder: `join`, then `step` until none is left. Not for several threads at once."""
 
     def __init__(
-        self, t3: T3, cache: KVCache | None, *, stop_stride: int = 1, graphs: StepGraphs | None = None
+        self,
+        t3: T3,
+        decoder: RowDecoder,
+        *,
+        stop_stride: int = 1,
+        graphs: StepGraphs | None = None,
+        prefill_len: int | None = None,
     ) -> None:
         """Args:
-        cache: of `allocate_cache`, as many rows as the requests that will share it need; None recomputes every
-            sequence at every step.
         stop_stride: steps between two looks at the tokens. More than 1 spares a device its waits; requests draw up to
-            ``stop_stride - 1`` tokens in vain.
+            ``stop_stride - 1`` tokens for nothing.
         graphs: where steps are captured and replayed; None is as the device has it: on CUDA yes, else no.
+        prefill_len: positions of a prefix that are run at once; a longer one is cut at its multiples. None never cuts.
         """
         if stop_stride < 1:
             raise ValueError(f"stop_stride must be at least 1, got {stop_stride}")
-        self.t3, self.cache, self.stop_stride = t3, cache, stop_stride
+        self.t3, self.decoder, self.stop_stride, self.prefill_len = t3, decoder, stop_stride, prefill_len
         self._graphs = StepGraphs() if graphs is None and t3.device.type == "cuda" else graphs
-        self._slots: list[_Slot] = []
-        self._num_joined = 0
-        size, device = t3.hp.speech_tokens_dict_size, t3.device
-        none = torch.zeros(0, 1, dtype=torch.long, device=device)
-        self._state = StepState(
-            tokens=none,
-            num_drawn=none,
-            num_given=none,
-            seen=torch.zeros(0, size, dtype=torch.bool, device=device),
-            noise=torch.ones(0, size, device=device),
-            owners=none[:, 0],
-            conditional=none[:, 0],
-            unconditional=none[:, 0],
-            forced=none,
-            broken=none,
-            knobs=Knobs.of([], device),
-        )
-        # Logits (rows, V) of the last requests, which have joined since the last step.
-        self._fresh = torch.zeros(0, size, device=device)
-        self._histories: list[Tensor] = []  # without a cache: each request's inputs so far, (rows, T, hidden)
+        self._running: list[DecodeSequence] = []  # those whose first token is still to be drawn come last
+        self._held: dict[int, DecodeSequence] = {}
+        self._rows = RowTable(decoder)
+        with torch.inference_mode():
+            self._settle(SamplerState.empty(t3.hp.speech_tokens_dict_size, t3.device))
 
     @property
     def num_requests(self) -> int:
-        return len(self._slots)
+        """Requests that the next step draws for."""
+        return len(self._running)
 
     @property
     def num_rows(self) -> int:
-        return sum(slot.request.num_rows for slot in self._slots)
+        """Rows in use, those on hold among them."""
+        return self._rows.num_used
+
+    @property
+    def running(self) -> list[int]:
+        """Handles of the requests that the next step draws for."""
+        return [one.handle for one in self._running]
 
     @torch.inference_mode()
-    def join(self, request: DecodeRequest, *, kept_len: int = 0, prefix: RowPrefixes | None = None) -> int:
+    def join(
+        self,
+        request: DecodeRequest,
+        *,
+        kept_len: int = 0,
+        prefix: RowPrefixes | None = None,
+        keeps_rows: bool = False,
+        between: Between | None = None,
+    ) -> int:
         """Take a request in: run its prefix, so that the next `step` draws its first token. Returns its handle.
 
-        ``kept_len``: positions that its rows of the cache already hold and that stay; what comes after them is
-        forgotten. With any, the conditioning is taken to be among them, and only text and start tokens are run.
-        ``prefix``: of `PrefixSource.acquire` for this request; only the start tokens are run. It may be released after.
+        Args:
+            kept_len: positions that the rows of an empty engine already hold and that stay; what comes after them is
+                forgotten. With any, the conditioning is taken to be among them, and only text and start tokens are run.
+            prefix: of `PrefixSource.acquire` for this request; only the start tokens are run. May be released after.
+            keeps_rows: its rows stay when it ends, for a request that continues it, until it leaves.
+            between: called between two pieces of a long prefix; it may call `step`.
 
         Raises:
-            ValueError: as `checked_limit`, or the cache lacks the rows or the room. The engine is as before then.
+            ValueError: as `checked_limit`, or the decoder never has the rows or the room for it.
+            NoRoomError: it has not at present. The engine is as before then.
         """
         limit = checked_limit(self.t3, request)
-        rows = slice(self.num_rows, self.num_rows + request.num_rows)
-        cond_len, heads = self.t3.cond_len_of(request.t3_cond), self.t3.hp.alignment_heads
+        one = DecodeSequence(next(_HANDLES), [Turn(request)], limit, keeps_rows)
+        first_len = kept_len if prefix is None else prefix.length
+        embeds = self._prompt(request, prefix, has_cond=not kept_len)
+        self.decoder.require(self.num_rows, request.num_rows, first_len, embeds.shape[1] + request.spoken_len, limit)
+        cond_len = self.t3.cond_len_of(request.t3_cond)
+        # What a continued sequence had before, its voice apart, may go where a policy forgets.
+        pinned = range(cond_len if prefix is None else first_len), range(first_len, first_len + embeds.shape[1])
         text_start = kept_len if kept_len and prefix is None else cond_len
-        new_text = request.new_text
-        guards = start_guards(request.guard, text_start + new_text.start, len(new_text), self.t3.device)
-        if prefix is not None:
-            embeds, kept_len = start_embeds(self.t3, request.num_rows), prefix.length
-        else:
-            embeds = prefill_embeds(self.t3, request)[:, cond_len if kept_len else 0 :]
-        if self.cache is not None:
-            _require_room(self.cache, rows, kept_len, embeds.shape[1] + request.spoken_len + limit)
-            # What a continued sequence had before, its voice apart, may go where a policy forgets.
-            pinned_len = self.t3.cond_len_of(request.t3_cond) if prefix is None else kept_len
-            pinned = range(pinned_len), range(kept_len, kept_len + embeds.shape[1])
-            self.cache.require_pinned(*pinned)
-            _place(self.cache, rows, kept_len, prefix, pinned)
-        state = self._state
-        zero = state.num_drawn.new_zeros(1, 1)
-        logits = self._run_prefix(embeds, rows, readers_of(guards, [request.guard], slice(0, 1), heads, zero[0]))
-        last, num_given = zero + self.t3.hp.start_speech_token, zero + request.spoken_len
-        seen = state.seen.new_zeros(1, state.seen.shape[1])
-        seen[:, self.t3.hp.start_speech_token] = self.t3.hp.start_stays_seen or not request.spoken_len
-        if request.spoken is not None and request.spoken_len:
-            logits = self._run_spoken(request, rows)
-            given = request.spoken.tokens.to(last)[None]
-            last = given[:, -1:]
-            seen.scatter_(1, given, True)
-        generator = None
-        if request.seed is not None:
-            generator = torch.Generator(device=self.t3.device).manual_seed(request.seed)
-        self._num_joined += 1
-        self._slots.append(_Slot(self._num_joined, request, limit, generator))
-        self._fresh = torch.cat([self._fresh, logits])
-        self._rearrange(
-            torch.cat([state.tokens, last]),
-            torch.cat([state.num_drawn, num_given]),
-            torch.cat([state.num_given, num_given]),
-            torch.cat([state.seen, seen]),
-            torch.cat([state.noise, state.noise.new_ones(1, state.noise.shape[1])]),
-            join_guards(state.guards, len(self._slots) - 1, guards),
-        )
-        return self._num_joined
-
-    def leave(self, handle: int) -> None:
-        """Take a request out before its end; its rows are free. Raises KeyError if it is not here."""
-        place = next((i for i, slot in enumerate(self._slots) if slot.handle == handle), None)
-        if place is None:
-            raise KeyError(f"request {handle} is not in the engine")
-        self._remove([place])
+        try:
+            self._take_rows(one, prefix, pinned, kept_len if kept_len and prefix is None else None)
+            self._run_prompt(one, embeds, text_start, between)
+        except BaseException:
+            self._rows.free(one)
+            raise
+        return one.handle
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[int, int]]:
-        """Draw ``stop_stride`` tokens of every request, and let go of those that end.
-
-        Returns:
-            (handle, token) in the order they were drawn. A request's last one is the stop token, or its limit's.
+    def follow(self, handle: int, request: DecodeRequest, *, between: Between | None = None) -> None:
+        """Let ``request`` continue one that ended and kept its rows: its text and speech come behind that one's.
 
         Raises:
-            RuntimeError: the model computed logits that are not finite. All requests have left then.
+            KeyError: there is no such. ValueError, NoRoomError: as `join`; the rows stay then.
         """
-        if not self._slots:
-            return []
-        stride = min([self.stop_stride, *(slot.limit - slot.num_drawn for slot in self._slots)])
-        columns = [self._advance() for _ in range(stride)]
-        drawn, ended = [], set()
-        for column in torch.stack(columns).tolist():
-            for place, (slot, (token, forced, broken)) in enumerate(zip(self._slots, column, strict=True)):
-                if place in ended:
+        one = self._held[handle]
+        limit, kept_len = checked_limit(self.t3, request), self.decoder.length(one.rows[0])
+        embeds = self._prompt(request, None, has_cond=False)
+        self.decoder.require(self.num_rows, 0, kept_len, embeds.shape[1] + request.spoken_len, limit)
+        pinned = range(self.t3.cond_len_of(request.t3_cond)), range(kept_len, kept_len + embeds.shape[1])
+        self._begin(one, (), pinned, kept_len)
+        try:
+            one.turns.append(Turn(request))
+            one.limit = limit
+            del self._held[handle]
+            self._run_prompt(one, embeds, kept_len, between)
+        except BaseException:
+            self._rows.free(one)
+            raise
+
+    def keeps(self, handle: int) -> bool:
+        """Whether the rows of a request that ended, or is on hold, are here."""
+        return handle in self._held
+
+    def length(self, handle: int) -> int:
+        """Positions of a request that ended and kept its rows. Raises KeyError: it is not here."""
+        return self.decoder.length(self._held[handle].rows[0])
+
+    def has_drawn(self, handle: int) -> bool:
+        """Whether a running request's first token is drawn. Raises KeyError: it is not running."""
+        return self._running[self._place(handle)].fresh is None
+
+    @torch.inference_mode()
+    def leave(self, handle: int) -> None:
+        """Take a request out before its end, or one that ended and kept its rows; they are free.
+
+        Raises:
+            KeyError: it is not here.
+        """
+        if handle in self._held:
+            self._rows.free(self._held.pop(handle))
+            return
+        out, sampler = self._take_out([self._place(handle)])
+        self._rows.free(out[0])
+        self._settle(sampler)
+
+    @torch.inference_mode()
+    def hold(self, handle: int) -> None:
+        """Let steps pass a request by; its rows stay. Not before its first token is drawn."""
+        place = self._place(handle)
+        one = self._running[place]
+        assert one.fresh is None, "a request draws its first token before it is put on hold"
+        one.sampler = self._state.sampler(self._names).select([place])
+        self._held[handle] = one
+        self._settle(self._take_out([place])[1])
+
+    @torch.inference_mode()
+    def resume(self, handle: int) -> None:
+        """Let steps draw for a request that was on hold."""
+        one = self._held.pop(handle)
+        sampler, one.sampler = one.sampler, None
+        assert sampler is not None, "a request that ended is followed, not resumed"
+        places = [place for place, other in enumerate(self._running) if other.fresh is not None]
+        behind = self._state.sampler(self._names).select(places)
+        fresh, before = self._take_out(places)
+        self._running += [one, *fresh]
+        self._settle(before.join(sampler).join(behind))
+
+    @torch.inference_mode()
+    def withdraw(self, handle: int) -> DecodeSequence | None:
+        """Take out a request whose first token is not drawn yet, for it to come again as if it had never been here.
+
+        Returns what it continued, parked; None: nothing.
+        """
+        out, sampler = self._take_out([self._place(handle)])
+        self._rows.free(out[0])
+        self._settle(sampler)
+        out[0].turns.pop()
+        out[0].fresh, out[0].limit = None, out[0].num_drawn if out[0].turns else 0
+        return out[0] if out[0].turns else None
+
+    @torch.inference_mode()
+    def park(self, handle: int) -> DecodeSequence:
+        """Take a request out with all that `rejoin` needs to bring it back; its rows are free meanwhile.
+
+        Not before its first token is drawn; see `withdraw`.
+        """
+        if handle not in self._held:
+            self.hold(handle)
+        one = self._held.pop(handle)
+        self._rows.free(one)
+        return one
+
+    @torch.inference_mode()
+    def rejoin(self, one: DecodeSequence, *, prefix: RowPrefixes | None = None, between: Between | None = None) -> None:
+        """Bring back what was parked, on hold: its rows are computed anew. ``prefix``: of its first turn's request.
+
+        Raises:
+            ValueError, NoRoomError: as `join`.
+        """
+        first = one.turns[0].request
+        parts = []
+        for index, turn in enumerate(one.turns):
+            parts.append(self._prompt(turn.request, None if index else prefix, has_cond=not index))
+            if len(tokens := turn.run_tokens()):
+                parts.append(speech_embeds(self.t3, tokens, first.num_rows))
+        embeds, first_len = torch.cat(parts, dim=1), 0 if prefix is None else prefix.length
+        self.decoder.require(self.num_rows, first.num_rows, first_len, embeds.shape[1], one.limit - one.num_drawn)
+        prompt_len = first_len + parts[0].shape[1]
+        try:
+            self._take_rows(one, prefix, (range(prompt_len),), None)
+            self._extend(one, embeds, (), between)
+        except BaseException:
+            self._rows.free(one)
+            raise
+        self._held[one.handle] = one
+
+    @torch.inference_mode()
+    def step(self) -> StepResult:
+        """Draw ``stop_stride`` tokens of every running request, and let go of those that end.
+
+        A request whose logits are not finite fails alone.
+
+        Raises:
+            NoRoomError: the rows cannot grow; nothing has changed then.
+        """
+        result = StepResult()
+        if not self._running:
+            return result
+        stride = min([self.stop_stride, *(one.limit - one.num_drawn for one in self._running)])
+        self.decoder.require_step(self._num_running_rows, stride)
+        rewind = _Rewind(self.t3.device, self._from_global, stride)
+        columns = []
+        for _ in range(stride):
+            columns.append(self._advance())
+            rewind.note()
+        gone: set[int] = set()
+        for number, column in enumerate(torch.stack(columns).tolist()):
+            for place, (one, (token, forced, broken)) in enumerate(zip(self._running, column, strict=True)):
+                if place in gone:
                     continue
                 if broken:
-                    self._remove(set(range(len(self._slots))))
-                    raise RuntimeError(
-                        f"T3 computed NaN or infinite logits at speech token {slot.num_drawn + 1}; "
-                        "check the weights and their dtype"
+                    result.failed[one.handle] = RuntimeError(
+                        f"T3 computed NaN or infinite logits at speech token {one.num_drawn + 1}; "
+                        "check the weights, their dtype and the voice"
                     )
-                slot.num_drawn += 1
-                drawn.append((slot.handle, token))
-                stopped = slot.request.stop_on_eos and token == self.t3.hp.stop_speech_token
-                if stopped or slot.num_drawn == slot.limit:
-                    ended.add(place)
-                    self._report(slot, bool(stopped and forced))
-        self._remove(ended)
-        return drawn
+                    gone.add(place)
+                    continue
+                one.turns[-1].drawn.append(token)
+                result.tokens.append((one.handle, token))
+                stopped = one.request.stop_on_eos and token == self.t3.hp.stop_speech_token
+                if stopped or one.num_drawn == one.limit:
+                    result.ended.add(one.handle)
+                    gone.add(place)
+                    rewind.ended(place, number)
+                    self._report(one, bool(stopped and forced))
+        if gone:
+            self._finish(gone, result)
+        return result
 
-    def _report(self, slot: _Slot, forced: bool) -> None:
+    def _finish(self, gone: set[int], result: StepResult) -> None:
+        """Take out the requests at the places ``gone``, which ended or failed."""
+        out, sampler = self._take_out(gone)
+        for one in out:
+            if one.keeps_rows and one.handle in result.ended:
+                self._held[one.handle] = one
+            else:
+                self._rows.free(one, wipe=one.handle in result.failed)
+        self._settle(sampler)
+
+    def _report(self, one: DecodeSequence, forced: bool) -> None:
         """Log it where a guard ended a request: it chose the stop token (``forced``) or lowered the limit."""
-        most = slot.request.max_new_tokens or self.t3.hp.max_speech_tokens
-        if forced or slot.num_drawn == slot.limit < most:
+        most = one.request.max_new_tokens or self.t3.hp.max_speech_tokens
+        if forced or one.num_drawn == one.limit < most:
             why = "it went on without saying more" if forced else "longer than its text can be"
-            logger.warning("guard %r ended an utterance at %d tokens: %s", slot.request.guard, slot.num_drawn, why)
+            logger.warning("guard %r ended an utterance at %d tokens: %s", one.request.guard, one.num_drawn, why)
 
-    def _run_prefix(self, embeds: Tensor, rows: slice, readers: Sequence[HeadReader]) -> Tensor:
-        """Logits (request rows, V) after the prefix."""
-        if self.cache is None:
-            self._histories.append(embeds)
-            return self._logits(self.t3.tfmr(embeds, readers=readers))
-        positions = self.cache.reserve(embeds.shape[1], rows)
-        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions, readers=readers))
+    def _prompt(self, request: DecodeRequest, prefix: RowPrefixes | None, *, has_cond: bool) -> Tensor:
+        """(rows, T, hidden): what comes before a request's speech, as far as it is not there yet."""
+        if prefix is not None:
+            return start_embeds(self.t3, request.num_rows)
+        embeds = prefill_embeds(self.t3, request)
+        return embeds if has_cond else embeds[:, self.t3.cond_len_of(request.t3_cond) :]
 
-    def _run_spoken(self, request: DecodeRequest, rows: slice) -> Tensor:
-        """Logits (request rows, V) after the speech tokens that are given."""
-        embeds = spoken_embeds(self.t3, request)
-        if self.cache is None:
-            self._histories[-1] = torch.cat([self._histories[-1], embeds], dim=1)
-            return self._logits(self.t3.tfmr(self._histories[-1]))
-        positions = self.cache.reserve(embeds.shape[1], rows)
-        if self.cache.wants_tokens and request.spoken is not None:
-            given = request.spoken.tokens.to(self.t3.device).long()
-            self.cache.note_tokens(given.expand(request.num_rows, -1))
-        return self._logits(self.t3.tfmr(embeds, self.cache, positions=positions))
+    def _take_rows(
+        self, one: DecodeSequence, prefix: RowPrefixes | None, pinned: tuple[range, ...], kept_len: int | None
+    ) -> None:
+        self._rows.take(one, one.turns[0].request.num_rows, self._num_running_rows)
+        self._begin(one, () if prefix is None else prefix.rows, pinned, kept_len)
 
-    def _readers(self, part: slice, rows: Tensor) -> list[HeadReader]:
-        """Of the requests ``part`` in a pass; ``rows``: of all requests, their conditional rows in it."""
-        names = [slot.request.guard for slot in self._slots]
-        return readers_of(self._state.guards, names, part, self.t3.hp.alignment_heads, rows)
+    def _begin(
+        self,
+        one: DecodeSequence,
+        segments: Sequence[Sequence[Segment]],
+        pinned: tuple[range, ...],
+        kept_len: int | None,
+    ) -> None:
+        for place, row in enumerate(one.rows):
+            start = RowStart(segments[place] if segments else (), pinned, is_conditional=place == 0)
+            self.decoder.begin(row, start, kept_len)
+
+    def _run_prompt(self, one: DecodeSequence, embeds: Tensor, text_start: int, between: Between | None) -> None:
+        """Run what comes before the first drawn token, and let the request take part in steps."""
+        request, device = one.request, self.t3.device
+        new_text = request.new_text
+        guards = start_guards(request.guard, text_start + new_text.start, len(new_text), device)
+        index = torch.full((1,), sorted(one.rows).index(one.rows[0]), dtype=torch.long, device=device)
+        readers = readers_of(guards, [request.guard], slice(0, 1), self.t3.hp.alignment_heads, index)
+        hidden = self._extend(one, embeds, readers, between)
+        if len(tokens := one.turns[-1].run_tokens()):
+            speech = speech_embeds(self.t3, tokens, request.num_rows)
+            hidden = self._extend(one, speech, (), between, tokens.to(device))
+        one.fresh = self._logits(hidden)
+        self._enter(one, self._first_state(request, guards))
+
+    def _extend(
+        self,
+        one: DecodeSequence,
+        embeds: Tensor,
+        readers: Sequence[HeadReader],
+        between: Between | None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden state (rows, hidden) behind ``embeds`` (rows, T, hidden), run in pieces."""
+        parts = pieces(self.decoder.length(one.rows[0]), embeds.shape[1], self.prefill_len)
+        for part in parts:
+            if part.start and between is not None:
+                between()
+            hidden = self.decoder.extend(
+                embeds[:, part],
+                one.rows,
+                readers if part is parts[-1] else (),
+                None if tokens is None else tokens[part],
+            )
+        return hidden
+
+    def _first_state(self, request: DecodeRequest, guards: Guards) -> SamplerState:
+        """Of a request whose first token is to be drawn."""
+        hp = self.t3.hp
+        state = SamplerState.empty(hp.speech_tokens_dict_size, self.t3.device)
+        last = state.tokens.new_full((1, 1), hp.start_speech_token)
+        num_forced = state.tokens.new_full((1, 1), request.spoken_len)
+        seen = state.seen.new_zeros(1, state.seen.shape[1])
+        seen[:, hp.start_speech_token] = hp.start_stays_seen or not request.spoken_len
+        if request.spoken is not None and request.spoken_len:
+            forced = request.spoken.tokens.to(last)[None]
+            last = forced[:, -1:]
+            seen.scatter_(1, forced, True)
+        return SamplerState([request.guard], last, num_forced, num_forced.clone(), seen, guards)
+
+    def _readers(self, part: slice, rows: Tensor | None) -> list[HeadReader]:
+        """As `decoder.MakeReaders`."""
+        state = self._state
+        rows = state.conditional if rows is None else rows
+        return readers_of(state.guards, self._names, part, self.t3.hp.alignment_heads, rows)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.t3.predict_speech(hidden[:, -1]).float()
+        return self.t3.predict_speech(hidden, batch_invariant=self.decoder.batch_invariant).float()
 
     def _advance(self) -> Tensor:
         """Draw the next token of every request; returns (N, 3): it, 1 where a guard chose it, 1 where it is noise."""
-        state, num_fresh = self._state, len(self._fresh)
-        exponential_noise(state.noise, [slot.generator for slot in self._slots], self._greedy)
-        num_rows = len(state.owners) - num_fresh
-        if self.cache is None:
-            self._draw(torch.cat([*self._recomputed(num_rows), self._fresh]))
-        elif num_rows == 0:
-            self._draw(self._fresh)
+        state = self._state
+        if state.noise is not None:
+            draw_exponential(state.noise, self._from_global)
+        fresh = self._fresh_logits()
+        num_old = self._num_running_rows - len(fresh)
+        if not num_old:
+            self._draw(torch.cat(fresh))
         else:
-            positions = self.cache.reserve(1, slice(0, num_rows))
-            cache_shape = self.cache.step_shape
-            if self._graphs is None or num_fresh or cache_shape is None:
-                self._draw(torch.cat([self._decoded(self.cache, positions), self._fresh]))
+            self.decoder.reserve(num_old)
+            shape = self.decoder.step_shape
+            if self._graphs is None or fresh or shape is None:
+                self._draw(torch.cat([self._decoded(num_old), *fresh]))
             else:
-                cache = self.cache
-                self._graphs.run(state, cache_shape, lambda: self._draw(self._decoded(cache, positions)))
-        self._fresh = self._fresh[:0]
+                step = partial(self._decode_and_draw, num_old)
+                self._graphs.run(state, shape, step, memory_id=self.decoder.memory_id)
+        for one in self._running:
+            one.fresh = None
         return torch.cat([state.tokens, state.forced, state.broken], dim=1)
 
-    def _embedded(self) -> Tensor:
-        """The last drawn tokens as inputs of all rows, (rows, 1, hidden)."""
+    def _decode_and_draw(self, num_rows: int) -> None:
+        self._draw(self._decoded(num_rows))
+
+    def _fresh_logits(self) -> list[Tensor]:
+        """(1, V) of each row that joined since the last step, by row."""
+        logits: dict[int, Tensor] = {}
+        for one in self._running:
+            if one.fresh is not None:
+                logits |= zip(one.rows, one.fresh[:, None], strict=True)
+        return [logits[row] for row in sorted(logits)]
+
+    def _decoded(self, num_rows: int) -> Tensor:
+        """Logits (rows, V) after the last drawn tokens of the first ``num_rows`` rows."""
         state = self._state
-        return self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners]
-
-    def _decoded(self, cache: KVCache, positions: Tensor) -> Tensor:
-        """Logits (rows, V) after the last drawn tokens of the rows that ``positions`` (rows, 1) were reserved for."""
-        if cache.wants_tokens:
-            cache.note_tokens(self._state.tokens[self._state.owners][: len(positions)])
-        ends = accumulate(slot.request.num_rows for slot in self._slots)
-        part = slice(0, sum(end <= len(positions) for end in ends))
-        readers = self._readers(part, self._state.conditional)
-        embeds = self._embedded()[: len(positions)]
-        return self._logits(self.t3.tfmr(embeds, cache, positions=positions, readers=readers))
-
-    def _recomputed(self, num_rows: int) -> Iterator[Tensor]:
-        embeds, first = self._embedded(), 0
-        for place, history in enumerate(self._histories):
-            if first == num_rows:
-                return
-            last = first + len(history)
-            self._histories[place] = torch.cat([history, embeds[first:last]], dim=1)
-            readers = self._readers(slice(place, place + 1), torch.zeros_like(self._state.conditional))
-            yield self._logits(self.t3.tfmr(self._histories[place], readers=readers))
-            first = last
+        spans = [one.rows for one in self._running if one.fresh is None]
+        embeds = self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners[:num_rows]]
+        return self._logits(self.decoder.decode(embeds, state.tokens[state.owners[:num_rows]], spans, self._readers))
 
     def _draw(self, logits: Tensor) -> None:
         """Next tokens of all requests, from the logits (rows, V), into the state."""
@@ -278,11 +462,11 @@ class DecodeEngine:
             guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
         state.broken |= ~guided.isfinite().all(1, keepdim=True)
         hp, stop_token = self.t3.hp, self.t3.hp.stop_speech_token
-        num_new = state.num_drawn - state.num_given
+        num_new = state.num_drawn - state.num_forced
         verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
         if verdict:
             verdict.mask(guided, stop_token)
-        tokens = draw(guided, state.seen, state.knobs, state.noise, penalty_last=hp.penalty_last)
+        tokens = draw(guided, state.seen, state.knobs, self._noise(num_new), penalty_last=hp.penalty_last)
         if verdict:
             tokens = verdict.correct(tokens, guided, stop_token)
             state.forced.copy_(verdict.must_stop)
@@ -292,85 +476,99 @@ class DecodeEngine:
         state.seen.scatter_(1, state.tokens, True)
         state.num_drawn += 1
 
-    def _rearrange(
-        self, tokens: Tensor, num_drawn: Tensor, num_given: Tensor, seen: Tensor, noise: Tensor, guards: Guards
-    ) -> None:
-        """Go on with the requests in `_slots`, whose state this is; the rest follows from their order."""
-        counts = [slot.request.num_rows for slot in self._slots]
-        settings = [slot.request.sampling for slot in self._slots]
-        device = self.t3.device
-        firsts = torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=device).long()
-        state = StepState(
-            tokens=tokens,
-            num_drawn=num_drawn,
-            num_given=num_given,
-            seen=seen,
-            noise=noise,
-            owners=torch.tensor([i for i, rows in enumerate(counts) for _ in range(rows)], device=device).long(),
-            conditional=firsts,
-            # Without guidance a request's own row stands in: it is guided by a difference of 0.
-            unconditional=firsts + torch.tensor(counts, device=device).long() - 1,
-            forced=torch.zeros_like(tokens),
-            broken=torch.zeros_like(tokens),
-            knobs=Knobs.of(settings, device),
-            guards=guards,
-        )
-        self._state = state if self._graphs is None else self._graphs.adopt(state)
-        self._greedy = [one.temperature == 0.0 for one in settings]
-
-    @torch.inference_mode()
-    def _remove(self, places: set[int] | list[int]) -> None:
-        if not places:
-            return
-        keep = [i for i in range(len(self._slots)) if i not in places]
+    def _noise(self, num_new: Tensor) -> Tensor | None:
+        """(N, V) of this step, the ``num_new``-th (N, 1) of each request."""
         state = self._state
-        kept_rows = torch.isin(state.owners, torch.tensor(keep, device=state.owners.device)).nonzero()[:, 0]
-        num_old_rows = len(state.owners) - len(self._fresh)
-        self._fresh = self._fresh[kept_rows[kept_rows >= num_old_rows] - num_old_rows]
-        if self.cache is None:
-            self._histories = [self._histories[i] for i in keep]
-        else:
-            for target, source in enumerate(kept_rows.tolist()):
-                if source != target:
-                    self.cache.move_row(source, target)
-        guards = select_guards(state.guards, [slot.request.guard for slot in self._slots], keep)
-        self._slots = [self._slots[i] for i in keep]
-        tokens, num_drawn, num_given = state.tokens[keep], state.num_drawn[keep], state.num_given[keep]
-        self._rearrange(tokens, num_drawn, num_given, state.seen[keep], state.noise[keep], guards)
+        if state.seeds is None:
+            return state.noise
+        hashed = hashed_exponential(state.seeds, num_new, state.seen.shape[1])
+        if state.noise is None or state.is_seeded is None:
+            return hashed
+        return torch.where(state.is_seeded, hashed, state.noise)
+
+    @property
+    def _names(self) -> list[str | None]:
+        """The guard of each running request."""
+        return [one.request.guard for one in self._running]
+
+    @property
+    def _num_running_rows(self) -> int:
+        return sum(len(one.rows) for one in self._running)
+
+    def _place(self, handle: int) -> int:
+        for place, one in enumerate(self._running):
+            if one.handle == handle:
+                return place
+        raise KeyError(f"request {handle} is not in the engine")
+
+    def _enter(self, one: DecodeSequence, sampler: SamplerState) -> None:
+        """Let a request take part in steps."""
+        before = self._state.sampler(self._names)
+        self._running.append(one)
+        self._settle(before.join(sampler))
+
+    def _take_out(self, places: Collection[int]) -> tuple[list[DecodeSequence], SamplerState]:
+        """Requests that no longer take part in steps, and the state of those that do, to be settled with."""
+        keep = [place for place in range(len(self._running)) if place not in places]
+        sampler = self._state.sampler(self._names).select(keep)
+        out = [self._running[place] for place in sorted(places)]
+        self._running = [self._running[place] for place in keep]
+        return out, sampler
+
+    def _settle(self, sampler: SamplerState) -> None:
+        """Go on with the running requests, whose state this is; the rest follows from them."""
+        old = [one for one in self._running if one.fresh is None]
+        self._rows.pack(old, self._running[len(old) :])
+        requests = [one.request for one in self._running]
+        state = BatchState.of(sampler, requests, [one.rows for one in self._running])
+        self._state = state if self._graphs is None else self._graphs.adopt(state)
+        self._from_global = state.from_global
 
 
-def _require_room(cache: KVCache, rows: slice, kept_len: int, new_len: int) -> None:
-    available = cache.num_rows
-    if rows.stop > available:
-        raise ValueError(
-            f"the cache has {available} rows, {rows.start} in use, and the request needs {rows.stop - rows.start}; "
-            "allocate more rows or wait for a request to end"
-        )
-    if kept_len + new_len > cache.capacity:
-        raise ValueError(
-            f"the request may take {kept_len} + {new_len} positions, the cache has {cache.capacity}; "
-            "allocate a larger capacity or lower max_new_tokens"
-        )
+class _Rewind:
+    """Takes back what torch's global generator drew beyond the end of the only request that uses it.
 
+    So the number of steps between two looks at the tokens does not change what the generator gives next.
+    """
 
-def _place(cache: KVCache, rows: slice, kept_len: int, prefix: RowPrefixes | None, pinned: tuple[range, ...]) -> None:
-    """Bring the rows to the content that the request begins with."""
-    segments: Sequence[Sequence[Segment]] = [()] * (rows.stop - rows.start) if prefix is None else prefix.rows
-    if kept_len and prefix is None:
-        cache.crop(kept_len)
-    else:
-        for row, parts in enumerate(segments, rows.start):
-            cache.load(row, *parts)
-    for row in range(rows.start, rows.stop):
-        cache.begin(row, *pinned, is_conditional=row == rows.start)
+    def __init__(self, device: torch.device, places: Sequence[int], stride: int) -> None:
+        """``places``: of the requests that use the generator."""
+        self._place = places[0] if len(places) == 1 and stride > 1 else None
+        if self._place is not None:
+            self._generator = torch.default_generator
+            if device.type == "cuda":
+                self._generator = torch.cuda.default_generators[device.index or 0]
+        self._states: list[Tensor] = []
+
+    def note(self) -> None:
+        """A step has drawn."""
+        if self._place is not None:
+            self._states.append(self._generator.get_state())
+
+    def ended(self, place: int, number: int) -> None:
+        """The request at ``place`` ended with the step ``number``."""
+        # Where somebody else has drawn since, their numbers are not drawn twice.
+        if place == self._place and torch.equal(self._generator.get_state(), self._states[-1]):
+            self._generator.set_state(self._states[number])
 
 
 def run(
-    t3: T3, request: DecodeRequest, cache: KVCache | None, *, kept_len: int = 0, prefix: RowPrefixes | None = None
+    t3: T3, request: DecodeRequest, decoder: RowDecoder, *, kept_len: int = 0, prefix: RowPrefixes | None = None
 ) -> Iterator[int]:
-    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`."""
-    engine = DecodeEngine(t3, cache)
-    engine.join(request, kept_len=kept_len, prefix=prefix)
+    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`.
+
+    The rows of ``decoder`` hold it all afterwards, but for the last token.
+
+    Raises:
+        RuntimeError: the model computed logits that are not finite.
+    """
+    engine = DecodeEngine(t3, decoder)
+    with torch.autocast(t3.device.type, enabled=False):
+        engine.join(request, kept_len=kept_len, prefix=prefix, keeps_rows=True)
     while engine.num_requests:
-        for _, token in engine.step():
+        with torch.autocast(t3.device.type, enabled=False):
+            result = engine.step()
+        for _, token in result.tokens:
             yield token
+        for error in result.failed.values():
+            raise error

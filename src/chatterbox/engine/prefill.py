@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.request import Between, DecodeRequest, allocate_cache, pieces, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.keys import content_hash
@@ -66,31 +66,51 @@ class RowPrefixes:
 class PrefixSource:
     """One T3 and the manager that keeps its beginnings. A change of its weights or layers begins anew."""
 
-    def __init__(self, t3: T3, manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS) -> None:
-        """``manager``: one that several models may share, or the settings of one for this model alone."""
+    def __init__(
+        self,
+        t3: T3,
+        manager: GlobalKVCacheManager | KVCacheConfig = DEFAULTS,
+        *,
+        prefill_len: int | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
+        """Args:
+        manager: one that several models may share, or the settings of one for this model alone.
+        prefill_len: as `chatterbox.engine.engine.DecodeEngine` has it.
+        batch_invariant: as `chatterbox.config.EngineConfig` has it; what differs in last bits is never served.
+        """
         if isinstance(manager, KVCacheConfig):
             default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS
             manager = make_manager(manager, default_bytes, t3.device)
-        self.t3, self.manager = t3, manager
+        self.t3, self.manager, self._prefill_len = t3, manager, prefill_len
+        self._batch_invariant = batch_invariant
+
+    def clear(self) -> None:
+        """Forget all beginnings that nobody holds, and what is known of the weights."""
+        self.manager.clear()
+        self.t3.watch.forget()
 
     def voice_of(self, cond: T3Cond) -> str:
         """Name by content of all that shapes a voice's positions before the emotion."""
         model = f"{self.t3.watch.fingerprint(self.t3)} {self.t3.dtype} {self.t3.device.type}"
+        model += " batch_invariant" if self._batch_invariant else ""
         return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
-    def acquire(self, request: DecodeRequest) -> RowPrefixes:
+    def acquire(self, request: DecodeRequest, between: Between | None = None) -> RowPrefixes:
         """Lease, and compute where needed, all that comes before a request's start tokens.
+
+        ``between``: called between two pieces of a long one.
 
         Raises:
             RuntimeError: NaN or infinite keys or values came out, none of which is kept.
         """
         while True:
-            prefixes = self._acquire(self.voice_of(request.t3_cond), request)
+            prefixes = self._acquire(self.voice_of(request.t3_cond), request, between)
             if not self.t3.watch.has_changed():
                 return prefixes
             prefixes.release()  # of weights that are there no more
 
-    def _acquire(self, voice: str, request: DecodeRequest) -> RowPrefixes:
+    def _acquire(self, voice: str, request: DecodeRequest, between: Between | None) -> RowPrefixes:
         emotion = self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
@@ -98,10 +118,11 @@ class PrefixSource:
         num_served = 0
         texts: list[Computed] = []  # of each row, if they are computed with the conditioning
         try:
-            begin = partial(self._beginning, request, texts)
+            begin = partial(self._beginning, request, texts, between)
             with self.manager.acquire(voice, emotion, begin, device=self.t3.device) as base:
                 for row, (labels, spoken) in enumerate(rows[: request.num_rows]):
-                    fill = partial(self._text, text, spoken, base.segments, texts[row] if texts else None)
+                    computed = texts[row] if texts else None
+                    fill = partial(self._text, text, spoken, base.segments, computed, between)
                     leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
                     known = leases[-1].num_served
                     # No more than the base is known: by this very request, where it was computed just now.
@@ -111,10 +132,10 @@ class PrefixSource:
             raise
         return RowPrefixes(tuple(leases), num_served)
 
-    def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False) -> None:
+    def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False, between: Between | None = None) -> None:
         """Compute the beginnings of requests ahead of time. ``pin``: keep their voices' own parts on the device."""
         for request in requests:
-            self.acquire(request).release()
+            self.acquire(request, between).release()
             if pin:
                 self.manager.pin(self.voice_of(request.t3_cond))
 
@@ -125,11 +146,13 @@ class PrefixSource:
         return [("emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0]))]
 
     @torch.inference_mode()
-    def _beginning(self, request: DecodeRequest, texts: list[Computed], known: Segments) -> Computed:
+    def _beginning(
+        self, request: DecodeRequest, texts: list[Computed], between: Between | None, known: Segments
+    ) -> Computed:
         """The conditioning, and into ``texts`` what follows it in each row, all in one pass."""
         started, first = time.perf_counter(), len_of(known)
         embeds = prefill_embeds(self.t3, request)[:, first : -self.t3.hp.num_start_tokens]
-        cache = self._run(embeds, known)
+        cache = self._run(embeds, known, between)
         middle, end = self.t3.cond_len_of(request.t3_cond), cache.length
         parts = [cache.segment(0, first, middle), *(cache.segment(row, middle, end) for row in range(cache.num_rows))]
         require_finite(*parts)
@@ -140,7 +163,13 @@ class PrefixSource:
 
     @torch.inference_mode()
     def _text(
-        self, text: list[int], spoken: bool, base: Segments, computed: Computed | None, known: Segments
+        self,
+        text: list[int],
+        spoken: bool,
+        base: Segments,
+        computed: Computed | None,
+        between: Between | None,
+        known: Segments,
     ) -> Segment | Computed:
         first, start = len_of(base), len_of(known)
         if computed is not None and start >= first:
@@ -150,18 +179,22 @@ class PrefixSource:
         embeds = self.t3.embed_text(ids) if spoken else self.t3.embed_no_text(ids)  # (1, S, hidden)
         # The manager may not know the base any more, but this request holds it.
         before = max(base, known, key=len_of)
-        computed_now = self._run(embeds[:, len_of(before) - first :], before).segment(0, start, first + len(text))
+        cache = self._run(embeds[:, len_of(before) - first :], before, between)
+        computed_now = cache.segment(0, start, first + len(text))
         require_finite(computed_now)
         return computed_now
 
-    def _run(self, embeds: Tensor, before: Segments) -> KVCache:
+    def _run(self, embeds: Tensor, before: Segments, between: Between | None) -> KVCache:
         """A cache in which ``embeds`` (rows, T, hidden) follow ``before`` in every row."""
         rows, new_len, _ = embeds.shape
         cache = allocate_cache(self.t3, rows, len_of(before) + new_len)
         assert cache is not None  # the default policy is one
         for row in range(rows):
             cache.load(row, *before)
-        self.t3.tfmr(embeds, cache)
+        for part in pieces(len_of(before), new_len, self._prefill_len):
+            if part.start and between is not None:
+                between()
+            self.t3.tfmr(embeds[:, part], cache, batch_invariant=self._batch_invariant)
         return cache
 
 

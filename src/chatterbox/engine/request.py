@@ -6,7 +6,8 @@ Owns: the layout and the lengths of a request, its start tokens. Does not know: 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from chatterbox.engine.guards import guard_of
 from chatterbox.kvcache import KVCache, make_cache, settings_of
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
+
+Between = Callable[[], None]  # called between two pieces of a long prefix
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ class DecodeRequest:
     @property
     def num_rows(self) -> int:
         return 2 if self.sampling.cfg_weight > 0.0 else 1
+
+
+@dataclass
+class Turn:
+    """A request in a sequence, and the tokens drawn for it so far."""
+
+    request: DecodeRequest
+    drawn: list[int] = field(default_factory=list)
+
+    def run_tokens(self) -> Tensor:
+        """(k,) speech tokens behind the start tokens that T3 has run: forced and drawn, but for the last drawn."""
+        drawn = torch.tensor(self.drawn[:-1], dtype=torch.long)
+        spoken = self.request.spoken
+        return drawn if spoken is None else torch.cat([spoken.tokens.cpu().long(), drawn])
 
 
 def checked_limit(t3: T3, request: DecodeRequest) -> int:
@@ -118,17 +135,22 @@ def start_embeds(t3: T3, rows: int) -> Tensor:
     return t3.embed_speech(start).repeat(1, t3.hp.num_start_tokens, 1)
 
 
-def spoken_embeds(t3: T3, request: DecodeRequest) -> Tensor:
-    """(rows, k, hidden): the speech tokens that a request goes on behind."""
-    assert request.spoken is not None
-    tokens = request.spoken.tokens.to(t3.device).long()[None]  # (1, k)
-    positions = torch.arange(1, tokens.shape[1] + 1, device=t3.device)[None]
-    return t3.embed_speech(tokens, positions).expand(request.num_rows, -1, -1)
+def speech_embeds(t3: T3, tokens: Tensor, rows: int) -> Tensor:
+    """(rows, k, hidden) of the speech tokens (k,) that follow an utterance's start tokens."""
+    positions = torch.arange(1, len(tokens) + 1, device=t3.device)[None]
+    return t3.embed_speech(tokens.to(t3.device)[None], positions).expand(rows, -1, -1)
+
+
+def pieces(start: int, length: int, piece_len: int | None) -> list[slice]:
+    """``length`` positions from ``start`` on, cut at the multiples of ``piece_len``; None never cuts."""
+    first = length if piece_len is None else piece_len - start % piece_len
+    ends = [*range(first, length, piece_len or length), length]
+    return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCacheConfig = "static") -> KVCache | None:
     """An empty cache of a policy, a name or settings, that fits this model; None for "none"."""
-    config, backbone, weight = settings_of(cache_policy), t3.hp.backbone, t3.speech_head.weight
+    config, backbone = settings_of(cache_policy), t3.hp.backbone
     if config.silent_tokens is None:
         config = dataclasses.replace(config, silent_tokens=t3.hp.silent_speech_tokens)
     return make_cache(
@@ -138,6 +160,6 @@ def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCache
         backbone.num_heads,
         backbone.head_dim,
         capacity,
-        dtype=weight.dtype,
-        device=weight.device,
+        dtype=t3.dtype,
+        device=t3.device,
     )

@@ -1,6 +1,7 @@
 """From logits to the next token, as pure functions.
 
-Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the draw. Does not know: models, caches, requests.
+Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the noise, the draw. Does not know: models,
+caches, requests.
 All work on (N, V) tensors, return new tensors, and mark dropped tokens with -inf. A knob is a number, or one per row
 as an (N, 1) tensor; both give the same bits.
 """
@@ -35,9 +36,12 @@ class Knobs:
     def of(cls, settings: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> Knobs:
         def column(name: str, off: float) -> Tensor | None:
             values = [getattr(one, name) for one in settings]
-            return None if all(value == off for value in values) else torch.tensor(values, device=device)[:, None]
+            if all(value == off for value in values):
+                return None
+            dtype = torch.long if name == "top_k" else torch.float32
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
-        temperature = torch.tensor([one.temperature for one in settings], device=device)[:, None]
+        temperature = torch.tensor([one.temperature for one in settings], dtype=torch.float32, device=device)[:, None]
         greedy = temperature == 0.0
         return cls(
             temperature=temperature.masked_fill(greedy, 1.0),
@@ -92,24 +96,46 @@ def process(logits: Tensor, seen: Tensor, knobs: Knobs, *, penalty_last: bool = 
     return _shape(logits, seen, knobs, penalty_last)[1]
 
 
-def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, penalty_last: bool = False) -> Tensor:
-    """Next token ids, (N, 1), from guided logits (N, V) and `exponential_noise` (N, V).
+def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor | None, *, penalty_last: bool = False) -> Tensor:
+    """Next token ids, (N, 1), from guided logits (N, V) and noise (N, V) of Exp(1).
 
-    The likeliest of ``probability / noise`` is a draw from the distribution, and the very one that `torch.multinomial`
-    makes of the same generator. Greedy rows take the likeliest.
+    The likeliest of ``probability / noise`` is a draw from the distribution; with the noise of a torch generator it is
+    the very one that `torch.multinomial` makes of it. Greedy rows take the likeliest; where all are, there is no noise.
     """
     penalized, probabilities = _shape(logits, seen, knobs, penalty_last)
+    if noise is None:
+        return penalized.argmax(-1, keepdim=True)
     return torch.where(knobs.greedy, penalized, probabilities / noise).argmax(-1, keepdim=True)
 
 
-def exponential_noise(out: Tensor, generators: Sequence[torch.Generator | None], greedy: Sequence[bool]) -> None:
-    """Fill rows of ``out`` (N, V) with draws of Exp(1) from their own generators (None: the global one).
+def draw_exponential(out: Tensor, rows: Sequence[int]) -> None:
+    """Fill ``rows`` of ``out`` (N, V), one after the other, with draws of Exp(1) from torch's global generator."""
+    for row in rows:
+        out[row].exponential_()
 
-    Greedy rows draw nothing and keep what they hold.
+
+def hashed_exponential(seeds: Tensor, steps: Tensor, size: int) -> Tensor:
+    """Noise of Exp(1), (N, size), that is a function of each row's seed and step alone, in one operation for all rows.
+
+    ``seeds``, ``steps``: (N, 1) int64. A counter of seed, step and place goes through the mixing of SplitMix64 (Steele,
+    Lea and Flood 2014; shifts keep the sign), and 64 bits make two numbers. The same on every device up to the last
+    bits of the logarithm.
     """
-    for row, generator, likeliest in zip(out, generators, greedy, strict=True):
-        if not likeliest:
-            row.exponential_(generator=generator)
+    places = torch.arange(-(-size // 2), device=seeds.device)
+    bits = seeds + steps * _STEP + places * _PLACE
+    bits ^= bits >> 30
+    bits *= _MIX_1
+    bits ^= bits >> 27
+    bits *= _MIX_2
+    bits ^= bits >> 31
+    uniform = (bits.view(torch.int32) & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(_SCALE)
+    return uniform.neg_().log1p_().neg_()[:, :size]
+
+
+# Odd constants of the hash as signed numbers of 64 bits, and what brings 31 bits below 1.
+_STEP, _PLACE = 0x632BE59BD9B4E019, 0x9E3779B97F4A7C15 - 2**64
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+_SCALE = 2.0**-31 * (1 - 2.0**-24)
 
 
 def _penalize(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:

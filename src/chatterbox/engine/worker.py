@@ -141,7 +141,8 @@ class Worker(Generic[T]):
             while not self._signal.empty():
                 self._signal.get()
             pause = self._step()
-            if pause is not None and pause > 0:
+            # `close` may have come before the step, and its signal be taken already.
+            if pause is not None and pause > 0 and not self._is_closed:
                 with contextlib.suppress(queue.Empty):
                     self._signal.get(timeout=min(pause, threading.TIMEOUT_MAX))
         _RUNNING.discard(self)

@@ -82,16 +82,17 @@ class MemoryMonitor:
         with self._lock:
             return self._looked()
 
-    def admits(self) -> bool:
+    def admits(self, *, is_new: bool = True) -> bool:
         """Whether another request may join those under way; ask before each. With none under way, do not ask: go.
 
-        False, and counted, while memory stays beyond the hard watermark although beginnings have made room.
+        False while memory stays beyond the hard watermark although beginnings have made room. That is counted where
+        ``is_new``: it is asked for the first time for this request.
         """
         with self._lock:
             self._looked()
             if self._num_hard < NUM_HARD_LOOKS:
                 return True
-            self.num_delays += 1
+            self.num_delays += is_new
         self.say("requests wait until others have ended")
         return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from chatterbox.models.s3gen.stream import S3GenStream
 from chatterbox.watermark import PerthWatermarker
 from chatterbox.watermark_stream import WatermarkStream
 
-T = TypeVar("T")
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
 RELEASE_LEN = S3GEN_SR // 100
 WHOLE = 2**62  # speech tokens of a chunk that only the end of an utterance completes
@@ -63,10 +62,10 @@ class StreamingMetrics:
 
 
 class Stopwatch:
-    """Makes the metrics of a stream: told when a wait begins, for what, and what it gave."""
+    """Makes the metrics of a stream: told when a wait begins, and what it gave."""
 
     def __init__(self) -> None:
-        self._waiting = self._for_tokens = 0.0
+        self._waiting = 0.0
         self._num_samples = self._num_chunks = 0
         self._first: float | None = None
         self._since = time.perf_counter()
@@ -75,25 +74,14 @@ class Stopwatch:
         """The caller waits from now on."""
         self._since = time.perf_counter()
 
-    def waiting_for_tokens(self, tokens: Iterator[T]) -> Iterator[T]:
-        """``tokens``; the time until each comes is for tokens."""
-        while True:
-            started = time.perf_counter()
-            item = next(tokens, None)
-            self._for_tokens += time.perf_counter() - started
-            if item is None:
-                return
-            yield item
-
-    def chunk(self, num_samples: int, **counts: Any) -> StreamingMetrics:
-        """The wait has ended with a chunk of audio."""
+    def chunk(self, num_samples: int, rendered_from: float, **counts: Any) -> StreamingMetrics:
+        """The wait has ended with a chunk, whose rendering began at ``rendered_from`` (`time.perf_counter`)."""
         gap = time.perf_counter() - self._since
         self._waiting += gap
         self._first = self._waiting if self._first is None else self._first
         self._num_samples += num_samples
         self._num_chunks += 1
         duration = self._num_samples / S3GEN_SR
-        tokens_time, self._for_tokens = self._for_tokens, 0.0
         return StreamingMetrics(
             latency_to_first_chunk=self._first,
             rtf=self._waiting / duration if duration else None,
@@ -101,7 +89,7 @@ class Stopwatch:
             total_audio_duration=duration,
             chunk_count=self._num_chunks,
             gap=gap,
-            tokens_time=tokens_time,
+            tokens_time=min(gap, max(0.0, rendered_from - self._since)),
             **counts,
         )
 
@@ -129,6 +117,7 @@ class SpeechRenderer:
     ) -> None:
         """``gen``: the voice, of `S3Gen.embed_ref`. ``watermarker``: None leaves the audio unmarked."""
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()
+        self._lookahead_len = s3gen.config.flow.encoder.lookahead_len
         self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
         self._due = next(self._lens)
         self._stream: S3GenStream | None = None
@@ -147,21 +136,27 @@ class SpeechRenderer:
         context_len, fade = self._config.context_window, self._config.fade_duration
         self._stream = S3GenStream(self._s3gen, self._gen, seed=seed, context_len=context_len, fade=fade)
 
-    def take(self, codes: list[int]) -> Tensor | None:
+    @property
+    def num_missing(self) -> int:
+        """Codes that complete the next chunk."""
+        num_waiting = 0 if self._stream is None else self._stream.num_waiting
+        return self._due + self._lookahead_len - len(self._codes) - num_waiting
+
+    def push(self, codes: list[int]) -> Tensor | None:
         """Codes follow; (1, N) samples on the CPU where they complete a chunk."""
         self._codes += codes
-        if self._stream is None or len(self._codes) + self._stream.num_waiting < self._due + self._stream.lookahead_len:
+        if self._stream is None or self.num_missing > 0:
             return None
         return self._said(self._stream.push(self._handed_over()))
 
-    def pause(self) -> Tensor:
+    def flush(self) -> Tensor:
         """Say all there is, although codes may follow in the same stream."""
         assert self._stream is not None, "nothing has begun"
         return self._said(self._stream.finish(self._handed_over()), is_all=True)
 
-    def end(self) -> Tensor:
+    def close(self) -> Tensor:
         """Say all there is: the utterance is over."""
-        said = self.pause()
+        said = self.flush()
         self._stream = None
         self._last = float(said[0, -1]) if said.shape[1] else 0.0
         return said

@@ -6,7 +6,7 @@ audio.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -55,16 +55,18 @@ class SpeechRequest:
 
 
 def utterance_texts(
-    t3: T3, tokenizer: TextTokenizer, request: SpeechRequest, *, by_sentence: bool = False
+    t3: T3, request: SpeechRequest, tokens_of: Callable[[str], Tensor], *, by_sentence: bool = False
 ) -> list[str] | Iterator[str]:
     """What is spoken in one piece each; all of a string is known at once, of pieces as they come.
+
+    ``tokens_of``: ids (S,) of a text, as `text_tokens_of`.
 
     Raises:
         TypeError: neither a string nor an iterable of strings.
     """
 
     def length(text: str) -> int:
-        return len(text_tokens_of(t3, tokenizer, request, text))
+        return len(tokens_of(text))
 
     # Marks around the text take two places.
     max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
@@ -79,19 +81,20 @@ def utterance_texts(
 
 def decode_request(
     t3: T3,
-    tokenizer: TextTokenizer,
     voice: Conditionals,
     request: SpeechRequest,
+    tokens_of: Callable[[str], Tensor],
     text: str | None = None,
     *,
-    said: tuple[str, list[int]] | None = None,
+    previous: tuple[str, list[int]] | None = None,
     index: int = 0,
 ) -> DecodeRequest:
     """What T3 is asked for.
 
     Args:
+        tokens_of: as `utterance_texts` has it.
         text: the utterance; None is all of the request's text.
-        said: text and codes of the utterance before, that this one is to be a continuation of.
+        previous: text and codes of the utterance before, that this one is to be a continuation of.
         index: which of the request's utterances it is.
 
     Raises:
@@ -101,12 +104,12 @@ def decode_request(
     if not isinstance(words, str):
         raise TypeError(f"text must be a string, got {type(words).__name__}; pass the words to speak")
     spoken = None
-    if said is not None:
-        before, codes = said
-        text_tokens = text_tokens_of(t3, tokenizer, request, before)
+    if previous is not None:
+        before, codes = previous
+        text_tokens = tokens_of(before)
         spoken = Spoken(torch.tensor(codes), len(text_tokens) + t3.hp.mark_text)
         words = f"{before} {words}"
-    text_tokens = text_tokens_of(t3, tokenizer, request, words)
+    text_tokens = tokens_of(words)
     if t3.hp.mark_text:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)

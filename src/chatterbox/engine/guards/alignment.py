@@ -60,11 +60,11 @@ class AlignmentGuard(Guard):
             places=zero[0].clone(),
             text_start=zero + text_start,
             text_len=zero + text_len,
-            attention=torch.zeros(1, width, device=device),
+            attention=torch.zeros(1, width, dtype=torch.float32, device=device),
             position=zero.clone(),
             complete=zero.bool(),
-            tail=torch.zeros(1, width, device=device),
-            repeated=torch.zeros(1, 1, device=device),
+            tail=torch.zeros(1, width, dtype=torch.float32, device=device),
+            repeated=torch.zeros(1, 1, dtype=torch.float32, device=device),
             history=torch.full((1, repeats), -1, device=device),
         )
 

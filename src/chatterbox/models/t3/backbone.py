@@ -17,6 +17,7 @@ from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.linear import Linear
 from chatterbox.models.shared_input import SharedInput
+from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
@@ -42,10 +43,17 @@ class RotaryPass(Pass):
     """A run over new positions, and the rotation that they give queries and keys."""
 
     def __init__(
-        self, positions: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, readers: Sequence[HeadReader]
+        self,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        readers: Sequence[HeadReader],
+        *,
+        batch_invariant: bool = False,
     ) -> None:
         """``cos`` and ``sin``: (..., T, head_dim / 2) of the positions, (B, T) or (T,)."""
-        super().__init__(positions, cache, readers)
+        super().__init__(positions, cache, readers, batch_invariant=batch_invariant)
         self.cos, self.sin = cos, sin
 
 
@@ -63,10 +71,10 @@ class Attention(SharedInput):
 
     def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
-            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.project(x)
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in run.rowwise(self.project, x)
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
-        return self.o_proj(attend(query, key, value, run, layer))
+        return run.rowwise(self.o_proj, attend(query, key, value, run, layer))
 
 
 class GatedMLP(SharedInput):
@@ -78,9 +86,10 @@ class GatedMLP(SharedInput):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.project(x)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        gate, up = run.rowwise(self.project, x)
+        silu = blocks.silu if run.batch_invariant else F.silu
+        return run.rowwise(self.down_proj, silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -93,7 +102,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), run, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x), run)
 
 
 class LlamaBackbone(nn.Module):
@@ -109,13 +118,21 @@ class LlamaBackbone(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
 
-    def start(self, positions: Tensor, cache: KVCache | None = None, readers: Sequence[HeadReader] = ()) -> RotaryPass:
+    def start(
+        self,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        readers: Sequence[HeadReader] = (),
+        *,
+        batch_invariant: bool = False,
+    ) -> RotaryPass:
         """A pass over absolute positions, (B, T) or (T,) where all rows have the same."""
         angles = positions[..., None].float() * self.rope_freqs.float()
         if positions.ndim == 2:
             angles = angles[:, None]  # (B, 1, T, head_dim / 2), the same for all heads
         dtype = self.norm.weight.dtype
-        return RotaryPass(positions, angles.cos().to(dtype), angles.sin().to(dtype), cache, readers)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return RotaryPass(positions, cos, sin, cache, readers, batch_invariant=batch_invariant)
 
     def forward(
         self,
@@ -124,6 +141,7 @@ class LlamaBackbone(nn.Module):
         *,
         positions: Tensor | None = None,
         readers: Sequence[HeadReader] = (),
+        batch_invariant: bool = False,
     ) -> Tensor:
         """Run the stack over new positions.
 
@@ -133,11 +151,13 @@ class LlamaBackbone(nn.Module):
             positions: (B, T), what the caller's own `KVCache.reserve` gave for the rows of ``embeds``; None reserves
                 here, for all rows.
             readers: what wants to know where heads look.
+            batch_invariant: give every position the bits that it gets alone (`chatterbox.models.t3.batch_invariant`).
 
         Returns:
             (B, T, hidden_size), after the final norm.
         """
-        run = self.start(positions_of(embeds, cache) if positions is None else positions, cache, readers)
+        positions = positions_of(embeds, cache) if positions is None else positions
+        run = self.start(positions, cache, readers, batch_invariant=batch_invariant)
         x = embeds
         for index, layer in enumerate(self.layers):
             x = layer(x, run, index)

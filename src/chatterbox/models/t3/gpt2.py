@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chatterbox.config import GPT2Config
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.linear import linear
+from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 
 
@@ -40,9 +41,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in run.rowwise(self.c_attn, x).chunk(3, dim=-1)
         )
-        return self.c_proj(attend(query, key, value, run, layer))
+        return run.rowwise(self.c_proj, attend(query, key, value, run, layer))
 
 
 class MLP(nn.Module):
@@ -51,8 +53,10 @@ class MLP(nn.Module):
         self.c_fc = Conv1D(config.hidden_size, config.intermediate_size)
         self.c_proj = Conv1D(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        inner = run.rowwise(self.c_fc, x)
+        inner = blocks.gelu_tanh(inner) if run.batch_invariant else F.gelu(inner, approximate="tanh")
+        return run.rowwise(self.c_proj, inner)
 
 
 class Layer(nn.Module):
@@ -65,7 +69,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
         x = x + self.attn(self.ln_1(x), run, layer)
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x), run)
 
 
 class GPT2Backbone(nn.Module):
@@ -85,9 +89,11 @@ class GPT2Backbone(nn.Module):
         *,
         positions: Tensor | None = None,
         readers: Sequence[HeadReader] = (),
+        batch_invariant: bool = False,
     ) -> Tensor:
         """As `chatterbox.models.t3.backbone.LlamaBackbone.forward`; positions are added here."""
-        run = Pass(positions_of(embeds, cache) if positions is None else positions, cache, readers)
+        positions = positions_of(embeds, cache) if positions is None else positions
+        run = Pass(positions, cache, readers, batch_invariant=batch_invariant)
         x = embeds + self.wpe(run.positions)
         for index, layer in enumerate(self.h):
             x = layer(x, run, index)

@@ -18,6 +18,7 @@ from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
 from chatterbox.models.linear import Linear
 from chatterbox.models.t3.backbone import LlamaBackbone
+from chatterbox.models.t3.batch_invariant import in_blocks
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
@@ -103,9 +104,9 @@ class T3(nn.Module):
                 f"model's {limit}; split the text into sentences"
             )
 
-    def predict_speech(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) to logits (..., speech vocabulary)."""
-        logits: Tensor = self.speech_head(hidden)
+    def predict_speech(self, hidden: Tensor, *, batch_invariant: bool = False) -> Tensor:
+        """(..., hidden) to logits (..., speech vocabulary); ``batch_invariant`` as the backbone takes it."""
+        logits: Tensor = in_blocks(self.speech_head, hidden) if batch_invariant else self.speech_head(hidden)
         return logits
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""What a decode step of a batch reads and writes on the device, and how requests come into it and leave it.
+
+Owns: the sampler's state of each request, which rows are whose. Does not know: the backbone, caches, who
+joins when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chatterbox.engine.guards.batch import Guards, join_guards, select_guards
+from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.sampler import Knobs
+
+
+@dataclass
+class SamplerState:
+    """Of N requests, all that their next tokens depend on beside the logits. A request keeps it while it is on hold."""
+
+    names: list[str | None]  # the guard that each asked for
+    tokens: Tensor  # (N, 1), the last drawn
+    num_drawn: Tensor  # (N, 1), the speech position of `tokens`: how many were drawn, or forced before
+    num_forced: Tensor  # (N, 1), how many of them were forced
+    seen: Tensor  # (N, V) bool
+    guards: Guards = field(default_factory=dict)  # by name, of those requests that asked for it
+
+    @classmethod
+    def empty(cls, size: int, device: torch.device) -> SamplerState:
+        none = torch.zeros(0, 1, dtype=torch.long, device=device)
+        return cls([], none, none, none, torch.zeros(0, size, dtype=torch.bool, device=device))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def join(self, other: SamplerState) -> SamplerState:
+        """Both, as a copy: the requests of ``other`` come behind."""
+        return SamplerState(
+            [*self.names, *other.names],
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.num_drawn, other.num_drawn]),
+            torch.cat([self.num_forced, other.num_forced]),
+            torch.cat([self.seen, other.seen]),
+            join_guards(self.guards, len(self), other.guards),
+        )
+
+    def select(self, keep: list[int]) -> SamplerState:
+        """A copy of some requests' state, in the order of ``keep``, which is ascending."""
+        return SamplerState(
+            [self.names[place] for place in keep],
+            self.tokens[keep],
+            self.num_drawn[keep],
+            self.num_forced[keep],
+            self.seen[keep],
+            select_guards(self.guards, self.names, keep),
+        )
+
+
+@dataclass
+class BatchState:
+    """A step's own view of `SamplerState`, and of the rows: N requests on R rows."""
+
+    tokens: Tensor
+    num_drawn: Tensor
+    num_forced: Tensor
+    seen: Tensor
+    noise: Tensor | None  # (N, V), fresh Exp(1) of torch's global generator before every step; None: nobody uses it
+    seeds: Tensor | None  # (N, 1), of those requests that have one; None: nobody uses one
+    is_seeded: Tensor | None  # (N, 1) bool, where some have a seed and some use the global generator
+    owners: Tensor  # (R,), the request of each row
+    conditional: Tensor  # (N,), its first row
+    unconditional: Tensor  # (N,), its last: the same one without guidance
+    forced: Tensor  # (N, 1), 1 where a guard made the last drawn the stop token
+    broken: Tensor  # (N, 1), 1 once the logits were not finite
+    knobs: Knobs
+    guards: Guards = field(default_factory=dict)
+    from_global: tuple[int, ...] = ()  # places whose noise torch's global generator draws
+
+    @classmethod
+    def of(cls, sampler: SamplerState, requests: Sequence[DecodeRequest], rows: Sequence[Sequence[int]]) -> BatchState:
+        """For the steps of ``requests``, whose ``rows`` these are, all of 0 to R - 1 among them."""
+        device = sampler.tokens.device
+        seeds = [None if _is_greedy(request) else request.seed for request in requests]
+        from_global = [request.seed is None and not _is_greedy(request) for request in requests]
+        places = tuple(place for place, one in enumerate(from_global) if one)
+        has_seeds = any(seed is not None for seed in seeds)
+        owners = {row: place for place, held in enumerate(rows) for row in held}
+
+        def index(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        def column(values: Sequence[int | bool]) -> Tensor:
+            return index([int(value) for value in values])[:, None]
+
+        return cls(
+            tokens=sampler.tokens,
+            num_drawn=sampler.num_drawn,
+            num_forced=sampler.num_forced,
+            seen=sampler.seen,
+            noise=torch.ones(sampler.seen.shape, dtype=torch.float32, device=device) if places else None,
+            seeds=column([seed or 0 for seed in seeds]) if has_seeds else None,
+            is_seeded=column([not one for one in from_global]).bool() if has_seeds and places else None,
+            owners=index([owners[row] for row in range(len(owners))]),
+            conditional=index([held[0] for held in rows]),
+            # Without guidance a request's own row stands in: it is guided by a difference of 0.
+            unconditional=index([held[-1] for held in rows]),
+            forced=torch.zeros_like(sampler.tokens),
+            broken=torch.zeros_like(sampler.tokens),
+            knobs=Knobs.of([request.sampling for request in requests], device),
+            guards=sampler.guards,
+            from_global=places,
+        )
+
+    def sampler(self, names: list[str | None]) -> SamplerState:
+        """The requests' own part; ``names`` as there."""
+        return SamplerState(names, self.tokens, self.num_drawn, self.num_forced, self.seen, self.guards)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NO_TENSORS}
+        named |= {f"knobs.{f.name}": getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
+        for guard in self.guards:
+            named |= {f"{guard}.{name}": tensor for name, tensor in self.guards[guard].tensors().items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def shape(self) -> Hashable:
+        """All that decides which operations a step is made of, but for the cache."""
+        return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in self.named_tensors().items())
+
+
+_NO_TENSORS = ("knobs", "guards", "from_global")
+
+
+def _is_greedy(request: DecodeRequest) -> bool:
+    return request.sampling.temperature == 0.0

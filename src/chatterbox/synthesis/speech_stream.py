@@ -1,0 +1,267 @@
+"""One request from text to audio while it is made: tokens are pushed to a renderer, chunks wait for their reader.
+
+Owns: when a chunk is rendered, what waits, what a reader is told, the end of all of it. Does not know: how tokens are
+drawn (`utterances`), what a chunk sounds like (`render`), whose turn it is (`render_queue`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from chatterbox.config import StreamingConfig
+from chatterbox.engine.scheduler import Scheduler
+from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
+from chatterbox.synthesis.render_queue import RenderJob, RenderQueue
+from chatterbox.synthesis.request import SpeechRequest, utterance_seed, with_seed
+from chatterbox.synthesis.utterances import TokenChunk, Utterances
+from chatterbox.watermark import PerthWatermarker
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREAD = 2  # chunks that may wait for their reader before rendering pauses
+DEFAULTS = StreamingConfig()
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """A part of the speech: audio (1, N) float32 on the CPU at 24 kHz, the codes drawn for it so far, what it cost."""
+
+    audio: Tensor
+    speech_codes: tuple[int, ...]
+    metrics: StreamingMetrics
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A chunk that waits for its reader."""
+
+    audio: Tensor
+    codes: tuple[int, ...]
+    last: TokenChunk  # the last tokens that it was made of
+    started: float  # seconds of `time.perf_counter`, when rendering began
+
+
+class SpeechStream:
+    """Audio of one request, for one reader. `start` it, read `chunks`, `close` it when it is left early."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        renders: RenderQueue,
+        s3gen: S3Gen,
+        tokenizer: TextTokenizer,
+        request: SpeechRequest,
+        streaming: StreamingConfig | None,
+        watermarker: PerthWatermarker,
+        *,
+        has_own_seed: bool = False,
+    ) -> None:
+        """Args:
+            streaming: None hands out whole utterances.
+            has_own_seed: a request without a seed gets one, even where it is one utterance that would draw from torch's
+                global generator in upstream's order.
+
+        Raises:
+            TypeError, ValueError: as `Utterances`.
+        """
+        self._watch = Stopwatch()
+        self._renders, self._streaming, self._plan = renders, streaming, streaming or DEFAULTS
+        voice = request.conditionals.with_exaggeration(request.exaggeration)
+        self._utterances = Utterances(
+            scheduler, tokenizer, request, streaming, on_change=self._go_on, wants=self._wants
+        )
+        if has_own_seed or streaming is not None or not self._utterances.is_one:
+            request = with_seed(request)
+        self._request = request
+        self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
+        # On a CPU the two share the cores: the first chunk gets them all, so that it is heard sooner.
+        self._shares_cores = scheduler.prefixes.t3.device.type == "cpu"
+        # An utterance of a text that is still being written may be long in coming: nothing is held back for it.
+        self._may_stall = not isinstance(request.text, str)
+        self._changed = self._utterances.changed  # guards what follows
+        self._unread: deque[_Rendered] = deque()
+        self._codes: list[int] = []  # since the last chunk
+        self._last: TokenChunk | None = None
+        self._is_started = self._is_rendering = self._is_over = self._is_closed = False
+        self._num_told = 0
+        self._error: BaseException | None = None
+        self._plays_until: float | None = None  # seconds of `time.monotonic`
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        """Begin to work. Raises what `Scheduler.submit` raises."""
+        self._is_started = True
+        self._utterances.start(self._request)
+
+    def chunks(self, on_token: Callable[[int], None] | None = None) -> Generator[SpeechChunk, None, None]:
+        """Chunks as they are there; what goes wrong is raised behind those that came before it.
+
+        ``on_token`` is told how many speech tokens were drawn so far. Leaving early, or Ctrl-C while it waits, closes
+        the stream.
+        """
+        try:
+            if not self._is_started:
+                self.start()
+            while True:
+                rendered = self._next(on_token)
+                if rendered is None:
+                    return
+                yield self._chunk(rendered)
+                self._watch.resume()
+                self._go_on()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nothing more is wanted: tokens and chunks under way are given up. Twice is harmless."""
+        if os.getpid() != self._pid:  # all of it is the parent's
+            return
+        with self._changed:
+            self._is_closed = True
+            self._unread.clear()
+        self._utterances.close()
+        self._renders.cancel(self)
+
+    def _next(self, on_token: Callable[[int], None] | None) -> _Rendered | None:
+        """The next chunk for the reader; None: there is none any more."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("a stream cannot be read on in a forked process; start one there")
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._unread or self._is_over or (on_token and self._utterances.num_drawn > self._num_told)
+                )
+                told, self._num_told = self._num_told, self._utterances.num_drawn
+                rendered = self._unread.popleft() if self._unread else None
+                is_over, error = self._is_over, self._error
+                has_room = rendered is not None and len(self._unread) == MAX_UNREAD - 1
+            if has_room:  # T3 may wait for that
+                self._utterances.wake()
+            if on_token is not None:
+                for num in range(told + 1, self._num_told + 1):
+                    on_token(num)
+            if rendered is not None:
+                return rendered
+            if is_over:
+                if error is not None:
+                    raise error
+                return None
+
+    def _chunk(self, rendered: _Rendered) -> SpeechChunk:
+        last = rendered.last
+        metrics = self._watch.chunk(
+            rendered.audio.shape[1],
+            rendered.started,
+            num_tokens=last.num_tokens,
+            utterance=last.utterance,
+            positions_served=last.num_cached,
+            positions_computed=last.num_computed,
+        )
+        return SpeechChunk(rendered.audio, rendered.codes, metrics)
+
+    def _wants(self, num_waiting: int) -> bool:
+        """Whether T3 should go on while so many tokens wait."""
+        if self._streaming is None:
+            return True
+        if self._is_rendering:
+            is_first = self._plays_until is None
+            return num_waiting < self._plan.decode_ahead and not (is_first and self._shares_cores)
+        return len(self._unread) < MAX_UNREAD or num_waiting < self._plan.decode_ahead
+
+    def _go_on(self) -> None:
+        """Have the next chunk rendered if it is due; find out if all is over."""
+        with self._changed:
+            self._changed.notify_all()
+            if self._is_rendering or self._is_over or self._is_closed:
+                return
+            if self._streaming is not None and len(self._unread) >= MAX_UNREAD:
+                return
+            num_tokens = self._due()
+            if num_tokens is None:
+                if self._utterances.is_over:
+                    self._end(self._utterances.error)
+                return
+            self._is_rendering = True
+            deadline = math.inf if self._streaming is None else self._plays_until
+        try:
+            self._renders.submit(RenderJob(self, self._render, num_tokens, deadline))
+        except RuntimeError as error:
+            self._end(error)
+
+    def _due(self) -> int | None:
+        """Tokens of the next chunk, if it can be rendered."""
+        total, missing, ends = 0, self._renderer.num_missing, False
+        for num_tokens, ends in self._utterances.waiting():
+            total += num_tokens
+            if total >= missing or (ends and self._ends_a_chunk):
+                return total
+        is_last = self._utterances.is_drawn and not self._utterances.error
+        return total if is_last and (total or ends or self._renderer.is_open) else None
+
+    @property
+    def _ends_a_chunk(self) -> bool:
+        """Whether the end of an utterance ends a chunk."""
+        return self._plan.continuity == "isolated" or self._may_stall
+
+    def _render(self) -> None:
+        """Render what is due, up to one chunk, or two where an utterance ends behind it; in the renderer's thread."""
+        error: BaseException | None = None
+        started = time.perf_counter()
+        rendered: list[Tensor] = []
+        try:
+            while not rendered and not self._is_closed and (chunk := self._utterances.take()) is not None:
+                rendered = self._pushed(chunk)
+            if not rendered and self._utterances.is_over and self._renderer.is_open and not self._utterances.error:
+                rendered = [self._renderer.close()]
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            for audio in rendered:
+                self._deliver(audio, started)
+            self._is_rendering = False
+            if error is not None:
+                self._end(error)
+        self._utterances.wake()
+        self._go_on()
+
+    def _pushed(self, chunk: TokenChunk) -> list[Tensor]:
+        """Audio that tokens complete."""
+        if chunk.tokens and not self._renderer.is_open:
+            self._renderer.begin(utterance_seed(self._request.seed, chunk.utterance))
+        self._codes += chunk.tokens
+        self._last = chunk
+        audio = self._renderer.push(chunk.tokens)
+        rendered = [] if audio is None else [audio]
+        if chunk.ends and self._renderer.is_open and self._ends_a_chunk:
+            is_isolated = self._plan.continuity == "isolated"
+            rendered.append(self._renderer.close() if is_isolated else self._renderer.flush())
+        return rendered
+
+    def _deliver(self, audio: Tensor, started: float) -> None:
+        if not audio.shape[1] or self._is_closed:
+            return
+        assert self._last is not None
+        self._unread.append(_Rendered(audio, tuple(self._codes), self._last, started))
+        self._codes.clear()
+        now = time.monotonic()
+        self._plays_until = max(now, self._plays_until or now) + audio.shape[1] / S3GEN_SR
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._changed:
+            if not self._is_over:
+                self._is_over, self._error = True, error
+                if self._last is None and error is None:
+                    logger.warning("the text ended before it said anything; nothing is spoken")
+            self._changed.notify_all()
+        if error is not None:
+            self._utterances.close()
