@@ -293,9 +293,15 @@ class Utterances:
         self._num_submitted += 1
         self._num_drawing += 1
         self._under_way.append(one)
-        one.cancel = self._scheduler.submit(
-            decode, one, policy=self._policy, continuation=self._continuation, is_queued=index == 0
-        )
+        try:
+            one.cancel = self._scheduler.submit(
+                decode, one, policy=self._policy, continuation=self._continuation, is_queued=index == 0
+            )
+        except BaseException:
+            self._under_way.remove(one)
+            self._num_drawing -= 1
+            self._num_submitted -= 1
+            raise
 
 
 def policy_of(request: SpeechRequest) -> KVCacheConfig:
