@@ -167,7 +167,7 @@ def test_tokens_are_those_of_attention_over_what_is_held(model: T3, spec: str) -
     for request in long_requests(4, model):
         full = FullCache.beside(model, request.num_rows, required_capacity(model, request), config)
         engine, oracle = DecodeEngine(model, decoder_on(model, full)), []
-        engine.join(request)
+        engine.join(request, keeps_rows=True)
         while engine.num_requests:
             oracle += [token for _, token in engine.step().tokens]
         tokens, cache = decode(model, request, cache_policy=config)
