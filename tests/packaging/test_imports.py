@@ -16,6 +16,7 @@ HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile",
 LEVELS = {
     "chatterbox.config": 0,
     "chatterbox.forking": 0,
+    "chatterbox.openmp": 0,
     "chatterbox.single_flight": 0,
     "chatterbox.settings": 1,
     "chatterbox.audio": 1,

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from chatterbox.openmp import release_idle_threads
+
 
 class TokenSink(Protocol):
     """Gets one request's tokens in the scheduler's thread; no call may wait for anything."""
@@ -78,6 +80,7 @@ class TokenStream:
 
     def __iter__(self) -> Iterator[int]:
         """Tokens to the last; left early, or forgotten, it closes the stream."""
+        release_idle_threads()
         try:
             while (token := self._next()) is not None:
                 yield token

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from chatterbox import forking
+from chatterbox.openmp import release_idle_threads
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Worker(Generic[T]):
             pause = self._step()
             # `close` may have come before the step, and its signal be taken already.
             if pause is not None and pause > 0 and not self._is_closed:
+                release_idle_threads()
                 with contextlib.suppress(queue.Empty):
                     self._signal.get(timeout=min(pause, threading.TIMEOUT_MAX))
         _RUNNING.discard(self)

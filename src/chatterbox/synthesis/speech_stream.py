@@ -20,6 +20,7 @@ from chatterbox.config import StreamingConfig
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.openmp import release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
 from chatterbox.synthesis.render_queue import RenderJob, RenderQueue
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed, with_seed
@@ -94,6 +95,7 @@ class SpeechStream:
         self._last: TokenChunk | None = None
         self._is_started = self._is_rendering = self._is_over = self._is_closed = False
         self._num_told = 0
+        self._tells_tokens = False  # whether the reader is to wake up for them
         self._error: BaseException | None = None
         self._plays_until: float | None = None  # seconds of `time.monotonic`
         self._pid = os.getpid()
@@ -110,6 +112,7 @@ class SpeechStream:
         the stream.
         """
         try:
+            self._tells_tokens = on_token is not None
             if not self._is_started:
                 self.start()
             while True:
@@ -136,6 +139,7 @@ class SpeechStream:
         """The next chunk for the reader; None: there is none any more."""
         if os.getpid() != self._pid:
             raise RuntimeError("a stream cannot be read on in a forked process; start one there")
+        release_idle_threads()
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -181,7 +185,8 @@ class SpeechStream:
     def _go_on(self) -> None:
         """Have the next chunk rendered if it is due; find out if all is over."""
         with self._changed:
-            self._changed.notify_all()
+            if self._tells_tokens:
+                self._changed.notify_all()
             if self._is_rendering or self._is_over or self._is_closed:
                 return
             if self._streaming is not None and len(self._unread) >= MAX_UNREAD:
@@ -253,6 +258,7 @@ class SpeechStream:
         assert self._last is not None
         self._unread.append(_Rendered(audio, tuple(self._codes), self._last, started))
         self._codes.clear()
+        self._changed.notify_all()
         now = time.monotonic()
         self._plays_until = max(now, self._plays_until or now) + audio.shape[1] / S3GEN_SR
 
