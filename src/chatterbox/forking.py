@@ -4,9 +4,9 @@ Owns: the hooks around `os.fork`, which locks they hold meanwhile, torch's numbe
 know: what a lock is around; torch, unless the program has loaded it.
 
 A child has one thread, the one that forked: locks of other threads stay locked there for ever, what other threads were
-at is never finished, and OpenMP's pool of threads is dead, so that the first parallel product hangs. Objects that have
-such state are registered here. A fork then waits, though not for long, until no other thread is inside one of them, and
-each makes its state anew in the child, where torch gets one thread.
+at is never finished, and OpenMP's team of the thread that forked is dead, so that whatever waits for it hangs. Objects
+that have such state are registered here. A fork then waits, though not for long, until no other thread is inside one of
+them, gives the team back, and each object makes its state anew in the child, where torch gets one thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol, TypeVar
+
+from chatterbox.openmp import release_idle_threads
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +77,21 @@ def require_same_process(device: object, pid: int) -> None:
         )
 
 
+class _Held(threading.local):
+    """What a thread holds for the fork that it is at; other threads may fork at the same time."""
+
+    def __init__(self) -> None:
+        self.locks: list[Lock] = []
+
+
 class _Forks:
-    """All registered objects, and what is held for the fork under way."""
+    """All registered objects."""
 
     def __init__(self) -> None:
         self.turnstile, self._lock = threading.RLock(), threading.RLock()
         self._owners: weakref.WeakKeyDictionary[Any, tuple[Callable[[Any], Lock | None], Lock | None]]
         self._owners = weakref.WeakKeyDictionary()
-        self._held: list[Lock] = []
+        self._held = _Held()
 
     def add(self, owner: T, renew: Callable[[T], Lock | None]) -> None:
         lock = renew(owner)
@@ -91,9 +100,11 @@ class _Forks:
 
     def before(self) -> None:
         """Wait until this thread has all locks. In no order, so that none is kept while another is waited for."""
+        if self._owners:
+            release_idle_threads()
         deadline = time.monotonic() + PATIENCE
         if self.turnstile.acquire(timeout=PATIENCE):
-            self._held.append(self.turnstile)
+            self._held.locks.append(self.turnstile)
         while not self._acquire_all():
             if time.monotonic() >= deadline:
                 logger.warning("fork: a thread did not come to rest in %g s; the child may not speak", PATIENCE)
@@ -101,11 +112,11 @@ class _Forks:
             time.sleep(POLL)
 
     def after_in_parent(self) -> None:
-        while self._held:
-            self._held.pop().release()
+        while self._held.locks:
+            self._held.locks.pop().release()
 
     def after_in_child(self) -> None:
-        self._held.clear()
+        self._held.locks.clear()
         self.turnstile, self._lock = threading.RLock(), threading.RLock()
         owners = list(self._owners.items())
         if owners and (torch := sys.modules.get("torch")) is not None:
@@ -126,7 +137,7 @@ class _Forks:
                     taken.release()
                 return False
             held.append(lock)
-        self._held += held
+        self._held.locks += held
         return True
 
 

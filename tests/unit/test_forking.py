@@ -314,6 +314,46 @@ def run(program: str, **environment: str) -> str:
     return done.stdout
 
 
+MANY_FORKS = """
+import os, sys, threading
+from chatterbox import forking
+
+class Locked:
+    def __init__(self):
+        forking.register(self, Locked.renew)
+
+    def renew(self):
+        self.lock = threading.RLock()
+        return self.lock
+
+def fork_often():
+    for _ in range(100):
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+def take_all():
+    with forking.step(threading.RLock()):
+        print([one.lock.acquire(timeout=5) for one in owners], flush=True)
+
+sys.setswitchinterval(1e-6)
+owners = [Locked() for _ in range(3)]
+threads = [threading.Thread(target=fork_often) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+thread = threading.Thread(target=take_all, daemon=True)
+thread.start()
+thread.join(20)
+"""
+
+
+def test_forks_of_several_threads_leave_no_lock_behind():
+    assert run(MANY_FORKS).strip() == "[True, True, True]"
+
+
 def test_a_program_without_a_model_is_left_alone():
     program = """
 import os, torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ worker.join()
 
 
 def python(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
 
 
@@ -70,3 +69,30 @@ def test_nothing_is_done_without_a_runtime(monkeypatch, tmp_path):
     finally:
         monkeypatch.undo()
         openmp._pause.cache_clear()
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
+def test_a_forked_child_may_have_more_threads():
+    program = """
+import os, torch
+from chatterbox import forking
+
+class Model:
+    pass
+
+torch.set_num_threads(2)
+big, model = torch.ones(1 << 20), Model()
+forking.register(model)
+expected = big.sigmoid()
+child = os.fork()
+if not child:
+    assert torch.get_num_threads() == 1
+    before = len(os.listdir("/proc/self/task"))
+    torch.set_num_threads(2)
+    assert torch.equal(big.sigmoid(), expected)
+    assert len(os.listdir("/proc/self/task")) == before + 1
+    os._exit(0)
+assert torch.equal(big.sigmoid(), expected)
+print(os.waitpid(child, 0)[1])
+"""
+    assert python(program).strip() == "0"

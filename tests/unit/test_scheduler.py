@@ -27,6 +27,7 @@ from tests.unit.waiting import WAIT, wait_for, wait_until_free
 
 STATIC = settings_of("static")
 NUM_MIXES, NUM_READERS = 100, 5  # of each backbone
+ENOUGH = 10_000  # steps, for whatever a test still runs
 
 
 @pytest.fixture(scope="module", params=[SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
@@ -66,6 +67,20 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(engine)
 
     monkeypatch.setattr(DecodeEngine, "step", slow)
+
+
+@pytest.fixture
+def permits(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
+    """Each step takes one of these, which a test gives."""
+    step, given = DecodeEngine.step, threading.Semaphore(0)
+
+    def permitted(engine: DecodeEngine):
+        assert given.acquire(timeout=WAIT)
+        return step(engine)
+
+    monkeypatch.setattr(DecodeEngine, "step", permitted)
+    yield given
+    given.release(ENOUGH)
 
 
 def with_prefixes(t3: T3, **settings) -> Scheduler:
@@ -242,7 +257,7 @@ def test_rows_are_given_back_when_idle(t3: T3, schedulers: list[Scheduler]) -> N
 
 
 def test_the_queue_has_a_bound_and_keeps_its_order(
-    t3: T3, schedulers: list[Scheduler], slow_steps: None, row_counts: list[int]
+    t3: T3, schedulers: list[Scheduler], permits: threading.Semaphore, row_counts: list[int]
 ) -> None:
     scheduler = with_prefixes(t3, max_rows=2, max_waiting=3)
     schedulers.append(scheduler)
@@ -264,12 +279,14 @@ def test_the_queue_has_a_bound_and_keeps_its_order(
     rows = 2 // long_request(t3, 0).num_rows
     for number in range(rows):
         scheduler.submit(long_request(t3, number), Noted(number), policy=STATIC)
+    permits.release()  # a first step may have begun before the second request was there
     wait_for(lambda: scheduler.stats()["running"] == rows)
     for number in range(rows, rows + 3):
         scheduler.submit(long_request(t3, number, max_new_tokens=44 - number), Noted(number), policy=STATIC)
     with pytest.raises(QueueFullError, match=r"3 requests wait already; try again later, or raise engine\.max_waiting"):
         scheduler.submit(long_request(t3, 7), Noted(7), policy=STATIC)
     scheduler.submit(long_request(t3, 8, max_new_tokens=44), Noted(8), policy=STATIC, is_queued=False)
+    permits.release(ENOUGH)
     wait_until_free(scheduler)
     assert sorted(ended) == [*range(rows + 3), 8]
     assert ended == sorted(ended) or rows == 2  # one after another on two rows; two at once need not end in order

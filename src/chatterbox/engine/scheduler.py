@@ -189,13 +189,15 @@ class Scheduler:
         self._fail_all(EngineClosedError("the engine was closed while the request was under way"))
 
     def stats(self) -> dict[str, int]:
-        """Requests that run, are on hold and wait; rows in use; bytes held for rows; steps so far."""
+        """Requests that run, are on hold, wait, are parked; rows in use; bytes held for rows; steps so far."""
+        waiting = self._num_queued  # once more below: a request that moves meanwhile is not overlooked
         engines = list(self._engines.values())
         running = sum(one.engine.num_requests for one in engines)
         return {
             "running": running,
             "on_hold": sum(len(one.entries) for one in engines) - running,
-            "waiting": self._num_queued,
+            "waiting": max(waiting, self._num_queued),
+            "parked": len(self._parked),
             "rows": sum(one.num_rows for one in engines),
             "cache_bytes": sum(one.engine.decoder.nbytes for one in engines),
             "steps": self._num_steps + sum(one.num_steps for one in engines),
