@@ -26,8 +26,10 @@ STAGES ?= data speakers tokenizer flow vocoder t3 export
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
 
+# A process for each core, and one thread in it: the models of the tests are small. JOBS=0 is one process, as `pytest` is.
+JOBS ?= auto
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
