@@ -3,9 +3,9 @@
 Owns: finding the runtime that torch has loaded, one call of it. Does not know: who computes when.
 
 Every thread that has run a parallel operation of torch keeps a team of threads for its next one. GNU's runtime counts
-them all: once there are more than cores, every team sleeps at every barrier instead of waiting a little, and small
-operations take half as long again, although no more than one team works at a time. So a thread that waits for another
-one's work gives its team back; its next parallel operation makes a new one, in about 0.1 ms.
+them all: once there are more than cores, every team sleeps at every barrier instead of waiting a little, which slows
+small operations down although no more than one team works at a time. So a thread that waits for another one's work
+gives its team back; its next parallel operation makes a new one.
 """
 
 from __future__ import annotations
