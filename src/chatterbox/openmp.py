@@ -1,44 +1,100 @@
-"""OpenMP's idle threads, given back by the thread that owns them.
+"""OpenMP's threads of one thread of the program: idle ones are given back, or it computes without any.
 
-Owns: finding the runtime that torch has loaded, one call of it. Does not know: who computes when.
+Owns: finding the runtime that torch has loaded, the calls of it. Does not know: who computes when.
 
 Every thread that has run a parallel operation of torch keeps a team of threads for its next one. GNU's runtime counts
 them all: once there are more than cores, every team sleeps at every barrier instead of waiting a little, which slows
 small operations down although no more than one team works at a time. So a thread that waits for another one's work
-gives its team back; its next parallel operation makes a new one.
+gives its team back; its next parallel operation makes a new one. Where several threads compute at once, on networks
+too small for a team to pay, each has none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from torch import nn
+
+SMALL = 20_000_000  # weights; the embedded voice has 9 million in T3, 5 in S3Gen
 SOFT = 1  # `omp_pause_soft`: settings such as the number of threads stay
 MAPS = Path("/proc/self/maps")
-_RUNTIME = re.compile(r"\s(/\S*/libgomp[^/\s]*\.so\S*)$", re.MULTILINE)
+_LIBRARY = r"\s(/\S*/{}[^/\s]*\.so\S*)$"
+_NEEDED = ("omp_pause_resource_all", "omp_get_max_threads", "omp_set_num_threads")  # OpenMP 5.0
 
 
 def release_idle_threads() -> None:
     """Give back the calling thread's team, if it has one; not from within a parallel region. Never raises."""
-    if "torch" in sys.modules:
-        _pause()(SOFT)
+    # In a child that was forked before a model was loaded, the thread has one, and a team that is dead.
+    if (runtime := _runtime()) is not None and runtime.omp_get_max_threads() > 1:
+        runtime.omp_pause_resource_all(SOFT)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The calling thread computes without a team inside, where `can_compute_alone`."""
+    runtime = _runtime()
+    if runtime is None:
+        yield
+        return
+    # Torch sets a thread's number when it first asks for it, and MKL, which has one of its own, to the same.
+    own = sys.modules["torch"].get_num_threads()
+    set_mkl = _mkl_setter()
+    runtime.omp_set_num_threads(1)
+    own_mkl = set_mkl(1)
+    try:
+        yield
+    finally:
+        runtime.omp_set_num_threads(own)
+        set_mkl(own_mkl)
+
+
+def can_compute_alone() -> bool:
+    """Whether `alone` does anything: torch computes with GNU's OpenMP, as on Linux."""
+    return _runtime() is not None
+
+
+def is_small(*networks: nn.Module) -> bool:
+    """Whether networks gain less from a second thread than from other work beside them: few weights, on a CPU."""
+    weights = [weight for network in networks for weight in network.parameters()]
+    is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
+    return is_on_cpu and can_compute_alone() and sum(weight.numel() for weight in weights) <= SMALL
+
+
+def _runtime() -> ctypes.CDLL | None:
+    """The runtime in this process; None: there is none, or torch is not loaded, or not yet."""
+    return _found() if "torch._C" in sys.modules else None
 
 
 @cache
-def _pause() -> Callable[[int], int]:
-    """`omp_pause_resource_all` (OpenMP 5.0) of the runtime in this process; does nothing where there is none."""
+def _found() -> ctypes.CDLL | None:
+    runtimes = (one for one in _libraries("libgomp") if all(hasattr(one, name) for name in _NEEDED))
+    return next(runtimes, None)
+
+
+@cache
+def _mkl_setter() -> Callable[[int], int]:
+    """`mkl_set_num_threads_local` of the MKL in torch, which returns what it replaces; else nothing."""
+    for torch in _libraries("libtorch_cpu"):
+        with contextlib.suppress(AttributeError):
+            setter: Callable[[int], int] = torch.MKL_Set_Num_Threads_Local
+            return setter
+    return lambda number: number
+
+
+def _libraries(name: str) -> Iterator[ctypes.CDLL]:
+    """Those whose names begin so, of this process."""
     try:
-        paths = dict.fromkeys(_RUNTIME.findall(MAPS.read_text()))
+        paths = dict.fromkeys(re.findall(_LIBRARY.format(name), MAPS.read_text(), re.MULTILINE))
     except OSError:
-        paths = {}
+        return
     for path in paths:
-        try:
-            pause: Callable[[int], int] = ctypes.CDLL(path).omp_pause_resource_all
-        except (OSError, AttributeError):
-            continue
-        return pause
-    return lambda kind: -1
+        with contextlib.suppress(OSError):
+            yield ctypes.CDLL(path)

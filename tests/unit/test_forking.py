@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -19,6 +17,7 @@ import torch
 from chatterbox import forking
 from chatterbox.engine.worker import Worker
 from chatterbox.single_flight import SingleFlight
+from tests.unit.programs import run
 
 WAIT = 60.0  # seconds until a test that should not wait gives up
 
@@ -300,18 +299,6 @@ def test_a_stream_is_not_read_on_in_the_child(small_tts):
 
     assert child_passes(check)
     assert list(chunks)
-
-
-def run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=4 * WAIT,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 MANY_FORKS = """

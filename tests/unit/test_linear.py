@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from chatterbox.models.linear import EXACT_ROWS, Linear, linear, shared_rows
+from chatterbox.models.linear import EXACT_ROWS, ONEDNN, SMALL, Linear, linear, shared_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 33, 128, 129])
@@ -50,3 +51,17 @@ def test_layer_has_the_state_dict_of_torch() -> None:
     torch.testing.assert_close(layer(x), theirs(x))
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), theirs(x))
+
+
+@pytest.mark.parametrize("rows", range(1, 10))
+def test_small_matrices_are_multiplied_from_the_left_and_one_row_as_two(monkeypatch, rows):
+    """In another way than large ones; either way it is the product."""
+    small, large = torch.randn(64, 16), torch.randn(2 * SMALL // 16, 16)
+    x, taken = torch.randn(1, rows, 16), []
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: taken.append(b.shape[1]) or matmul(a, b))
+    with torch.inference_mode():
+        for weight in (small, large):
+            torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-5)
+    expected = [max(2, rows)] if rows <= 8 else []
+    assert taken == expected + ([rows] if rows in (2, 3, 4) or (not ONEDNN and rows > 1) else [])

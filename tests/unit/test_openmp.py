@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from chatterbox.openmp import SMALL, is_small
+from tests.unit.programs import run
 
 TASKS = Path("/proc/self/task")
 COMPUTE_AND_WAIT = """
@@ -36,14 +38,9 @@ worker.join()
 """
 
 
-def python(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout
-
-
 @pytest.mark.skipif(not TASKS.is_dir(), reason="threads of a process are counted in /proc")
 def test_a_waiting_thread_gives_its_team_back_and_gets_another():
-    counted, again = python(COMPUTE_AND_WAIT).splitlines()
+    counted, again = run(COMPUTE_AND_WAIT).splitlines()
     before, team, waiting, num_threads = map(int, counted.split())
     assert team == before + 4  # the thread itself and three of its team
     assert waiting == before + 1
@@ -53,22 +50,108 @@ def test_a_waiting_thread_gives_its_team_back_and_gets_another():
 
 def test_torch_is_not_loaded_for_it():
     program = "import sys; from chatterbox.openmp import release_idle_threads as r; r(); print('torch' in sys.modules)"
-    assert python(program).strip() == "False"
+    assert run(program).strip() == "False"
+
+
+COMPUTE_ALONE = """
+import os, threading, torch
+from chatterbox.openmp import alone, can_compute_alone
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(4)
+matrices = torch.ones(8, 300, 300)
+
+def work():
+    before = threads()
+    with alone():
+        torch.ones(1 << 20).sigmoid()
+        matrices @ matrices  # by MKL, which counts its own
+        print(can_compute_alone(), threads() - before, torch.get_num_threads())
+        print(*others())
+    torch.ones(1 << 20).sigmoid()
+    print(threads() - before, torch.get_num_threads())
+
+def others():
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    return seen
+
+worker = threading.Thread(target=work)
+worker.start()
+worker.join()
+"""
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
+def test_a_thread_computes_alone_and_others_do_not():
+    inside, others, behind = run(COMPUTE_ALONE).splitlines()
+    assert inside == "True 0 1"
+    assert others == "4"
+    assert behind == "3 4"
 
 
 def test_nothing_is_done_without_a_runtime(monkeypatch, tmp_path):
     from chatterbox import openmp
 
+    own = torch.get_num_threads()
     monkeypatch.setattr(openmp, "MAPS", tmp_path / "maps")
-    openmp._pause.cache_clear()
+    openmp._found.cache_clear()
     try:
         openmp.release_idle_threads()
+        assert not openmp.can_compute_alone() and not openmp.is_small(torch.nn.Linear(2, 2))
         (tmp_path / "maps").write_text("7f00-7f10 r-xp 0 0:0 0 /nowhere/libgomp-1.so.1.0.0\n")
-        openmp._pause.cache_clear()
+        openmp._found.cache_clear()
         openmp.release_idle_threads()
+        with openmp.alone():
+            assert torch.get_num_threads() == own
     finally:
         monkeypatch.undo()
-        openmp._pause.cache_clear()
+        openmp._found.cache_clear()
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
+def test_a_network_is_small_by_its_weights():
+    assert is_small(torch.nn.Linear(2, 2), torch.nn.Linear(3, 3))
+    half = torch.nn.Linear(SMALL // 2, 1, bias=False)
+    assert is_small(half, half) and not is_small(half, half, torch.nn.Linear(2, 2))
+    assert not is_small(torch.nn.Linear(2, 2, device="meta"))
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
+def test_a_runtime_that_is_not_loaded_yet_is_found_later():
+    program = """
+import sys, types
+from chatterbox import openmp
+sys.modules["torch"] = types.ModuleType("torch")  # as while it is being imported
+openmp.release_idle_threads()
+print(openmp.can_compute_alone())
+del sys.modules["torch"]
+import torch
+print(openmp.can_compute_alone())
+"""
+    assert run(program).split() == ["False", "True"]
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
+def test_a_child_of_a_process_without_a_model_does_not_wait_for_the_dead_team():
+    program = """
+import os, torch
+from chatterbox.openmp import release_idle_threads
+
+torch.set_num_threads(2)
+torch.ones(1 << 20).sigmoid()
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)
+    release_idle_threads()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(program).strip() == "0"
 
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="GNU's runtime is found in /proc")
@@ -95,4 +178,4 @@ if not child:
 assert torch.equal(big.sigmoid(), expected)
 print(os.waitpid(child, 0)[1])
 """
-    assert python(program).strip() == "0"
+    assert run(program).strip() == "0"

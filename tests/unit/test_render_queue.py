@@ -10,12 +10,15 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+import torch
 
-from chatterbox.synthesis.render_queue import MAX_WAIT, RenderJob, RenderQueue, pick
+from chatterbox.synthesis import render_queue
+from chatterbox.synthesis.render_queue import MAX_WAIT, Expected, RenderJob, RenderQueue, pick
+from tests.unit.waiting import WAIT, wait_for
 
-WAIT = 30.0  # seconds until a test that should not wait gives up
 FIRST = None
 WHOLE = math.inf
 
@@ -70,6 +73,32 @@ def test_of_many_whole_utterances_that_are_overdue_one_goes_before_a_stream():
     assert pick([*whole[1:], chunk], 100.0, 0.1, last_whole=99.0) is chunk
     assert pick([*whole[1:], chunk], 100.0, 0.1, last_whole=101.0 - MAX_WAIT - 0.1) is whole[1]
     assert pick(whole[1:], 100.0, 0.1, last_whole=99.0) is whole[1]
+
+
+# At 100 s, with 0.1 s a token: "a" speaks and gets its tokens late, "b" waits for its first chunk.
+LATE_TOKENS = {
+    "time enough for both": ([job("b", FIRST)], [Expected(10, 102.0)], 1, "b"),
+    "the first chunk would make it late": ([job("b", FIRST)], [Expected(10, 101.9)], 1, None),
+    "it would not where two are rendered at once": ([job("b", FIRST)], [Expected(10, 101.9)], 2, "b"),
+    "several would be late that all make it alone": ([job("b", FIRST)], [Expected(10, 102.5)] * 2, 1, None),
+    "one that is late anyhow": ([job("b", FIRST)], [Expected(10, 100.9)], 1, "b"),
+    "another one's chunk meanwhile": ([job("c", 150.0), job("b", FIRST)], [Expected(10, 101.9)], 1, "c"),
+    "a first chunk that has waited": ([job("b", FIRST, submitted=90.0)], [Expected(10, 101.9)], 1, "b"),
+    "chunks that wait for no first one": ([job("c", 150.0)], [Expected(10, 101.0)], 1, "c"),
+}
+
+
+@pytest.mark.parametrize("case", LATE_TOKENS)
+def test_a_first_chunk_waits_for_others_that_are_expected(case):
+    jobs, expected, num_at_once, owner = LATE_TOKENS[case]
+    picked = pick(jobs, 100.0, 0.1, expected=expected, num_at_once=num_at_once)
+    assert (picked and picked.owner) == owner
+
+
+def test_first_chunks_take_a_time_of_their_own():
+    later, first = job("a", 102.5), job("b", FIRST)
+    assert pick([later, first], 100.0, 0.1) is first
+    assert pick([later, first], 100.0, 0.1, first_per_token=0.2) is later
 
 
 class Clock:
@@ -155,6 +184,79 @@ def test_what_is_learned_decides(jobs):
     assert jobs.all_run() == ["a2", "b2"]
 
 
+def test_first_chunks_are_learned_apart(jobs):
+    jobs.submit("a1", FIRST, seconds=4.0)
+    jobs.submit("a2", 200.0, seconds=1.0)
+    jobs.all_run()
+    assert jobs.queue.seconds_per_token == pytest.approx(0.1)
+    assert jobs.queue._per_token[True] == pytest.approx(0.4)
+
+
+def test_a_first_chunk_that_gives_way_runs_when_what_was_expected_has_come_or_is_late(jobs):
+    jobs.submit("a1", 200.0, seconds=1.0)
+    jobs.all_run()
+    for settle in (lambda: jobs.submit("a2", jobs.clock.now + 1.5), lambda: jobs.queue.cancel("a")):
+        jobs.hold()
+        jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
+        jobs.submit("b1", FIRST)
+        jobs._go.set()
+        wait_for(lambda: not jobs.queue._busy)
+        assert "b1" not in jobs.names
+        settle()
+        jobs.all_run()
+        assert jobs.names[-1] == "b1"
+        jobs.names.clear()
+    jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
+    jobs.submit("b2", FIRST)
+    wait_for(lambda: not jobs.queue._busy)
+    assert jobs.names == []
+    jobs.clock.now += 2.0
+    assert jobs.all_run() == ["b2"]
+
+
+def test_a_queue_is_for_one_until_another_has_a_job_or_is_expected(jobs):
+    jobs.hold()
+    assert jobs.queue.is_for_none_but("held") and not jobs.queue.is_for_none_but("a")
+    jobs.submit("a1", FIRST)
+    assert not jobs.queue.is_for_none_but("held")
+    jobs.all_run()
+    wait_for(lambda: jobs.queue.is_for_none_but("a"))
+    jobs.queue.expect("b", 10, 200.0)
+    assert not jobs.queue.is_for_none_but("a")
+    jobs.queue.cancel("b")
+    assert jobs.queue.is_for_none_but("a")
+
+
+def test_no_more_start_than_are_rendered_at_once(jobs):
+    asked = []
+
+    def starts(owner: str) -> bool:
+        return jobs.queue.starts(owner, lambda: asked.append(owner))
+
+    assert starts("a") and not starts("b") and not starts("c")
+    assert starts("a") and not starts("b")  # asked again
+    jobs.submit("a1", FIRST, seconds=0.0)
+    jobs.all_run()
+    assert not asked and not starts("b")  # the second chunk of "a" is still to come
+    jobs.submit("a2", 200.0, seconds=0.0)
+    wait_for(lambda: asked == ["b"])
+    assert starts("b") and not starts("c")
+    jobs.queue.cancel("b")
+    wait_for(lambda: asked == ["b", "c"])
+    assert starts("c") and not starts("d")
+
+
+def test_who_has_no_second_chunk_counts_as_started_in_time():
+    asked, queue = [], RenderQueue()
+    queue.submit(RenderJob("a", lambda: None, 1, FIRST))
+    assert queue.starts("a", lambda: None) and not queue.starts("b", lambda: asked.append("b"))
+    for start in queue._starting.values():
+        start.until = time.monotonic() + 0.1
+    queue.submit(RenderJob("a", lambda: None, 1, FIRST))
+    wait_for(lambda: asked == ["b"])
+    queue.close()
+
+
 def test_a_whole_utterance_does_not_starve(jobs):
     """Each chunk that is run brings another, always sooner due."""
     jobs.hold()
@@ -203,8 +305,8 @@ def test_what_a_cancelled_job_holds_is_let_go(jobs):
 
 def test_an_error_that_escapes_is_logged_and_the_next_job_runs(jobs, caplog):
     jobs.hold()
-    jobs.submit("a1!", FIRST)
-    jobs.submit("b1", FIRST)
+    jobs.submit("a1!", 200.0)
+    jobs.submit("b1", 201.0)
     with caplog.at_level(logging.ERROR):
         assert jobs.all_run() == ["a1!", "b1"]
     assert "ValueError: a1!" in caplog.text
@@ -224,11 +326,11 @@ def test_a_closed_queue_drops_what_waits_and_takes_nothing(jobs):
 
 def test_no_thread_before_the_first_job_and_none_after_the_queue():
     queue = RenderQueue()
-    assert not queue._worker.is_alive
+    assert not queue.is_alive
     done = threading.Event()
     queue.submit(RenderJob("a", done.set, 1, FIRST))
     assert done.wait(WAIT)
-    thread = queue._worker._thread
+    (thread,) = [worker._thread for worker in queue._workers]
     del queue
     thread.join(WAIT)
     assert not thread.is_alive()
@@ -250,6 +352,71 @@ def test_many_threads_submit_and_cancel(jobs):
     jobs.all_run()
     assert sorted(ran) == [(owner, number) for owner in range(6) for number in range(50)]
     assert all([n for o, n in ran if o == owner] == list(range(50)) for owner in range(6))
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[RenderQueue]:
+    """A queue whose jobs compute alone, two at a time."""
+    monkeypatch.setattr(render_queue, "process_num_threads", lambda default: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    queue = RenderQueue(runs_alone=True)
+    if not queue._runs_alone:
+        pytest.skip("torch's runtime has no threads of one thread's own")
+    yield queue
+    queue.close()
+
+
+def test_several_run_at_once_but_not_of_one_stream(pair):
+    now, most, lock = [], [], threading.Lock()
+
+    def run(owner: int) -> None:
+        with lock:
+            now.append(owner)
+            most.append(tuple(now))
+        assert torch.get_num_threads() == 1
+        time.sleep(0.002)
+        with lock:
+            now.remove(owner)
+
+    for number in range(60):
+        pair.submit(RenderJob(number % 5, partial(run, number % 5), 1, 200.0))
+    wait_for(lambda: len(most) == 60 and not now)
+    assert max(map(len, most)) == 2
+    assert all(len(set(owners)) == len(owners) for owners in most)
+
+
+def test_fewer_run_at_once_when_torch_gets_fewer_threads(pair, monkeypatch):
+    go, running = threading.Event(), []
+
+    def run(name: str) -> None:
+        running.append(name)
+        assert go.wait(WAIT)
+
+    for name in "ab":
+        pair.submit(RenderJob(name, partial(run, name), 1, 200.0))
+    wait_for(lambda: len(running) == 2)
+    monkeypatch.setattr(render_queue, "process_num_threads", lambda default: 1)
+    pair._checked = -math.inf
+    for name in "cdef":
+        pair.submit(RenderJob(name, partial(run, name), 1, 200.0))
+    go.set()
+    wait_for(lambda: len(running) == 6)
+    wait_for(lambda: not pair._busy)
+    go.clear()
+    for name in "gh":
+        pair.submit(RenderJob(name, partial(run, name), 1, 200.0))
+    wait_for(lambda: len(running) == 7)
+    time.sleep(0.05)
+    assert len(running) == 7
+    go.set()
+    wait_for(lambda: len(running) == 8)
+
+
+def test_where_a_thread_cannot_compute_alone_one_job_runs_at_a_time(monkeypatch):
+    monkeypatch.setattr(render_queue, "can_compute_alone", lambda: False)
+    queue = RenderQueue(runs_alone=True)
+    assert len(queue._workers) == 1 and not queue._runs_alone
+    queue.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

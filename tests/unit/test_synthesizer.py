@@ -15,10 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from chatterbox import openmp
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.scheduler import EngineClosedError
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+from chatterbox.openmp import can_compute_alone
+from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.speech_stream import MAX_UNREAD
 from chatterbox.synthesis.synthesizer import BatchError, Synthesizer, SynthesizerConfig
@@ -119,7 +122,8 @@ def test_a_stream_closed_at_any_chunk_frees_all(make: Callable, speech: Callable
             for expected in whole[:num_read]:
                 torch.testing.assert_close(next(chunks).audio, expected, rtol=0, atol=1e-4)
         wait_until_free(synthesizer.scheduler)
-        assert synthesizer.renders._jobs == []
+        assert synthesizer.chunk_renders._jobs == []
+        wait_for(lambda: synthesizer.chunk_renders.is_for_none_but(None))
 
 
 @pytest.mark.parametrize("continuity", ["isolated", "history", "append"])
@@ -220,3 +224,53 @@ def test_facades_take_settings_of_the_engine(model, fixture: str, request: pytes
     ):
         assert tts.synthesizer.scheduler.config == engine
     assert model.from_local(folder, "cpu").synthesizer.config.engine == EngineConfig()
+
+
+@pytest.fixture
+def num_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, set[int]]]:
+    """Torch's threads, of two, that steps and chunks get from now on."""
+    before, seen = torch.get_num_threads(), {"steps": set(), "chunks": set()}
+    step, render = DecodeEngine.step, SpeechRenderer.close
+
+    def noted(name: str, call: Callable) -> Callable:
+        return lambda one: seen[name].add(torch.get_num_threads()) or call(one)
+
+    monkeypatch.setattr(DecodeEngine, "step", noted("steps", step))
+    monkeypatch.setattr(SpeechRenderer, "close", noted("chunks", render))
+    torch.set_num_threads(2)
+    yield seen
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not can_compute_alone(), reason="needs a runtime in which a thread can compute alone")
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_stream_of_small_networks_has_a_core_for_steps_and_one_for_each_chunk(
+    make: Callable, speech: Callable, num_threads: dict[str, set[int]], batch_invariant: bool
+) -> None:
+    """And whole utterances, of which one is rendered at a time behind its steps, have all of them."""
+    synthesizer = make(batch_invariant=batch_invariant)
+    synthesizer.speak(speech())
+    assert num_threads == {"steps": {2}, "chunks": {2}}
+    for seen in num_threads.values():
+        seen.clear()
+    list(synthesizer.stream(speech()))
+    assert num_threads == {"steps": {2} if batch_invariant else {1}, "chunks": {1}}
+
+
+def test_large_networks_have_all_threads(
+    make: Callable, speech: Callable, num_threads: dict[str, set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openmp, "SMALL", 0)
+    list(make().stream(speech()))
+    assert num_threads == {"steps": {2}, "chunks": {2}}
+
+
+def test_another_s3gen_is_rendered_with_as_its_size_asks(
+    make: Callable, speech: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesizer = make()
+    before = synthesizer.chunk_renders
+    monkeypatch.setattr(openmp, "SMALL", 0)
+    synthesizer.replace("s3gen", synthesizer.s3gen)
+    assert synthesizer.chunk_renders is synthesizer.whole_renders is not before
+    assert list(synthesizer.stream(speech()))

@@ -428,9 +428,11 @@ def test_a_model_that_has_spoken_is_freed_with_its_last_reference(small_folder):
     tts = ChatterboxTTS.from_local(small_folder, "cpu")
     say(tts)
     list(tts.generate_stream(TEXT, seed=1, print_metrics=False))
-    t3, parts = weakref.ref(tts.t3), (tts.synthesizer.scheduler, tts.synthesizer.renders)
-    threads = [part._worker._thread for part in parts]
-    del parts
+    t3, made = weakref.ref(tts.t3), tts.synthesizer
+    workers = [made.scheduler._worker, *made.whole_renders._workers, *made.chunk_renders._workers]
+    threads = [worker._thread for worker in workers if worker.is_alive]
+    assert len(threads) >= 3  # one that draws, one that renders what is whole, and one for chunks
+    del made, workers
     gc.collect()
     gc.disable()
     try:

@@ -21,6 +21,7 @@ from chatterbox.engine.row_pool import ENDLESS, PooledDecoder, RowBudget
 from chatterbox.engine.token_stream import TokenSink
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import policy
+from chatterbox.openmp import alone, is_small
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Entry:
     policy: KVCacheConfig
     continuation: Continuation | None = None
     deadline: float | None = None
+    is_streamed: bool = False  # its audio is rendered while it is drawn
     handle: int | None = None  # in the engine, running or on hold
     parked: DecodeSequence | None = None
     idle_since: float | None = None  # since when nobody wants more tokens
@@ -93,6 +95,7 @@ class PolicyEngine:
         prefill_len = engine.prefill_len if self._is_cached else None
         self.engine = DecodeEngine(self._t3, decoder, stop_stride=stride, prefill_len=prefill_len)
         self._park_seconds = engine.park_seconds
+        self._is_small = is_small(self._t3) and not invariant
         self._entries: dict[int, Entry] = {}  # running or on hold, by handle
         self._held: set[int] = set()
         self._continuations: set[Continuation] = set()
@@ -146,7 +149,10 @@ class PolicyEngine:
             if entry not in eager and entry.sink.is_full and self.engine.has_drawn(handle):
                 self.engine.hold(handle)
                 self._held.add(handle)
-        result = self.engine.step()
+        # By what is asked for, not by what is rendered just then: what a seed gives must not depend on the time.
+        leaves_cores = self._is_small and any(entry.is_streamed for entry in running)
+        with alone() if leaves_cores else nullcontext():
+            result = self.engine.step()
         self.num_steps += 1
         drawn: dict[int, list[int]] = {}
         for handle, token in result.tokens:

@@ -97,6 +97,7 @@ class Scheduler:
         continuation: Continuation | None = None,
         timeout: float | None = None,
         is_queued: bool = True,
+        is_streamed: bool = False,
     ) -> Callable[[], None]:
         """Have the tokens of a request drawn; returns what cancels it. From any thread; does not wait.
 
@@ -106,6 +107,7 @@ class Scheduler:
             continuation: of `continuation`: the request goes on behind those that had it before. One at a time.
             timeout: seconds in which it must be over; then it fails with TimeoutError.
             is_queued: False is never refused for the queue's length: a part of work that was taken on before.
+            is_streamed: its audio is rendered while it is drawn: a small T3 leaves cores for that.
 
         Raises:
             ValueError: the request cannot be served by this model; see `checked_limit`.
@@ -123,7 +125,7 @@ class Scheduler:
             self._num_queued += 1
             self._num_submitted += 1
             deadline = None if timeout is None else self._clock() + timeout
-            entry = Entry(self._num_submitted, request, sink, policy, continuation, deadline)
+            entry = Entry(self._num_submitted, request, sink, policy, continuation, deadline, is_streamed)
             self._inbox.append(lambda: bisect.insort(self._waiting, entry, key=lambda one: one.order))
         if not self._worker.wake():
             self._require_usable()

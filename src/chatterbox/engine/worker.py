@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CLOSE_SECONDS = 5.0  # that `close`, and the end of the program, wait for a step under way
-CHECK_SECONDS = 0.5  # between two looks at torch's number of threads; a look takes 0.1 to 0.3 ms
+CHECK_SECONDS = 0.5  # between two looks at torch's number of threads
 
 
 class Worker(Generic[T]):
@@ -177,17 +177,17 @@ class Worker(Generic[T]):
             return False
         self._checked = now
         own = torch.get_num_threads()
-        return _process_num_threads(default=own) != own
+        return process_num_threads(default=own) != own
 
 
 _RUNNING: set[Worker[Any]] = set()
 
 
-def _process_num_threads(default: int) -> int:
+def process_num_threads(default: int) -> int:
     """What `torch.set_num_threads` was called with last, in whichever thread; ``default`` at the end of the program.
 
     OpenMP has a number for each thread, which takes the process-wide one over at its first use and keeps it: only a new
-    thread tells what that is now.
+    thread tells what that is now. A look takes 0.1 to 0.3 ms.
     """
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()), daemon=True)

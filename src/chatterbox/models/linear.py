@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from chatterbox.models.conv import shared_length
 
-# What is fastest on CPUs differs by the number of rows (benchmarks/linear.py): two to four take `weight @ x.T`, the
-# others oneDNN, which `F.linear` does not take for float32. In other types, and where there is no oneDNN, the first
-# pays for more rows too. oneDNN keeps memory for each number of rows that it meets: beyond a few they come in few
-# numbers, zeros following them.
+# What is fastest on CPUs differs by the number of rows and the size of the matrix (benchmarks/linear.py). Matrices that
+# the caches hold take `weight @ x.T` up to eight rows, and one row is computed as two, in half its time; large ones
+# take it for two to four rows. Others take oneDNN, which `F.linear` does not take for float32. In other types, and
+# where there is no oneDNN, the first pays for more rows too. oneDNN keeps memory for each number of rows that it meets:
+# beyond a few they come in few numbers, zeros following them.
 # Fixed, not probed: a probe under load would choose differently in the next process, and they differ in last bits.
 SKINNY, FEW_ROWS = range(2, 5), range(2, 129)
+SMALL, SMALL_ROWS = 2**19, range(1, 9)  # elements of a matrix at most, and rows
 ONEDNN = torch.backends.mkldnn.is_available()
 EXACT_ROWS = 32  # so many, and fewer, have a kernel of their own
 
@@ -33,13 +35,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
     flat = x.reshape(rows, -1).contiguous()  # both ways are fast only where the rows lie whole
-    if ONEDNN and x.dtype == torch.float32 and rows not in SKINNY:
+    is_small = weight.numel() <= SMALL and rows in SMALL_ROWS
+    if ONEDNN and x.dtype == torch.float32 and not is_small and rows not in SKINNY:
         if (shared := shared_rows(rows)) > rows:
             flat = F.pad(flat, (0, 0, 0, shared - rows))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
         return out[:rows].reshape(*x.shape[:-1], -1)
-    if rows in FEW_ROWS:
-        product = (weight @ flat.T).T.reshape(*x.shape[:-1], -1)
+    if is_small or rows in FEW_ROWS:
+        if rows == 1:
+            flat = F.pad(flat, (0, 0, 0, 1))
+        product = (weight @ flat.T).T[:rows].reshape(*x.shape[:-1], -1)
         return product if bias is None else product + bias
     return F.linear(x, weight, bias)
 

@@ -142,6 +142,11 @@ class SpeechRenderer:
         num_waiting = 0 if self._stream is None else self._stream.num_waiting
         return self._due + self._lookahead_len - len(self._codes) - num_waiting
 
+    @property
+    def num_to_follow(self) -> int:
+        """Codes that complete the next chunk and the one behind it."""
+        return self.num_missing + min(2 * self._due, self._config.chunk_size)
+
     def push(self, codes: list[int]) -> Tensor | None:
         """Codes follow; (1, N) samples on the CPU where they complete a chunk."""
         self._codes += codes

@@ -1,25 +1,30 @@
-"""Which stream's audio is rendered next: one thread for all streams, the listener who would run dry first goes first.
+"""Which stream's audio is rendered next: the listener who would run dry first goes first.
 
-Owns: the jobs that wait, their order, what a token takes to render. Does not know: what a job renders, how, and for
-whom; errors of rendering, which a job keeps to itself.
+Owns: the jobs that wait, their order, the threads that run them, what a token takes to render. Does not know: what a
+job renders, how, and for whom; errors of rendering, which a job keeps to itself.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from chatterbox import forking
-from chatterbox.engine.worker import Worker
+from chatterbox.engine.worker import CHECK_SECONDS, Worker, process_num_threads
+from chatterbox.openmp import alone, can_compute_alone
 
 logger = logging.getLogger(__name__)
 
 MAX_WAIT = 5.0  # seconds after which a job has its turn although others are more urgent
 NEWEST_SHARE = 0.2  # of the last job in the average time of a token
+START_SECONDS = 2.0  # in which a listener who starts has a second chunk, or counts as started without
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +38,41 @@ class RenderJob:
     submitted: float = 0.0  # set by the queue, in seconds of its clock, as ``deadline``
 
 
-def pick(jobs: Sequence[RenderJob], now: float, seconds_per_token: float, last_whole: float = -math.inf) -> RenderJob:
-    """The job to run at ``now``, of ``jobs`` in the order of their submission; at least one.
+@dataclass(frozen=True)
+class Expected:
+    """The next chunk of a listener, whose tokens are still being drawn; ``deadline`` as that of a job."""
+
+    num_tokens: int
+    deadline: float
+
+
+@dataclass(eq=False)
+class _Start:
+    """A listener between their first and second chunk, or who waits for leave to have the first."""
+
+    until: float  # in seconds of the queue's clock
+    ask_again: Callable[[], None] | None = None  # while they wait for leave
+
+
+def pick(
+    jobs: Sequence[RenderJob],
+    now: float,
+    seconds_per_token: float,
+    last_whole: float = -math.inf,
+    *,
+    first_per_token: float | None = None,
+    expected: Sequence[Expected] = (),
+    num_at_once: int = 1,
+) -> RenderJob | None:
+    """The job to run at ``now``, of ``jobs`` in the order of their submission; at least one. None: better none yet.
 
     First chunks go first, unless another listener would hear a gap for it who would hear none otherwise, or hears one
-    already. Later chunks go by deadline, which is at most `MAX_WAIT` from their submission; whole utterances that
-    nobody listens to yet have that one, or `MAX_WAIT` from ``last_whole``, when one of them was run: many that wait
-    must not all be overdue at once.
+    already; that may be one whose next chunk is only ``expected``. Later chunks go by deadline, which is at most
+    `MAX_WAIT` from their submission; whole utterances that nobody listens to yet have that one, or `MAX_WAIT` from
+    ``last_whole``, when one of them was run: many that wait must not all be overdue at once.
+
+    ``first_per_token``: seconds per token of first chunks, which see as much of the voice as longer ones; None: the
+    same.
     """
     oldest: dict[Hashable, RenderJob] = {}
     for job in jobs:
@@ -56,28 +89,56 @@ def pick(jobs: Sequence[RenderJob], now: float, seconds_per_token: float, last_w
     first = next((job for job in oldest.values() if job.deadline is None), None)
     if first is None:
         return later[0]
+    first_takes = first.num_tokens * (seconds_per_token if first_per_token is None else first_per_token)
     for job in later:
         own_end = now + seconds_per_token * job.num_tokens
         can_be_met, is_late = own_end <= due(job), due(job) < now
-        would_be_missed = due(job) < own_end + seconds_per_token * first.num_tokens
+        would_be_missed = due(job) < own_end + first_takes
         if due(job) < due(first) and would_be_missed and (can_be_met or is_late):
             return job
+    # All that is heard before the first chunk must be, in order of its deadline, beside it and without it.
+    work = 0.0
+    ahead = [(due(job), job.num_tokens) for job in later] + [(one.deadline, one.num_tokens) for one in expected]
+    for deadline, num_tokens in sorted(ahead):
+        work += seconds_per_token * num_tokens / num_at_once
+        end = now + work
+        if end <= deadline < min(due(first), end + first_takes / num_at_once):
+            return later[0] if later else None
     return first
 
 
 class RenderQueue:
-    """Runs jobs in a thread of its own, one at a time. In a forked child it is empty. Thread-safe."""
+    """Runs jobs in threads of its own. In a forked child it is empty. Thread-safe."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock``: seconds, what deadlines are told in."""
+    def __init__(self, *, runs_alone: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args:
+        runs_alone: a job computes in one thread, and as many run at once as torch has threads, where that can be had
+            (`openmp.can_compute_alone`). Else one job at a time has all of them.
+        clock: seconds, what deadlines are told in.
+        """
         self._clock = clock
-        self._worker: Worker[RenderQueue] = Worker(self, RenderQueue._work, "chatterbox-render")
+        self._runs_alone = runs_alone and can_compute_alone()
+        self._workers: list[Worker[RenderQueue]] = [
+            Worker(self, partial(RenderQueue._work, index=index), f"chatterbox-render-{index}")
+            for index in range((os.cpu_count() or 1) if self._runs_alone else 1)
+        ]
         forking.register(self, RenderQueue._renew)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether there is a thread now."""
+        return any(worker.is_alive for worker in self._workers)
+
+    def is_for_none_but(self, owner: Hashable) -> bool:
+        """Whether no job of another waits, runs or is expected."""
+        with self._lock:
+            owners = self._running.union(self._expected, (job.owner for job in self._jobs))
+        return owners <= {owner}
+
+    @property
     def seconds_per_token(self) -> float:
-        """What a token of the last jobs took to render; 0 before the first."""
-        return self._seconds_per_token or 0.0
+        """What a token of the last jobs took to render, first chunks apart; 0 before the first."""
+        return self._per_token.get(False, 0.0)
 
     def submit(self, job: RenderJob) -> None:
         """Have ``job`` run when its turn comes.
@@ -87,50 +148,156 @@ class RenderQueue:
         """
         job = replace(job, submitted=self._clock())
         with self._lock:
+            self._expected.pop(job.owner, None)
             self._jobs.append(job)
-        if not self._worker.wake():
-            self._remove(lambda waiting: waiting is job)
+        is_open = False
+        try:
+            is_open = self._wake()
+        finally:
+            if not is_open:
+                self._remove(lambda waiting: waiting is job)
+        if not is_open:
             raise RuntimeError("the renderer is closed; load the model anew")
 
+    def starts(self, owner: Hashable, ask_again: Callable[[], None]) -> bool:
+        """A listener's first chunk could be rendered; whether it should be, although its second cannot follow yet.
+
+        Not where more are starting than are rendered at once: the first chunks of all would slow the tokens of the
+        second ones, which would all be late. ``ask_again`` is called, in a thread of the queue, when it should.
+        """
+        with self._lock:
+            start = self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
+            may_start = owner in self._first_starting()
+            start.ask_again = None if may_start else ask_again
+        return may_start
+
+    def expect(self, owner: Hashable, num_tokens: int, deadline: float) -> None:
+        """A listener of ``owner`` will need a chunk by ``deadline``, which is submitted when its tokens are drawn."""
+        with self._lock:
+            self._expected[owner] = Expected(num_tokens, deadline)
+
     def cancel(self, owner: Hashable) -> None:
-        """Forget the jobs of ``owner`` that wait. One that is under way goes on."""
+        """Forget the jobs of ``owner`` that wait, and what is expected of it. One that is under way goes on."""
         self._remove(lambda waiting: waiting.owner == owner)
+        with self._lock:
+            self._expected.pop(owner, None)
+            self._starting.pop(owner, None)
+            has_to_ask = any(start.ask_again for start in self._starting.values())
+        if has_to_ask:
+            self._wake()
 
     def close(self) -> None:
-        """End the thread behind the job under way; those that wait are forgotten. Closing twice is harmless."""
+        """End the threads behind the jobs under way; those that wait are forgotten. Closing twice is harmless."""
         self._remove(lambda waiting: True)
-        self._worker.close()
+        for worker in self._workers:
+            worker.close()
 
     def _renew(self) -> forking.Lock:
         self._lock = threading.RLock()  # a stream may be cancelled by a destructor, at any point of any thread
         self._jobs: list[RenderJob] = []
-        self._seconds_per_token: float | None = None
+        self._expected: dict[Hashable, Expected] = {}
+        self._running: set[Hashable] = set()  # owners
+        self._starting: dict[Hashable, _Start] = {}  # owners whose second chunk is not rendered, in their order
+        self._busy: set[int] = set()  # workers that will look at the jobs once more before they sleep
+        self._num_at_once = 1
+        self._checked = -math.inf
+        self._per_token: dict[bool, float] = {}  # seconds, of first chunks and of others
         self._last_whole = -math.inf
         return self._lock
+
+    def _wake(self) -> bool:
+        """Have a worker look at the jobs that is not at it yet; False: the queue is closed."""
+        num_at_once = self._allowed()
+        with self._lock:
+            index = next((one for one in range(num_at_once) if one not in self._busy), None)
+            if index is None:
+                return not self._workers[0].is_closed
+            self._busy.add(index)
+        try:
+            return self._workers[index].wake()
+        except BaseException:
+            self._busy.discard(index)
+            raise
+
+    def _allowed(self) -> int:
+        """Jobs that may run at once: the number of torch's threads, as it is now."""
+        if self._runs_alone and time.monotonic() - self._checked > CHECK_SECONDS:
+            self._checked = time.monotonic()
+            self._num_at_once = min(len(self._workers), process_num_threads(default=1))
+        return self._num_at_once
+
+    def _first_starting(self) -> list[Hashable]:
+        """Owners whose first chunk may be rendered though the second cannot follow, with the lock held."""
+        now = self._clock()
+        self._starting = {owner: start for owner, start in self._starting.items() if start.until > now}
+        return list(self._starting)[: self._num_at_once]
+
+    def _ask(self) -> None:
+        """Tell those who may start by now."""
+        with self._lock:
+            held = [start for start in self._starting.values() if start.ask_again is not None]
+            first = set(self._first_starting())
+            ready = [start for start in held if start not in self._starting.values()]
+            ready += [self._starting[owner] for owner in first if self._starting[owner].ask_again is not None]
+            asked = [start.ask_again for start in ready]
+            for start in ready:
+                start.ask_again = None
+        for ask_again in asked:
+            assert ask_again is not None
+            ask_again()
 
     def _remove(self, is_unwanted: Callable[[RenderJob], bool]) -> None:
         with self._lock:
             self._jobs = [waiting for waiting in self._jobs if not is_unwanted(waiting)]
 
-    def _work(self) -> float | None:
+    def _work(self, index: int) -> float | None:
+        self._ask()
+        now = self._clock()
         with self._lock:
-            if not self._jobs:
-                return math.inf
-            now = self._clock()
-            job = pick(self._jobs, now, self.seconds_per_token, self._last_whole)
-            self._remove(lambda waiting: waiting is job)
+            job, pause = self._next(now) if index < self._num_at_once else (None, math.inf)
+            if job is None:
+                self._busy.discard(index)
+                if index >= self._num_at_once:  # torch has fewer threads by now
+                    self._wake()
+                return pause
+            self._busy.add(index)
+            self._running.add(job.owner)
+            self._jobs.remove(job)
             if job.deadline == math.inf:
                 self._last_whole = now
         try:
-            job.run()
+            with alone() if self._runs_alone else nullcontext():
+                job.run()
         except BaseException:
             logger.exception("a chunk was not rendered, for an error that its job does not know")
         else:
-            self._learn(job.num_tokens, self._clock() - now)
+            self._learn(job, self._clock() - now)
+        with self._lock:
+            self._running.discard(job.owner)
+            if job.deadline is not None:
+                self._starting.pop(job.owner, None)
         return None
 
-    def _learn(self, num_tokens: int, seconds: float) -> None:
-        if num_tokens:
-            newest = seconds / num_tokens
-            known = newest if self._seconds_per_token is None else self._seconds_per_token
-            self._seconds_per_token = known + NEWEST_SHARE * (newest - known)
+    def _next(self, now: float) -> tuple[RenderJob | None, float]:
+        """The job whose turn it is; without one, seconds until there may be one although nobody wakes a worker."""
+        held_until = min((start.until for start in self._starting.values() if start.ask_again), default=math.inf)
+        jobs = [job for job in self._jobs if job.owner not in self._running]
+        if not jobs:
+            return None, held_until - now
+        expected = [one for one in self._expected.values() if one.deadline > now]
+        job = pick(
+            jobs,
+            now,
+            self.seconds_per_token,
+            self._last_whole,
+            first_per_token=self._per_token.get(True),
+            expected=expected,
+            num_at_once=self._num_at_once,
+        )
+        return job, min([held_until, *(one.deadline for one in expected)]) - now
+
+    def _learn(self, job: RenderJob, seconds: float) -> None:
+        if job.num_tokens:
+            newest, is_first = seconds / job.num_tokens, job.deadline is None
+            known = self._per_token.get(is_first, newest)
+            self._per_token[is_first] = known + NEWEST_SHARE * (newest - known)

@@ -85,8 +85,7 @@ class SpeechStream:
             request = with_seed(request)
         self._request = request
         self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
-        # On a CPU the two share the cores: the first chunk gets them all, so that it is heard sooner.
-        self._shares_cores = scheduler.prefixes.t3.device.type == "cpu"
+        self._is_on_cpu = scheduler.prefixes.t3.device.type == "cpu"
         # An utterance of a text that is still being written may be long in coming: nothing is held back for it.
         self._may_stall = not isinstance(request.text, str)
         self._changed = self._utterances.changed  # guards what follows
@@ -178,8 +177,9 @@ class SpeechStream:
         if self._streaming is None:
             return True
         if self._is_rendering:
-            is_first = self._plays_until is None
-            return num_waiting < self._plan.decode_ahead and not (is_first and self._shares_cores)
+            # The two share a CPU: where nobody else speaks, the first chunk gets all of it and is heard sooner.
+            gives_way = self._plays_until is None and self._is_on_cpu and self._renders.is_for_none_but(self)
+            return num_waiting < self._plan.decode_ahead and not gives_way
         return len(self._unread) < MAX_UNREAD or num_waiting < self._plan.decode_ahead
 
     def _go_on(self) -> None:
@@ -196,6 +196,10 @@ class SpeechStream:
                 if self._utterances.is_over:
                     self._end(self._utterances.error)
                 return
+            if self._streaming is not None and self._plays_until is None:
+                may_start = self._renders.starts(self, self._go_on)
+                if not may_start and not self._can_follow:
+                    return
             self._is_rendering = True
             deadline = math.inf if self._streaming is None else self._plays_until
         try:
@@ -212,6 +216,16 @@ class SpeechStream:
                 return total
         is_last = self._utterances.is_drawn and not self._utterances.error
         return total if is_last and (total or ends or self._renderer.is_open) else None
+
+    @property
+    def _can_follow(self) -> bool:
+        """Whether the chunk behind the next can be rendered too, or nobody knows when there will be one."""
+        num_tokens = 0
+        for num_more, ends in self._utterances.waiting():
+            num_tokens += num_more
+            if ends or num_tokens >= self._renderer.num_to_follow:
+                return True
+        return self._utterances.is_drawn
 
     @property
     def _ends_a_chunk(self) -> bool:
@@ -236,6 +250,9 @@ class SpeechStream:
             self._is_rendering = False
             if error is not None:
                 self._end(error)
+            goes_on = not (self._is_over or self._is_closed or self._utterances.is_drawn)
+            if goes_on and rendered and self._streaming is not None and self._plays_until is not None:
+                self._renders.expect(self, self._renderer.num_missing, self._plays_until)
         self._utterances.wake()
         self._go_on()
 
@@ -269,5 +286,6 @@ class SpeechStream:
                 if self._last is None and error is None:
                     logger.warning("the text ended before it said anything; nothing is spoken")
             self._changed.notify_all()
+        self._renders.cancel(self)
         if error is not None:
             self._utterances.close()

@@ -33,6 +33,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.openmp import is_small
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import (
@@ -115,7 +116,7 @@ class Synthesizer:
         check_names(config.kvcache)
         self.t3, self.s3gen, self.tokenizer, self.voice_encoder = t3, s3gen, tokenizer, voice_encoder
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
-        self.renders = RenderQueue()
+        self._render_by(s3gen)
         self._drive(config.kvcache if manager is None else manager)
 
     def replace(self, part: str, value: Any) -> None:
@@ -126,6 +127,8 @@ class Synthesizer:
         setattr(self, part, value)
         if part == "t3":
             self._drive(self.prefixes.manager)
+        if part == "s3gen":
+            self._render_by(value)
 
     def stream(
         self,
@@ -225,7 +228,8 @@ class Synthesizer:
     def close(self) -> None:
         """End all requests with an error, and the threads; the model speaks no more. Twice is harmless."""
         self.scheduler.close()
-        self.renders.close()
+        self.whole_renders.close()
+        self.chunk_renders.close()
 
     def _drive(self, manager: GlobalKVCacheManager | KVCacheConfig) -> None:
         """Let requests from now on be decoded by `t3`."""
@@ -235,12 +239,18 @@ class Synthesizer:
         )
         self.scheduler = Scheduler(self.prefixes, engine)
 
+    def _render_by(self, s3gen: S3Gen) -> None:
+        """Let requests from now on be rendered by ``s3gen``."""
+        self.whole_renders = self.chunk_renders = RenderQueue()
+        if is_small(s3gen.flow, s3gen.mel2wav):
+            self.chunk_renders = RenderQueue(runs_alone=True)
+
     def _speech(
         self, request: SpeechRequest, streaming: StreamingConfig | None, *, has_own_seed: bool = False
     ) -> SpeechStream:
         return SpeechStream(
             self.scheduler,
-            self.renders,
+            self.whole_renders if streaming is None else self.chunk_renders,
             self.s3gen,
             self.tokenizer,
             request,

@@ -110,6 +110,7 @@ class Utterances:
         """
         self._scheduler, self._request, self._streaming = scheduler, request, streaming
         self._plan, self.on_change, self._wants = streaming or DEFAULTS, on_change, wants or _wants_all
+        self._is_streamed = streaming is not None and wants is not None  # else nobody renders meanwhile
         self._t3: T3 = scheduler.prefixes.t3
         self._policy = policy_of(request)
         self._voice = request.conditionals.with_exaggeration(request.exaggeration)
@@ -295,7 +296,12 @@ class Utterances:
         self._under_way.append(one)
         try:
             one.cancel = self._scheduler.submit(
-                decode, one, policy=self._policy, continuation=self._continuation, is_queued=index == 0
+                decode,
+                one,
+                policy=self._policy,
+                continuation=self._continuation,
+                is_queued=index == 0,
+                is_streamed=self._is_streamed,
             )
         except BaseException:
             self._under_way.remove(one)
