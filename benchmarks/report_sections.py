@@ -281,6 +281,13 @@ SECTIONS = (
         about="Gigabytes a second at which a product reads its weights.",
     ),
     Section(
+        "Small matrices",
+        ("small_products",),
+        "python benchmarks/speed/small_products.py",
+        all_columns,
+        about="A step of the embedded voice's T3 with the rule for small matrices and without it.",
+    ),
+    Section(
         "T3: the first token", ("prefill", "prefill_turbo"), KVCACHE, all_columns, about="Ratios are to a new voice."
     ),
     Section("T3: memory of 1,000 tokens", ("decode_memory",), KVCACHE, all_columns),
@@ -308,6 +315,13 @@ SECTIONS = (
         about="A player starts with 100 ms of audio and plays in real time: *waited seconds* is how long all players\n"
         "of a turn stood still after that. Where calls come one after another the first audio is counted from the\n"
         "first call. Brackets are 95% intervals of the median of paired turns.",
+    ),
+    Section(
+        "Two cores for one chunk, or one for each of two",
+        ("cores",),
+        "python benchmarks/speed/cores.py",
+        all_columns,
+        about="The embedded voice's S3Gen: a chunk of 25 speech tokens behind a context of 50 and the voice.",
     ),
     Section(
         "Bits that do not depend on others",
