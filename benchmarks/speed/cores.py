@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
 
 import torch
-from harness import report
-from heard import Row, paired
 
 from chatterbox.openmp import alone
 from chatterbox.tts import ChatterboxTTS
+from harness import report
+from heard import Row, paired
 
 CONTEXT, NEW, AHEAD = 50, 25, 3  # speech tokens
 BATCH = 8

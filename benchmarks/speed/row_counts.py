@@ -19,15 +19,14 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
 
-from harness import write
-from peer import TEXTS
-
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest
 from chatterbox.engine.row_pool import PooledDecoder, RowBudget
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.tts import ChatterboxTTS
+from harness import write
+from peer import TEXTS
 
 IN_COMPANY = (8, 32)
 AT_ONCE = 64  # requests between two writes of the file

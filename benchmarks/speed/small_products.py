@@ -15,15 +15,14 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
 
-from harness import report
-from heard import Row, paired
-from row_counts import requests_of
-
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.row_pool import PooledDecoder, RowBudget
 from chatterbox.models import linear
 from chatterbox.tts import ChatterboxTTS
+from harness import report
+from heard import Row, paired
+from row_counts import requests_of
 
 STEPS = 30
 
