@@ -3,8 +3,8 @@
 ``python benchmarks/speed/row_counts.py -o benchmarks/results/row_counts.json``: requests of other texts and seeds, each
 alone and then 8 and 32 at once, where the next joins when one ends. Products and attention add up in another order at
 another number of rows, so that last bits of the logits differ, and now and then another token is the likeliest under
-the same noise. ``tokens``: compared, up to the first that differs, as all behind it are others. ``per_million``, and the
-bound below which it lies at 95% (Poisson). A run adds ``--requests`` more to those that the file has.
+the same noise. ``tokens``: compared, up to the first that differs, as all behind it are others. ``at_most``: what the
+rate lies below at 95% (Poisson). A run adds ``--requests`` more to those that the file has.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Size:
         return json.loads(json.dumps(asdict(self)))
 
 
-FULL = Size((1, 2, 4, 8, 16), 3, 8, 20, 5, (1, 2, 4, 8), 5, (1, 2, 4), 2, 25)
+FULL = Size((1, 2, 4, 8, 16), 5, 8, 20, 12, (1, 2, 4, 8), 5, (1, 2, 4), 2, 25)
 QUICK = Size((1, 2), 1, 2, 2, 1, (1, 2), 2, (1, 2), 1, 10, chunk_size=10)
 SECTIONS: dict[str, Callable[[Size, argparse.Namespace], Iterator[list[Row]]]] = {
     "tiny": lambda size, asked: tiny(size.streams, size.turns, size.threads, size.paired_turns),

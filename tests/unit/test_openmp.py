@@ -179,3 +179,33 @@ assert torch.equal(big.sigmoid(), expected)
 print(os.waitpid(child, 0)[1])
 """
     assert run(program).strip() == "0"
+
+
+LOADED_AND_SPOKEN = """
+import os, threading, time, torch
+from chatterbox.tts import ChatterboxTTS
+
+torch.set_num_threads(4)
+
+def teams():  # threads that are not Python's
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+before = teams()
+tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
+print(teams() - before)
+voice = tts.synthesizer.conditionals(torch.randn(60000).numpy())
+print(teams() - before)
+torch.ones(1 << 20).sigmoid()  # what a program does beside
+assert teams() == before + 3
+tts.generate("Hello there, this machine can talk.", audio_prompt_path=voice, seed=1)
+until = time.monotonic() + 10
+while teams() > before and time.monotonic() < until:  # the engine's and the renderer's, until they sleep
+    time.sleep(0.01)
+print(teams() - before)
+"""
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="threads of a process are counted in /proc")
+def test_no_team_is_left_behind_a_call():
+    """The program's own threads among them: a team that nobody uses slows all others down."""
+    assert run(LOADED_AND_SPOKEN).split() == ["0", "0", "0"]

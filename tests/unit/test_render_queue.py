@@ -39,8 +39,11 @@ CASES = {
     "a later chunk that is late already": ([job("a", 99.9), job("b", FIRST)], "a"),
     "the one of two later chunks that can be saved": ([job("a", 100.5), job("c", 101.5), job("b", FIRST)], "c"),
     "the first of two later chunks that can be saved": ([job("a", 101.8), job("c", 101.5), job("b", FIRST)], "c"),
-    "later chunks by deadline": ([job("a", 104.0), job("b", 103.0), job("c", 103.5)], "b"),
-    "later chunks behind none of their own stream": ([job("a", 104.0), job("b", 103.0), job("a", 101.0)], "b"),
+    "later chunks by deadline": ([job("a", 101.9), job("b", 101.0), job("c", 101.5)], "b"),
+    "later chunks in turn where nobody runs dry soon": ([job("a", 104.0), job("b", 103.0), job("c", 103.5)], "a"),
+    "one that runs dry soon before those": ([job("a", 104.0), job("b", 103.0), job("c", 101.9)], "c"),
+    "one that has waited longer than one that runs dry soon": ([job("a", 130.0, submitted=99.0), job("b", 101.5)], "a"),
+    "later chunks behind none of their own stream": ([job("a", 101.9), job("b", 101.5), job("a", 101.0)], "b"),
     "a later chunk behind the first of its own stream": ([job("a", FIRST), job("a", 99.0)], "a"),
     "whole utterances behind later chunks": ([job("a", WHOLE), job("b", 104.0)], "b"),
     "whole utterances behind first chunks": ([job("a", WHOLE), job("b", FIRST)], "b"),
@@ -156,7 +159,7 @@ def jobs() -> Iterator[Jobs]:
 
 def test_jobs_run_by_urgency_and_those_of_one_stream_in_order(jobs):
     jobs.hold()
-    for name, deadline in (("w1", WHOLE), ("a1", 103.0), ("a2", 101.0), ("b1", 102.0), ("c1", FIRST), ("d1", FIRST)):
+    for name, deadline in (("w1", WHOLE), ("a1", 101.9), ("a2", 101.0), ("b1", 101.5), ("c1", FIRST), ("d1", FIRST)):
         jobs.submit(name, deadline, seconds=0.0)
     assert jobs.all_run() == ["c1", "d1", "b1", "a1", "a2", "w1"]
 

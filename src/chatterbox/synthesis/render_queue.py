@@ -23,6 +23,7 @@ from chatterbox.openmp import alone, can_compute_alone
 logger = logging.getLogger(__name__)
 
 MAX_WAIT = 5.0  # seconds after which a job has its turn although others are more urgent
+SAFE_SECONDS = 2.0  # that a listener has left: no stream is more urgent than another then
 NEWEST_SHARE = 0.2  # of the last job in the average time of a token
 START_SECONDS = 2.0  # in which a listener who starts has a second chunk, or counts as started without
 
@@ -67,9 +68,10 @@ def pick(
     """The job to run at ``now``, of ``jobs`` in the order of their submission; at least one. None: better none yet.
 
     First chunks go first, unless another listener would hear a gap for it who would hear none otherwise, or hears one
-    already; that may be one whose next chunk is only ``expected``. Later chunks go by deadline, which is at most
-    `MAX_WAIT` from their submission; whole utterances that nobody listens to yet have that one, or `MAX_WAIT` from
-    ``last_whole``, when one of them was run: many that wait must not all be overdue at once.
+    already; that may be one whose next chunk is only ``expected``. Later chunks go by deadline, and in turn where
+    listeners have more than `SAFE_SECONDS` left. No deadline is more than `MAX_WAIT` from the submission; whole
+    utterances that nobody listens to yet have that one, or `MAX_WAIT` from ``last_whole``, when one of them was run:
+    many that wait must not all be overdue at once.
 
     ``first_per_token``: seconds per token of first chunks, which see as much of the voice as longer ones; None: the
     same.
@@ -85,7 +87,11 @@ def pick(
             return max(job.submitted, last_whole) + MAX_WAIT
         return min(job.deadline, job.submitted + MAX_WAIT)
 
-    later = sorted((job for job in oldest.values() if job.deadline is not None), key=due)
+    def turn(job: RenderJob) -> float:
+        # A listener who has begun has least left: by deadline alone, all others would wait until they have as much.
+        return due(job) if job.deadline == math.inf else min(due(job), job.submitted + SAFE_SECONDS)
+
+    later = sorted((job for job in oldest.values() if job.deadline is not None), key=turn)
     first = next((job for job in oldest.values() if job.deadline is None), None)
     if first is None:
         return later[0]

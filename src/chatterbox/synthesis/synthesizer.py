@@ -33,7 +33,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.openmp import is_small
+from chatterbox.openmp import is_small, release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import (
@@ -118,6 +118,7 @@ class Synthesizer:
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
         self._render_by(s3gen)
         self._drive(config.kvcache if manager is None else manager)
+        release_idle_threads()  # of the thread that loaded the model, which may only wait from now on
 
     def replace(self, part: str, value: Any) -> None:
         """Speak with another ``part`` from now on: "t3", "s3gen", "tokenizer", "voice_encoder" or "watermarker".
@@ -218,7 +219,9 @@ class Synthesizer:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
         make = partial(prepare_conditionals, self.s3gen, self.voice_encoder, hp=self.t3.hp, norm_loudness=norm_loudness)
-        return self.voices.get(reference, make, recipe=f"{norm_loudness=}")
+        voice = self.voices.get(reference, make, recipe=f"{norm_loudness=}")
+        release_idle_threads()
+        return voice
 
     def clear(self) -> None:
         """Forget all recordings, and all voices' and texts' prefixes."""
@@ -273,6 +276,7 @@ def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
     if not codes:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
     audio = torch.cat(parts, dim=1)
+    release_idle_threads()
     return SpeechResult(audio, S3GEN_SR, torch.tensor(codes), tokens_time, max(0.0, waited - tokens_time))
 
 
@@ -283,7 +287,9 @@ def render_codes(
     renderer = SpeechRenderer(s3gen, gen, None, watermarker)
     renderer.begin(seed)
     renderer.push(codes.reshape(-1).tolist())
-    return renderer.close()
+    wav = renderer.close()
+    release_idle_threads()
+    return wav
 
 
 def convert(
