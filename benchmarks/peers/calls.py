@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+RATE = 24_000  # Hz
+HELD = 1.0  # seconds of audio that a player has before it takes no more
+
 
 class Call:
     """One call and its chunks. Its thread runs it, others may wait for its chunks."""
@@ -54,6 +57,15 @@ class Call:
         samples = [len(chunk) for chunk in self.chunks]
         times = {"began": self.began, "arrived": self.arrived, "ended": self.ended}
         return {**times, "samples": samples, "error": self.error}
+
+
+def in_real_time(chunks: Iterator[torch.Tensor], rate: int = RATE) -> Iterator[torch.Tensor]:
+    """``chunks`` as a player takes them: the next when `HELD` seconds are left to play."""
+    played_until = 0.0
+    for chunk in chunks:
+        yield chunk
+        played_until = max(time.perf_counter(), played_until) + chunk.shape[-1] / rate
+        time.sleep(max(0.0, played_until - HELD - time.perf_counter()))
 
 
 def run_calls(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calls import run_calls
+from calls import in_real_time, run_calls
 
 STOP_SPEECH_TOKEN, NUM_CODES = 6562, 6561
 
@@ -91,6 +91,7 @@ class System:
         tokens: int | None = None,
         options: dict[str, Any] | None = None,
         late_after: int | None = None,
+        plays: bool = False,
         wavs: str | None = None,
     ) -> dict[str, Any]:
         """A call for each text, in a thread of its own (``at_once``) or one after another: what came when.
@@ -101,6 +102,7 @@ class System:
             tokens: of each call at most.
             options: further arguments of every call.
             late_after: at once, the last text is called for when all others have had this many chunks, or ended.
+            plays: chunks are taken as a player takes them, not as soon as they are there.
             wavs: where each call's audio (N,) is saved, a list for `torch.load`.
 
         Returns:
@@ -116,7 +118,8 @@ class System:
         def audio(index: int) -> Iterator[torch.Tensor]:
             named = {} if references is None else {"audio_prompt_path": references[index]}
             self._given.call = given[index]
-            yield from self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
+            chunks = self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
+            yield from in_real_time(chunks) if plays else chunks
 
         seconds, calls = run_calls(audio, len(texts), at_once=at_once, late_after=late_after)
         if wavs is not None:

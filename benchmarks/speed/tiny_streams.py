@@ -85,17 +85,26 @@ def _threads(process: Peer, count: int, turns: int) -> list[Row]:
 
 
 def fifth(turns: int, under_way: int = 4) -> Iterator[list[Row]]:
-    """A stream joins others: their median gap between chunks while it speaks over that before."""
+    """A stream joins others: their median gap between chunks while it speaks over that before.
+
+    Of readers that take what is there, where four streams have all of the machine and five share it; and of players.
+    """
     texts = [" ".join(texts_of(LONG_TEXT * under_way)[LONG_TEXT * index :][:LONG_TEXT]) for index in range(under_way)]
     late = " ".join(TEXTS[:LATE_TEXT])
-    changes = []
+    changes: dict[str, list[float]] = {"as soon as it is there": [], "as it is played": []}
     with speaker() as process:
         for _ in range(turns):
-            answer = process.ask("calls", texts=[*texts, late], at_once=True, late_after=UNDER_WAY)
-            changes.append(change_of_gaps(calls_of(answer)))
-            times = paired(changes, [1.0] * len(changes)) if len(changes) > 1 else {"value": round(changes[0], 3)}
-            row = {"table": "fifth", "under_way": under_way, "times_gap_before": times, "turns": len(changes)}
-            yield [row | goal(times["value"], at_most=1.25)]
+            for read, seen in changes.items():
+                plays = read == "as it is played"
+                asked = {"at_once": True, "late_after": UNDER_WAY, "plays": plays}
+                seen.append(change_of_gaps(calls_of(process.ask("calls", texts=[*texts, late], **asked))))
+            yield [_fifth(under_way, read, seen) for read, seen in changes.items()]
+
+
+def _fifth(under_way: int, read: str, changes: Sequence[float]) -> Row:
+    times = paired(changes, [1.0] * len(changes)) if len(changes) > 1 else {"value": round(changes[0], 3)}
+    row = {"table": "fifth", "under_way": under_way, "read": read, "times_gap_before": times, "turns": len(changes)}
+    return row | goal(times["value"], at_most=1.25)
 
 
 def one(against: Path, turns: int) -> Iterator[list[Row]]:
