@@ -39,6 +39,7 @@ LEVELS = {
     "chatterbox.synthesis.token_filter": 4,
     "chatterbox.synthesis.request": 4,
     "chatterbox.synthesis.render": 4,
+    "chatterbox.synthesis.render_order": 4,
     "chatterbox.synthesis.render_queue": 4,
     "chatterbox.synthesis.utterances": 4,
     "chatterbox.synthesis.speech_stream": 4,

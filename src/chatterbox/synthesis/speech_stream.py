@@ -22,7 +22,8 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.openmp import release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
-from chatterbox.synthesis.render_queue import RenderJob, RenderQueue
+from chatterbox.synthesis.render_order import RenderJob
+from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed, with_seed
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
 from chatterbox.watermark import PerthWatermarker
