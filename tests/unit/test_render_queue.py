@@ -17,7 +17,7 @@ import torch
 
 from chatterbox.synthesis import render_queue
 from chatterbox.synthesis.render_order import MAX_WAIT, RenderJob
-from chatterbox.synthesis.render_queue import RenderQueue
+from chatterbox.synthesis.render_queue import START_SECONDS, RenderQueue
 from tests.unit.waiting import WAIT, wait_for
 
 FIRST = None
@@ -35,9 +35,9 @@ class Clock:
 class Jobs:
     """A queue whose thread waits inside a first job until `go`; names of the jobs that have run since."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: bool) -> None:
         self.clock, self.names = Clock(), []
-        self.queue = RenderQueue(clock=self.clock)
+        self.queue = RenderQueue(clock=self.clock, **options)
         self._go, self._is_inside = threading.Event(), threading.Event()
 
     def hold(self) -> None:
@@ -148,36 +148,6 @@ def test_a_queue_is_for_one_until_another_has_a_job_or_is_expected(jobs):
     assert not jobs.queue.is_for_none_but("a")
     jobs.queue.cancel("b")
     assert jobs.queue.is_for_none_but("a")
-
-
-def test_no_more_start_than_are_rendered_at_once(jobs):
-    asked = []
-
-    def starts(owner: str) -> bool:
-        return jobs.queue.starts(owner, lambda: asked.append(owner))
-
-    assert starts("a") and not starts("b") and not starts("c")
-    assert starts("a") and not starts("b")  # asked again
-    jobs.submit("a1", FIRST, seconds=0.0)
-    jobs.all_run()
-    assert not asked and not starts("b")  # the second chunk of "a" is still to come
-    jobs.submit("a2", 200.0, seconds=0.0)
-    wait_for(lambda: asked == ["b"])
-    assert starts("b") and not starts("c")
-    jobs.queue.cancel("b")
-    wait_for(lambda: asked == ["b", "c"])
-    assert starts("c") and not starts("d")
-
-
-def test_who_has_no_second_chunk_counts_as_started_in_time():
-    asked, queue = [], RenderQueue()
-    queue.submit(RenderJob("a", lambda: None, 1, FIRST))
-    assert queue.starts("a", lambda: None) and not queue.starts("b", lambda: asked.append("b"))
-    for start in queue._starting.values():
-        start.until = time.monotonic() + 0.1
-    queue.submit(RenderJob("a", lambda: None, 1, FIRST))
-    wait_for(lambda: asked == ["b"])
-    queue.close()
 
 
 def test_a_whole_utterance_does_not_starve(jobs):
@@ -340,6 +310,69 @@ def test_where_a_thread_cannot_compute_alone_one_job_runs_at_a_time(monkeypatch)
     queue = RenderQueue(runs_alone=True)
     assert len(queue._workers) == 1 and not queue._runs_alone
     queue.close()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    """Jobs that compute alone, one at a time."""
+    monkeypatch.setattr(render_queue, "process_num_threads", lambda default: 1)
+    few = Jobs(runs_alone=True)
+    if not few.queue._runs_alone:
+        pytest.skip("torch's runtime has no threads of one thread's own")
+    yield few
+    few._go.set()
+    few.queue.close()
+
+
+def test_no_more_start_than_are_rendered_at_once(few):
+    asked = []
+
+    def starts(owner: str) -> bool:
+        return few.queue.starts(owner, lambda: asked.append(owner))
+
+    assert starts("a") and not starts("b") and not starts("c")
+    assert starts("a") and not starts("b")  # asked again
+    few.submit("a1", FIRST, seconds=0.0)
+    few.all_run()
+    assert not asked and not starts("b")  # the second chunk of "a" is still to come
+    few.submit("a2", 200.0, seconds=0.0)
+    wait_for(lambda: asked == ["b"])
+    assert starts("b") and not starts("c")
+    few.queue.cancel("b")
+    wait_for(lambda: asked == ["b", "c"])
+    assert starts("c") and not starts("d")
+
+
+def test_who_has_no_second_chunk_counts_as_started_in_time(few):
+    asked, queue = [], few.queue
+    assert queue.starts("a", lambda: None) and not queue.starts("b", lambda: asked.append("b"))
+    few.clock.now += START_SECONDS - 0.05
+    assert not queue.starts("b", lambda: asked.append("b"))
+    few.submit("a1", FIRST, seconds=0.0)  # its worker then sleeps for 0.05 s
+    wait_for(lambda: few.names and not queue._busy)
+    assert not asked
+    few.clock.now += 0.05
+    wait_for(lambda: asked == ["b"])
+    assert queue.starts("b", lambda: None)
+
+
+def test_who_has_waited_may_start(few):
+    asked = []
+    few.submit("a1", FIRST, seconds=0.0)
+    few.all_run()
+    names = "abcd"
+    assert [few.queue.starts(name, lambda name=name: asked.append(name)) for name in names] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    few.clock.now += START_SECONDS
+    assert all(few.queue.starts(name, lambda: None) for name in names)
+
+
+def test_where_a_job_has_all_threads_everybody_may_start(jobs):
+    assert all(jobs.queue.starts(name, lambda: None) for name in "abc")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -80,7 +80,7 @@ class RenderQueue:
             self._jobs.append(job)
         is_open = False
         try:
-            is_open = self._wake()
+            is_open = self._wake(self._allowed())
         finally:
             if not is_open:
                 self._remove(lambda waiting: waiting is job)
@@ -92,10 +92,13 @@ class RenderQueue:
 
         Not where more are starting than are rendered at once: the first chunks of all would slow the tokens of the
         second ones, which would all be late. ``ask_again`` is called, in a thread of the queue, when it should.
+        Where a job has all threads, it should always.
         """
+        if not self._runs_alone:
+            return True
         with self._lock:
             start = self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
-            may_start = owner in self._first_starting()
+            may_start = self._may_start(owner)
             start.ask_again = None if may_start else ask_again
         return may_start
 
@@ -111,12 +114,13 @@ class RenderQueue:
             self._expected.pop(owner, None)
             self._starting.pop(owner, None)
             has_to_ask = any(start.ask_again for start in self._starting.values())
-        if has_to_ask:
-            self._wake()
+        if has_to_ask:  # by whichever number of threads is known: this may be a destructor
+            self._wake(self._num_at_once)
 
     def close(self) -> None:
         """End the threads behind the jobs under way; those that wait are forgotten. Closing twice is harmless."""
-        self._remove(lambda waiting: True)
+        with self._lock:
+            self._jobs, self._expected, self._starting = [], {}, {}
         for worker in self._workers:
             worker.close()
 
@@ -133,9 +137,8 @@ class RenderQueue:
         self._last_whole = -math.inf
         return self._lock
 
-    def _wake(self) -> bool:
-        """Have a worker look at the jobs that is not at it yet; False: the queue is closed."""
-        num_at_once = self._allowed()
+    def _wake(self, num_at_once: int) -> bool:
+        """Have one of so many workers look at the jobs that is not at it yet; False: the queue is closed."""
         with self._lock:
             index = next((one for one in range(num_at_once) if one not in self._busy), None)
             if index is None:
@@ -154,19 +157,21 @@ class RenderQueue:
             self._num_at_once = min(len(self._workers), process_num_threads(default=1))
         return self._num_at_once
 
-    def _first_starting(self) -> list[Hashable]:
-        """Owners whose first chunk may be rendered though the second cannot follow, with the lock held."""
+    def _may_start(self, owner: Hashable) -> bool:
+        """Whether few enough started before ``owner``, or it has waited; with the lock held."""
         now = self._clock()
-        self._starting = {owner: start for owner, start in self._starting.items() if start.until > now}
-        return list(self._starting)[: self._num_at_once]
+        owners = list(self._starting)
+        before = (self._starting[other] for other in owners[: owners.index(owner)])
+        return self._starting[owner].until <= now or sum(start.until > now for start in before) < self._num_at_once
 
     def _ask(self) -> None:
         """Tell those who may start by now."""
         with self._lock:
-            held = [start for start in self._starting.values() if start.ask_again is not None]
-            first = set(self._first_starting())
-            ready = [start for start in held if start not in self._starting.values()]
-            ready += [self._starting[owner] for owner in first if self._starting[owner].ask_again is not None]
+            ready = [
+                start
+                for owner, start in self._starting.items()
+                if start.ask_again is not None and self._may_start(owner)
+            ]
             asked = [start.ask_again for start in ready]
             for start in ready:
                 start.ask_again = None
@@ -186,7 +191,7 @@ class RenderQueue:
             if job is None:
                 self._busy.discard(index)
                 if index >= self._num_at_once:  # torch has fewer threads by now
-                    self._wake()
+                    self._wake(self._num_at_once)
                 return pause
             self._busy.add(index)
             self._running.add(job.owner)
