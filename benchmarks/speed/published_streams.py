@@ -32,9 +32,13 @@ Turns = dict[tuple[str, str, int], list[tuple[list[Heard], float, float]]]  # by
 class Asked:
     """One system of ``folder``, the questions put to it, and its audio of each call alone."""
 
-    def __init__(self, process: Peer, references: Sequence[Path], tokens: int, chunk_size: int) -> None:
-        self.process, self.references, self.tokens = process, references, tokens
-        streamed = {} if process.name == UPSTREAM else {"chunk_size": chunk_size}
+    def __init__(
+        self, process: Peer, references: Sequence[Path], tokens: int, chunk_size: int, *, whole: bool = False
+    ) -> None:
+        """``whole``: by `generate`, as UPSTREAM is asked anyway."""
+        self.process, self.references, self.tokens, self.whole = process, references, tokens, whole
+        self.name = f"{process.name}, generate" if whole else process.name
+        streamed = {} if whole or process.name == UPSTREAM else {"chunk_size": chunk_size}
         unguarded = {"guard": "none"} if process.name == OURS else {}
         self.options = {"temperature": TEMPERATURE, **streamed, **unguarded}
         self.alone: list[np.ndarray] = []
@@ -51,6 +55,7 @@ class Asked:
                 tokens=self.tokens,
                 options=self.options,
                 at_once=at_once,
+                whole=self.whole,
                 wavs=str(wavs),
             )
             audio = [wav.numpy() for wav in torch.load(wavs)]
@@ -76,8 +81,9 @@ def published(
         ours = Peer(OURS, sys.executable, folder, script="public.py", source=ROOT / "src")
         processes = [ours, *(Peer(name, python, folder) for name, python in pythons.items())]
         systems = [Asked(stack.enter_context(one), references, tokens, chunk_size) for one in processes]
+        systems.insert(1, Asked(ours, references, tokens, chunk_size, whole=True))
         for asked in systems:  # what a process does once is no part of a turn
-            asked.process.ask("calls", texts=TEXTS[:1], tokens=tokens, options=asked.options)
+            asked.process.ask("calls", texts=TEXTS[:1], tokens=tokens, options=asked.options, whole=asked.whole)
         for _ in range(turns):
             for count in sorted(streams, reverse=True):
                 for asked in systems:
@@ -88,7 +94,7 @@ def published(
 
 def _turn(asked: Asked, count: int, streams: Sequence[int]) -> Iterator[tuple[tuple[str, str, int], tuple]]:
     """Calls at once; before the most of them, all alone, the first of which are also fewer alone."""
-    name = asked.process.name
+    name = asked.name
     if count == max(streams):
         told, _, peak = asked.calls(count, at_once=False)
         for fewer in streams:
