@@ -217,6 +217,53 @@ def test_a_closed_queue_drops_what_waits_and_takes_nothing(jobs):
     assert jobs.names == [] and jobs.queue._jobs == []
 
 
+def test_jobs_that_a_closed_queue_drops_are_told(jobs):
+    jobs.hold()
+    told = []
+    for name in "ab":
+        jobs.queue.submit(
+            RenderJob(name, lambda: None, 1, FIRST, fail=lambda error, name=name: told.append((name, error)))
+        )
+    jobs.queue.submit(RenderJob("c", lambda: None, 1, FIRST, fail=lambda error: told.append(("c", error))))
+    jobs.queue.cancel("c")
+    threading.Timer(0.05, jobs._go.set).start()
+    jobs.queue.close()
+    assert [name for name, _ in told] == ["a", "b"] and all("renderer is closed" in str(error) for _, error in told)
+
+
+def test_ctrl_c_while_a_worker_is_woken_loses_no_worker(jobs):
+    class Interrupted(set):
+        def add(self, index: int) -> None:
+            super().add(index)
+            jobs.queue._busy = set(self)
+            raise KeyboardInterrupt
+
+    jobs.queue._busy = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.submit("a1", FIRST)
+    assert jobs.queue._jobs == [] and jobs.queue._busy == set()
+    jobs.submit("b1", FIRST)
+    assert jobs.all_run() == ["b1"]
+
+
+def test_a_first_chunk_runs_as_soon_as_what_it_waits_for_is_cancelled(jobs):
+    jobs.submit("a1", 200.0, seconds=1.0)
+    jobs.all_run()
+    jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
+    jobs.submit("b1", FIRST)
+    wait_for(lambda: not jobs.queue._busy)
+    assert jobs.names == ["a1"]
+    jobs.queue.cancel("a")
+    wait_for(lambda: jobs.names == ["a1", "b1"])
+
+
+def test_what_was_expected_too_long_ago_is_not_waited_for(jobs):
+    jobs.queue.expect("a", 10, jobs.clock.now + 1.0)
+    assert not jobs.queue.is_for_none_but("b")
+    jobs.clock.now += 1.0
+    assert jobs.queue.is_for_none_but("b")
+
+
 def test_no_thread_before_the_first_job_and_none_after_the_queue():
     queue = RenderQueue()
     assert not queue.is_alive
@@ -369,6 +416,35 @@ def test_who_has_waited_may_start(few):
     ]
     few.clock.now += START_SECONDS
     assert all(few.queue.starts(name, lambda: None) for name in names)
+
+
+def test_who_is_held_is_asked_although_all_workers_sleep(few):
+    few.submit("a1", FIRST, seconds=0.0)
+    few.all_run()
+    wait_for(lambda: not few.queue._busy)
+    asked = []
+    assert few.queue.starts("a", lambda: None)
+    few.queue._starting["a"].until = few.clock.now + 0.1
+    assert not few.queue.starts("b", lambda: asked.append("b"))
+    few.queue._starting["b"].until = few.clock.now + 0.2
+    few.queue.cancel("nobody")  # has the pause computed anew
+    few.clock.now += 0.2
+    wait_for(lambda: asked == ["b"])
+
+
+def test_an_error_of_who_is_asked_ends_no_worker(few, caplog):
+    def fails() -> None:
+        raise MemoryError("too much")
+
+    few.submit("a1", FIRST, seconds=0.0)
+    few.all_run()
+    assert few.queue.starts("a", lambda: None) and not few.queue.starts("b", fails)
+    with caplog.at_level(logging.ERROR):
+        few.queue.cancel("a")
+        wait_for(lambda: "too much" in caplog.text)
+    few.submit("c1", FIRST)
+    few.names.clear()
+    assert few.all_run() == ["c1"]
 
 
 def test_where_a_job_has_all_threads_everybody_may_start(jobs):

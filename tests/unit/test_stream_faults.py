@@ -16,13 +16,14 @@ import torch
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.synthesis.speech_stream import MAX_UNREAD
+from chatterbox.synthesis.render_queue import RenderQueue
+from chatterbox.synthesis.speech_stream import MAX_UNREAD, SpeechStream
 from chatterbox.synthesis.utterances import _Utterance
 from chatterbox.tts import ChatterboxTTS
 from tests.folders import SMALL
 from tests.unit.speaking import say_instead
+from tests.unit.waiting import WAIT, wait_for
 
-WAIT = 30.0
 LONG = "Hello there. And so on. " * 20
 PER_UTTERANCE = SMALL.sampling.max_new_tokens * 960
 OPTIONS = {"seed": 3, "watermark": False, "print_metrics": False}
@@ -346,3 +347,54 @@ class TestAsync:
         with pytest.raises(OSError, match="connection lost"):
             run(main())
         assert sum(audio.shape[1] for audio in heard) == PER_UTTERANCE
+
+
+@pytest.mark.parametrize("kind", ["generate", "batch", "stream"])
+def test_closing_a_model_ends_those_that_wait_to_be_rendered(tts, monkeypatch, kind):
+    """Also where all their tokens are drawn, so that no engine fails them."""
+    synthesizer, go = tts.synthesizer, threading.Event()
+    queue = synthesizer.chunk_renders if kind == "stream" else synthesizer.whole_renders
+    monkeypatch.setattr(RenderQueue, "_next", lambda self, now: (None, WAIT))  # nobody's turn comes
+    calls = {
+        "generate": lambda: tts.generate("Hello there.", seed=3, watermark=False),
+        "batch": lambda: tts.generate_batch(["Hello there.", "And so on."], seed=3, watermark=False),
+        "stream": lambda: list(stream(tts, "Hello there.")),
+    }
+    ended = []
+
+    def call() -> None:
+        try:
+            calls[kind]()
+        except Exception as error:
+            ended.append(error)
+        go.set()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    wait_for(lambda: len(queue._jobs) >= (2 if kind == "batch" else 1))
+    tts.close()
+    assert go.wait(WAIT)
+    assert "closed" in str(ended[0])
+
+
+def test_a_stream_that_is_collected_while_its_lock_is_held_does_not_wait_for_it(tts, monkeypatch):
+    """A destructor runs in any thread, also in one that the holder of the lock waits for."""
+    made, start = [], SpeechStream.start
+    monkeypatch.setattr(SpeechStream, "start", lambda self: made.append(self) or start(self))
+    chunks = stream(tts, **LONG_UTTERANCES)
+    next(chunks)
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with made[0]._changed:
+            held.set()
+            assert go.wait(WAIT)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(WAIT)
+    chunks.close()  # comes back although another thread has the lock
+    go.set()
+    holder.join()
+    assert is_free(tts)
+    wait_for(lambda: tts.synthesizer.chunk_renders.is_for_none_but(None))

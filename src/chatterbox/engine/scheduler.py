@@ -129,7 +129,7 @@ class Scheduler:
             self._inbox.append(lambda: bisect.insort(self._waiting, entry, key=lambda one: one.order))
         if not self._worker.wake():
             self._require_usable()
-        return lambda: self._post(lambda: self._drop(entry))
+        return lambda: self.post(lambda: self._drop(entry))
 
     def stream(
         self,
@@ -154,7 +154,7 @@ class Scheduler:
 
     def forget(self, continuation: Continuation) -> None:
         """Free the rows of a sequence that nobody will continue."""
-        self._post(lambda: self._forget(continuation))
+        self.post(lambda: self._forget(continuation))
 
     def call(self, work: Callable[[Between], T]) -> T:
         """Do other work of the model in its thread, between two steps, and wait for what it returns or raises.
@@ -209,7 +209,8 @@ class Scheduler:
         if self._unusable is not None:
             raise EngineClosedError(f"the engine cannot be used: {self._unusable}; load the model anew")
 
-    def _post(self, message: Callable[[], None]) -> None:
+    def post(self, message: Callable[[], None]) -> None:
+        """Have ``message`` called in the scheduler's thread, between two steps. Waits for nothing, from anywhere."""
         self._inbox.append(message)
         if self._num_submitted:  # else there is nothing to cancel or to forget, and no thread for it
             self._worker.wake()

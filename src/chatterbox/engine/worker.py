@@ -122,10 +122,11 @@ class Worker(Generic[T]):
             if self._thread is not replaced or self._is_closed:
                 return
             _close_at_exit()
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            _RUNNING.add(self)
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
-                self._thread.start()
+                self._thread = thread
+                _RUNNING.add(self)
+                thread.start()
             except BaseException:
                 self._thread = replaced
                 raise

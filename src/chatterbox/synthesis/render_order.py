@@ -22,6 +22,7 @@ class RenderJob:
     num_tokens: int
     deadline: float | None  # when its listener runs out of audio; None: a first chunk; math.inf: nobody listens yet
     submitted: float = 0.0  # set by the queue, in seconds of its clock, as ``deadline``
+    fail: Callable[[BaseException], None] | None = None  # told why it will never run, but not if it was cancelled
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from chatterbox.synthesis.render_order import Expected, RenderJob, pick
 
 logger = logging.getLogger(__name__)
 
+CLOSED = "the renderer is closed; load the model anew"
 NEWEST_SHARE = 0.2  # of the last job in the average time of a token
 START_SECONDS = 2.0  # in which a listener who starts has a second chunk, or counts as started without
 
@@ -44,7 +45,7 @@ class RenderQueue:
             (`openmp.can_compute_alone`). Else one job at a time has all of them.
         clock: seconds, what deadlines are told in.
         """
-        self._clock = clock
+        self._clock, self._is_closed = clock, False
         self._runs_alone = runs_alone and can_compute_alone()
         self._workers: list[Worker[RenderQueue]] = [
             Worker(self, partial(RenderQueue._work, index=index), f"chatterbox-render-{index}")
@@ -59,8 +60,10 @@ class RenderQueue:
 
     def is_for_none_but(self, owner: Hashable) -> bool:
         """Whether no job of another waits, runs or is expected."""
+        now = self._clock()
         with self._lock:
-            owners = self._running.union(self._expected, (job.owner for job in self._jobs))
+            expected = (other for other, one in self._expected.items() if one.deadline > now)
+            owners = self._running.union(expected, (job.owner for job in self._jobs))
         return owners <= {owner}
 
     @property
@@ -76,16 +79,20 @@ class RenderQueue:
         """
         job = replace(job, submitted=self._clock())
         with self._lock:
+            if self._is_closed:
+                raise RuntimeError(CLOSED)
             self._expected.pop(job.owner, None)
             self._jobs.append(job)
-        is_open = False
+            num_jobs = len(self._jobs)
+        is_woken = False
         try:
-            is_open = self._wake(self._allowed())
+            # More than one: others may have waited for what was expected.
+            is_woken = all(self._wake(num) for num in [self._allowed()] * min(num_jobs, self._num_at_once))
         finally:
-            if not is_open:
+            if not is_woken:
                 self._remove(lambda waiting: waiting is job)
-        if not is_open:
-            raise RuntimeError("the renderer is closed; load the model anew")
+        if not is_woken:
+            raise RuntimeError(CLOSED)
 
     def starts(self, owner: Hashable, ask_again: Callable[[], None]) -> bool:
         """A listener's first chunk could be rendered; whether it should be, although its second cannot follow yet.
@@ -97,9 +104,12 @@ class RenderQueue:
         if not self._runs_alone:
             return True
         with self._lock:
+            is_new = owner not in self._starting
             start = self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
             may_start = self._may_start(owner)
             start.ask_again = None if may_start else ask_again
+        if is_new and not may_start:  # a worker that sleeps does not know when to ask
+            self._wake(self._num_at_once)
         return may_start
 
     def expect(self, owner: Hashable, num_tokens: int, deadline: float) -> None:
@@ -113,14 +123,18 @@ class RenderQueue:
         with self._lock:
             self._expected.pop(owner, None)
             self._starting.pop(owner, None)
-            has_to_ask = any(start.ask_again for start in self._starting.values())
-        if has_to_ask:  # by whichever number of threads is known: this may be a destructor
+            is_awaited = bool(self._jobs) or any(start.ask_again for start in self._starting.values())
+        if is_awaited:  # by whichever number of threads is known: this may be a destructor
             self._wake(self._num_at_once)
 
     def close(self) -> None:
-        """End the threads behind the jobs under way; those that wait are forgotten. Closing twice is harmless."""
+        """End the threads behind the jobs under way; those that wait fail. Closing twice is harmless."""
         with self._lock:
-            self._jobs, self._expected, self._starting = [], {}, {}
+            self._is_closed = True
+            dropped, self._jobs, self._expected, self._starting = self._jobs, [], {}, {}
+        for job in dropped:
+            if job.fail is not None:
+                job.fail(RuntimeError(CLOSED))
         for worker in self._workers:
             worker.close()
 
@@ -132,22 +146,23 @@ class RenderQueue:
         self._starting: dict[Hashable, _Start] = {}  # owners whose second chunk is not rendered, in their order
         self._busy: set[int] = set()  # workers that will look at the jobs once more before they sleep
         self._num_at_once = 1
-        self._checked = -math.inf
+        self._checked = -math.inf  # monotonic seconds
         self._per_token: dict[bool, float] = {}  # seconds, of first chunks and of others
         self._last_whole = -math.inf
         return self._lock
 
     def _wake(self, num_at_once: int) -> bool:
         """Have one of so many workers look at the jobs that is not at it yet; False: the queue is closed."""
-        with self._lock:
-            index = next((one for one in range(num_at_once) if one not in self._busy), None)
-            if index is None:
-                return not self._workers[0].is_closed
-            self._busy.add(index)
+        index = None
         try:
+            with self._lock:
+                index = next((one for one in range(num_at_once) if one not in self._busy), None)
+                if index is None:
+                    return not self._is_closed
+                self._busy.add(index)
             return self._workers[index].wake()
-        except BaseException:
-            self._busy.discard(index)
+        except BaseException:  # Ctrl-C among them: nobody would wake a worker that counts as busy
+            self._busy.discard(index if index is not None else -1)
             raise
 
     def _allowed(self) -> int:
@@ -177,7 +192,10 @@ class RenderQueue:
                 start.ask_again = None
         for ask_again in asked:
             assert ask_again is not None
-            ask_again()
+            try:
+                ask_again()
+            except BaseException:
+                logger.exception("a stream that waited for leave to start failed, for an error that it does not know")
 
     def _remove(self, is_unwanted: Callable[[RenderJob], bool]) -> None:
         with self._lock:

@@ -77,6 +77,7 @@ class SpeechStream:
             TypeError, ValueError: as `Utterances`.
         """
         self._watch = Stopwatch()
+        self._post = scheduler.post
         self._renders, self._streaming, self._plan = renders, streaming, streaming or DEFAULTS
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         self._utterances = Utterances(
@@ -129,11 +130,22 @@ class SpeechStream:
         """Nothing more is wanted: tokens and chunks under way are given up. Twice is harmless."""
         if os.getpid() != self._pid:  # all of it is the parent's
             return
+        self._is_closed = True
+        # A destructor may call it at any point of any thread, one that holds another lock of those that the holder of
+        # this one waits for: it must not wait. Then the engine's thread does it, between two steps.
+        if self._changed.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._changed.release()
+        else:
+            self._post(self._close)
+
+    def _close(self) -> None:
         with self._changed:
-            self._is_closed = True
             self._unread.clear()
-        self._utterances.close()
-        self._renders.cancel(self)
+            self._utterances.close()
+            self._renders.cancel(self)
 
     def _next(self, on_token: Callable[[int], None] | None) -> _Rendered | None:
         """The next chunk for the reader; None: there is none any more."""
@@ -197,14 +209,15 @@ class SpeechStream:
                 if self._utterances.is_over:
                     self._end(self._utterances.error)
                 return
-            if self._streaming is not None and self._plays_until is None:
+            # Where the text is late nobody knows when the second chunk follows: it is no use to wait for it.
+            if self._streaming is not None and self._plays_until is None and not self._may_stall:
                 may_start = self._renders.starts(self, self._go_on)
                 if not may_start and not self._can_follow:
                     return
             self._is_rendering = True
             deadline = math.inf if self._streaming is None else self._plays_until
         try:
-            self._renders.submit(RenderJob(self, self._render, num_tokens, deadline))
+            self._renders.submit(RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped))
         except RuntimeError as error:
             self._end(error)
 
@@ -256,6 +269,12 @@ class SpeechStream:
                 self._renders.expect(self, self._renderer.num_missing, self._plays_until)
         self._utterances.wake()
         self._go_on()
+
+    def _dropped(self, error: BaseException) -> None:
+        """What was due will not be rendered."""
+        with self._changed:
+            self._is_rendering = False
+            self._end(self._utterances.error or error)
 
     def _pushed(self, chunk: TokenChunk) -> list[Tensor]:
         """Audio that tokens complete."""
