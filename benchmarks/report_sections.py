@@ -324,6 +324,13 @@ SECTIONS = (
         about="The embedded voice's S3Gen: a chunk of 25 speech tokens behind a context of 50 and the voice.",
     ),
     Section(
+        "Tokens that differ in company",
+        ("row_counts",),
+        "python benchmarks/speed/row_counts.py",
+        all_columns,
+        about="The embedded voice, requests alone and with others. *at most*: a million, at 95%.",
+    ),
+    Section(
         "Bits that do not depend on others",
         ("batch_invariant",),
         "python benchmarks/speed/batch_invariant.py",

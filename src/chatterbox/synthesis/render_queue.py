@@ -131,7 +131,9 @@ class RenderQueue:
         """End the threads behind the jobs under way; those that wait fail. Closing twice is harmless."""
         with self._lock:
             self._is_closed = True
-            dropped, self._jobs, self._expected, self._starting = self._jobs, [], {}, {}
+            dropped = self._jobs[:]
+            for waiting in (self._jobs, self._expected, self._starting):
+                waiting.clear()
         for job in dropped:
             if job.fail is not None:
                 job.fail(RuntimeError(CLOSED))
