@@ -86,8 +86,9 @@ class RenderQueue:
             num_jobs = len(self._jobs)
         is_woken = False
         try:
+            num_at_once = self._allowed()
             # More than one: others may have waited for what was expected.
-            is_woken = all(self._wake(num) for num in [self._allowed()] * min(num_jobs, self._num_at_once))
+            is_woken = all(self._wake(num_at_once) for _ in range(min(num_jobs, num_at_once)))
         finally:
             if not is_woken:
                 self._remove(lambda waiting: waiting is job)
@@ -164,7 +165,8 @@ class RenderQueue:
                 self._busy.add(index)
             return self._workers[index].wake()
         except BaseException:  # Ctrl-C among them: nobody would wake a worker that counts as busy
-            self._busy.discard(index if index is not None else -1)
+            if index is not None:
+                self._busy.discard(index)
             raise
 
     def _allowed(self) -> int:
