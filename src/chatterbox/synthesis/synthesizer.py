@@ -219,9 +219,10 @@ class Synthesizer:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
         make = partial(prepare_conditionals, self.s3gen, self.voice_encoder, hp=self.t3.hp, norm_loudness=norm_loudness)
-        voice = self.voices.get(reference, make, recipe=f"{norm_loudness=}")
-        release_idle_threads()
-        return voice
+        try:
+            return self.voices.get(reference, make, recipe=f"{norm_loudness=}")
+        finally:
+            release_idle_threads()
 
     def clear(self) -> None:
         """Forget all recordings, and all voices' and texts' prefixes."""
