@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from chatterbox.synthesis.render_order import MAX_WAIT, Expected, RenderJob, pick
+from chatterbox.synthesis.render_order import MAX_WAIT, Expected, Pace, RenderJob, pick
 
 FIRST = None
 WHOLE = math.inf
@@ -48,23 +48,23 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_order(case):
     jobs, owner = CASES[case]
-    picked = pick(jobs, now=100.0, seconds_per_token=0.1)
+    picked = pick(jobs, 100.0, Pace(0.1, 0.1))
     assert picked is next(job for job in jobs if job.owner == owner)
 
 
 def test_before_anything_is_measured_first_chunks_go_first_but_before_late_ones():
     first, soon, late = job("a", FIRST), job("b", 100.0), job("c", 99.0)
-    assert pick([soon, first], 100.0, 0.0) is first
-    assert pick([soon, first, late], 100.0, 0.0) is late
+    assert pick([soon, first], 100.0, Pace()) is first
+    assert pick([soon, first, late], 100.0, Pace()) is late
 
 
 def test_of_many_whole_utterances_that_are_overdue_one_goes_before_a_stream():
     whole = [job(f"w{i}", WHOLE, submitted=90.0) for i in range(3)]
     chunk = job("stream", 101.0)
-    assert pick([*whole, chunk], 100.0, 0.1) is whole[0]
-    assert pick([*whole[1:], chunk], 100.0, 0.1, last_whole=99.0) is chunk
-    assert pick([*whole[1:], chunk], 100.0, 0.1, last_whole=101.0 - MAX_WAIT - 0.1) is whole[1]
-    assert pick(whole[1:], 100.0, 0.1, last_whole=99.0) is whole[1]
+    assert pick([*whole, chunk], 100.0, Pace(0.1, 0.1)) is whole[0]
+    assert pick([*whole[1:], chunk], 100.0, Pace(0.1, 0.1), last_whole=99.0) is chunk
+    assert pick([*whole[1:], chunk], 100.0, Pace(0.1, 0.1), last_whole=101.0 - MAX_WAIT - 0.1) is whole[1]
+    assert pick(whole[1:], 100.0, Pace(0.1, 0.1), last_whole=99.0) is whole[1]
 
 
 # At 100 s, with 0.1 s a token: "a" speaks and gets its tokens late, "b" waits for its first chunk.
@@ -83,11 +83,27 @@ LATE_TOKENS = {
 @pytest.mark.parametrize("case", LATE_TOKENS)
 def test_a_first_chunk_waits_for_others_that_are_expected(case):
     jobs, expected, num_at_once, owner = LATE_TOKENS[case]
-    picked = pick(jobs, 100.0, 0.1, expected=expected, num_at_once=num_at_once)
+    picked = pick(jobs, 100.0, Pace(0.1, 0.1), expected=expected, num_at_once=num_at_once)
     assert (picked and picked.owner) == owner
 
 
-def test_first_chunks_take_a_time_of_their_own():
-    later, first = job("a", 102.5), job("b", FIRST)
-    assert pick([later, first], 100.0, 0.1) is first
-    assert pick([later, first], 100.0, 0.1, first_per_token=0.2) is later
+def test_a_first_chunk_waits_for_one_that_it_would_make_late_if_both_are_slow():
+    """It takes a second, two where it is slow, and so does a chunk that is due in three and a half."""
+    later, first, pace = job("a", 103.5), job("b", FIRST), Pace(0.1, 0.2)
+    assert pick([later, first], 100.0, Pace(0.1, 0.1)) is first
+    assert pick([later, first], 100.0, pace) is later
+    assert pick([first], 100.0, pace, expected=[Expected(10, 103.5)]) is None
+    assert pick([first], 100.0, pace, expected=[Expected(10, 103.5)], num_at_once=2) is first
+
+
+def test_a_chunk_that_is_late_only_if_it_is_slow_is_still_worth_it():
+    soon, first = job("a", 101.5), job("b", FIRST)
+    assert pick([soon, first], 100.0, Pace(0.1, 0.2)) is soon
+    assert pick([soon, first], 100.0, Pace(0.2, 0.2)) is first
+
+
+def test_the_pace_is_the_usual_one_and_what_few_are_slower_than():
+    assert Pace.of([]) == Pace(0.0, 0.0)
+    assert Pace.of([0.3]) == Pace(0.3, 0.3)
+    assert Pace.of([0.1] * 20 + [0.4, 9.0]) == Pace(0.1, 0.1)
+    assert Pace.of([0.1] * 16 + [0.4] * 3 + [9.0]) == Pace(0.1, 0.4)

@@ -17,7 +17,7 @@ import torch
 
 from chatterbox.synthesis import render_queue
 from chatterbox.synthesis.render_order import MAX_WAIT, RenderJob
-from chatterbox.synthesis.render_queue import START_SECONDS, RenderQueue
+from chatterbox.synthesis.render_queue import NUM_RECENT, START_SECONDS, RenderQueue
 from tests.unit.waiting import WAIT, wait_for
 
 FIRST = None
@@ -85,13 +85,14 @@ def test_jobs_run_by_urgency_and_those_of_one_stream_in_order(jobs):
 
 
 def test_the_time_of_a_token_is_learned(jobs):
-    assert jobs.queue.seconds_per_token == 0.0
-    jobs.submit("a1", 200.0, seconds=1.0)
+    jobs.submit("a1", FIRST, seconds=1.0)
+    jobs.submit("a2", 200.0, num_tokens=20, seconds=4.0)
     jobs.all_run()
-    assert jobs.queue.seconds_per_token == pytest.approx(0.1)
-    jobs.submit("a2", 200.0, seconds=2.0)
+    assert list(jobs.queue._per_token) == pytest.approx([0.1, 0.2])
+    for _ in range(NUM_RECENT):
+        jobs.submit("a3", 200.0, seconds=3.0)
     jobs.all_run()
-    assert jobs.queue.seconds_per_token == pytest.approx(0.12)
+    assert list(jobs.queue._per_token) == pytest.approx([0.3] * NUM_RECENT)
 
 
 def test_what_is_learned_decides(jobs):
@@ -105,14 +106,6 @@ def test_what_is_learned_decides(jobs):
     jobs.submit("a2", jobs.clock.now + 1.5)
     jobs.submit("b2", FIRST)
     assert jobs.all_run() == ["a2", "b2"]
-
-
-def test_first_chunks_are_learned_apart(jobs):
-    jobs.submit("a1", FIRST, seconds=4.0)
-    jobs.submit("a2", 200.0, seconds=1.0)
-    jobs.all_run()
-    assert jobs.queue.seconds_per_token == pytest.approx(0.1)
-    assert jobs.queue._per_token[True] == pytest.approx(0.4)
 
 
 def test_a_first_chunk_that_gives_way_runs_when_what_was_expected_has_come_or_is_late(jobs):
@@ -148,6 +141,13 @@ def test_a_queue_is_for_one_until_another_has_a_job_or_is_expected(jobs):
     assert not jobs.queue.is_for_none_but("a")
     jobs.queue.cancel("b")
     assert jobs.queue.is_for_none_but("a")
+
+
+def test_a_queue_is_not_for_one_while_another_starts(few):
+    few.queue.announce("a")
+    assert few.queue.is_for_none_but("a") and not few.queue.is_for_none_but("b")
+    few.clock.now += START_SECONDS
+    assert few.queue.is_for_none_but("b")
 
 
 def test_a_whole_utterance_does_not_starve(jobs):
@@ -203,7 +203,7 @@ def test_an_error_that_escapes_is_logged_and_the_next_job_runs(jobs, caplog):
     with caplog.at_level(logging.ERROR):
         assert jobs.all_run() == ["a1!", "b1"]
     assert "ValueError: a1!" in caplog.text
-    assert jobs.queue.seconds_per_token == pytest.approx(0.1)  # of the second alone
+    assert list(jobs.queue._per_token) == pytest.approx([0.1])  # of the second alone
 
 
 def test_a_closed_queue_drops_what_waits_and_takes_nothing(jobs):
@@ -377,9 +377,11 @@ def test_no_more_start_than_are_rendered_at_once(few):
     def starts(owner: str) -> bool:
         return few.queue.starts(owner, lambda: asked.append(owner))
 
-    assert starts("a") and not starts("b") and not starts("c")
-    assert starts("a") and not starts("b")  # asked again
-    few.submit("a1", FIRST, seconds=0.0)
+    few.queue.announce("a")
+    assert starts("a")
+    few.queue.announce("b")
+    assert not starts("a") and not starts("b")
+    few.submit("a1", FIRST, seconds=0.0)  # its second chunk can follow by now
     few.all_run()
     assert not asked and not starts("b")  # the second chunk of "a" is still to come
     few.submit("a2", 200.0, seconds=0.0)

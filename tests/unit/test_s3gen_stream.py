@@ -11,7 +11,7 @@ from torch import Tensor
 from chatterbox import ChatterboxTTS
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
-from chatterbox.models.s3gen.stream import HELD_FRAMES, FrameNoise, S3GenStream
+from chatterbox.models.s3gen.stream import HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
 from tests.unit.test_s3gen import HOP, SAMPLES_PER_TOKEN, build, make_ref
 
 CUTS = [(13, 20, 25), (1,) * 60, (4, 1, 1, 40), (30, 30), (59,), (3, 57)]
@@ -36,6 +36,21 @@ def pieces(stream: S3GenStream, tokens: Tensor, cuts: tuple[int, ...]) -> list[T
     ends = [0, *itertools.accumulate(cuts)]
     said = [stream.push(tokens[start:end]) for start, end in itertools.pairwise(ends)]
     return [*said, stream.finish(tokens[ends[-1] :])]
+
+
+def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> None:
+    reference, seen = make_ref(), []
+    flow_inference = s3gen.flow_inference
+    stream = S3GenStream(s3gen, reference, seed=1, context_len=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            s3gen, "flow_inference", lambda tokens, **given: seen.append(len(tokens)) or flow_inference(tokens, **given)
+        )
+        for first, end in ((0, 5), (5, 9), (9, 30)):
+            again, waiting = stream.num_seen_again, stream.num_waiting
+            stream.push(codes()[first:end])
+            assert again == prompt_len(reference) + seen[-1] - waiting - (end - first)
+    assert stream.num_seen_again == prompt_len(reference) + 8
 
 
 @pytest.mark.parametrize("meanflow", [False, True], ids=["standard", "meanflow"])

@@ -19,9 +19,11 @@ from chatterbox import openmp
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.scheduler import EngineClosedError
+from chatterbox.models.s3gen.stream import prompt_len
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.openmp import can_compute_alone
 from chatterbox.synthesis.render import SpeechRenderer
+from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.speech_stream import MAX_UNREAD
 from chatterbox.synthesis.synthesizer import BatchError, Synthesizer, SynthesizerConfig
@@ -153,6 +155,25 @@ def test_a_stream_whose_reader_sleeps_is_bounded_and_goes_on(make: Callable, spe
     for audio, expected in zip(heard, whole, strict=True):
         torch.testing.assert_close(audio, expected, rtol=0, atol=1e-4)
     wait_until_free(synthesizer.scheduler)
+
+
+def test_a_stream_draws_what_two_chunks_need_until_both_are_there(make: Callable, speech: Callable) -> None:
+    synthesizer, go, plan = make(), threading.Event(), StreamingConfig(chunk_size=4, first_chunk=2, decode_ahead=15)
+    renders, lookahead_len = synthesizer.chunk_renders, synthesizer.s3gen.config.flow.encoder.lookahead_len
+    for owner in range(len(renders._workers)):
+        renders.submit(RenderJob(owner, lambda: go.wait(WAIT) and None, 0, None))
+    stream = synthesizer._speech(speech(MANY), plan)
+    stream.start()
+    wait_for(lambda: stream._utterances.num_waiting == 2 + 4 + lookahead_len)
+    time.sleep(0.05)
+    assert stream._utterances.num_waiting == 2 + 4 + lookahead_len
+    (job,) = (job for job in renders._jobs if job.owner is stream)
+    assert job.num_tokens == prompt_len(stream._request.conditionals.gen) + 2 + lookahead_len
+    go.set()
+    chunks = stream.chunks()
+    assert next(chunks) and next(chunks)
+    wait_for(lambda: stream._utterances.num_waiting == plan.decode_ahead)  # nobody reads: two chunks wait
+    chunks.close()
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
-from chatterbox.models.s3gen.stream import S3GenStream
+from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
 from chatterbox.watermark import PerthWatermarker
 from chatterbox.watermark_stream import WatermarkStream
 
@@ -141,6 +141,11 @@ class SpeechRenderer:
         """Codes that complete the next chunk."""
         num_waiting = 0 if self._stream is None else self._stream.num_waiting
         return self._due + self._lookahead_len - len(self._codes) - num_waiting
+
+    @property
+    def num_seen_again(self) -> int:
+        """Codes that S3Gen computes with the next chunk although they are not new: the voice's and the context's."""
+        return prompt_len(self._gen) if self._stream is None else self._stream.num_seen_again
 
     @property
     def num_to_follow(self) -> int:

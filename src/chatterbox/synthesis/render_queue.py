@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,21 +20,21 @@ from functools import partial
 from chatterbox import forking
 from chatterbox.engine.worker import CHECK_SECONDS, Worker, process_num_threads
 from chatterbox.openmp import alone, can_compute_alone
-from chatterbox.synthesis.render_order import Expected, RenderJob, pick
+from chatterbox.synthesis.render_order import Expected, Pace, RenderJob, pick
 
 logger = logging.getLogger(__name__)
 
 CLOSED = "the renderer is closed; load the model anew"
-NEWEST_SHARE = 0.2  # of the last job in the average time of a token
+NUM_RECENT = 32  # jobs that tell what a token takes
 START_SECONDS = 2.0  # in which a listener who starts has a second chunk, or counts as started without
 
 
 @dataclass(eq=False)
 class _Start:
-    """A listener between their first and second chunk, or who waits for leave to have the first."""
+    """A listener who has no second chunk yet."""
 
     until: float  # in seconds of the queue's clock
-    ask_again: Callable[[], None] | None = None  # while they wait for leave
+    ask_again: Callable[[], None] | None = None  # while they wait for leave to have the first
 
 
 class RenderQueue:
@@ -59,17 +60,13 @@ class RenderQueue:
         return any(worker.is_alive for worker in self._workers)
 
     def is_for_none_but(self, owner: Hashable) -> bool:
-        """Whether no job of another waits, runs or is expected."""
+        """Whether no job of another waits, runs or is expected, and nobody else starts."""
         now = self._clock()
         with self._lock:
             expected = (other for other, one in self._expected.items() if one.deadline > now)
-            owners = self._running.union(expected, (job.owner for job in self._jobs))
+            starting = (other for other, start in self._starting.items() if start.until > now)
+            owners = self._running.union(expected, starting, (job.owner for job in self._jobs))
         return owners <= {owner}
-
-    @property
-    def seconds_per_token(self) -> float:
-        """What a token of the last jobs took to render, first chunks apart; 0 before the first."""
-        return self._per_token.get(False, 0.0)
 
     def submit(self, job: RenderJob) -> None:
         """Have ``job`` run when its turn comes.
@@ -95,6 +92,12 @@ class RenderQueue:
         if not is_woken:
             raise RuntimeError(CLOSED)
 
+    def announce(self, owner: Hashable) -> None:
+        """A listener waits for a first chunk whose tokens are not drawn yet, and counts as one who starts."""
+        if self._runs_alone:
+            with self._lock:
+                self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
+
     def starts(self, owner: Hashable, ask_again: Callable[[], None]) -> bool:
         """A listener's first chunk could be rendered; whether it should be, although its second cannot follow yet.
 
@@ -105,11 +108,10 @@ class RenderQueue:
         if not self._runs_alone:
             return True
         with self._lock:
-            is_new = owner not in self._starting
             start = self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
-            may_start = self._may_start(owner)
+            may_start, is_known_to_wait = self._may_start(owner), start.ask_again is not None
             start.ask_again = None if may_start else ask_again
-        if is_new and not may_start:  # a worker that sleeps does not know when to ask
+        if not may_start and not is_known_to_wait:  # a worker that sleeps does not know when to ask
             self._wake(self._num_at_once)
         return may_start
 
@@ -150,7 +152,7 @@ class RenderQueue:
         self._busy: set[int] = set()  # workers that will look at the jobs once more before they sleep
         self._num_at_once = 1
         self._checked = -math.inf  # monotonic seconds
-        self._per_token: dict[bool, float] = {}  # seconds, of first chunks and of others
+        self._per_token: deque[float] = deque(maxlen=NUM_RECENT)  # seconds of the last jobs
         self._last_whole = -math.inf
         return self._lock
 
@@ -177,11 +179,10 @@ class RenderQueue:
         return self._num_at_once
 
     def _may_start(self, owner: Hashable) -> bool:
-        """Whether few enough started before ``owner``, or it has waited; with the lock held."""
+        """Whether few enough are starting, or ``owner`` has waited; with the lock held."""
         now = self._clock()
-        owners = list(self._starting)
-        before = (self._starting[other] for other in owners[: owners.index(owner)])
-        return self._starting[owner].until <= now or sum(start.until > now for start in before) < self._num_at_once
+        num_starting = sum(start.until > now for start in self._starting.values())
+        return self._starting[owner].until <= now or num_starting <= self._num_at_once
 
     def _ask(self) -> None:
         """Tell those who may start by now."""
@@ -243,9 +244,8 @@ class RenderQueue:
         job = pick(
             jobs,
             now,
-            self.seconds_per_token,
+            Pace.of(self._per_token),
             self._last_whole,
-            first_per_token=self._per_token.get(True),
             expected=expected,
             num_at_once=self._num_at_once,
         )
@@ -253,6 +253,5 @@ class RenderQueue:
 
     def _learn(self, job: RenderJob, seconds: float) -> None:
         if job.num_tokens:
-            newest, is_first = seconds / job.num_tokens, job.deadline is None
-            known = self._per_token.get(is_first, newest)
-            self._per_token[is_first] = known + NEWEST_SHARE * (newest - known)
+            with self._lock:
+                self._per_token.append(seconds / job.num_tokens)

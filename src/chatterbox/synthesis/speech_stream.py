@@ -95,7 +95,8 @@ class SpeechStream:
         self._codes: list[int] = []  # since the last chunk
         self._last: TokenChunk | None = None
         self._is_started = self._is_rendering = self._is_over = self._is_closed = False
-        self._num_told = 0
+        self._num_told = self._num_delivered = 0
+        self._num_to_start = self._renderer.num_to_follow  # tokens of two chunks
         self._tells_tokens = False  # whether the reader is to wake up for them
         self._error: BaseException | None = None
         self._plays_until: float | None = None  # seconds of `time.monotonic`
@@ -104,6 +105,8 @@ class SpeechStream:
     def start(self) -> None:
         """Begin to work. Raises what `Scheduler.submit` raises."""
         self._is_started = True
+        if self._streaming is not None and not self._may_stall:
+            self._renders.announce(self)  # where the text is late nobody knows when the second chunk follows
         self._utterances.start(self._request)
 
     def chunks(self, on_token: Callable[[int], None] | None = None) -> Generator[SpeechChunk, None, None]:
@@ -189,11 +192,14 @@ class SpeechStream:
         """Whether T3 should go on while so many tokens wait."""
         if self._streaming is None:
             return True
-        if self._is_rendering:
-            # The two share a CPU: where nobody else speaks, the first chunk gets all of it and is heard sooner.
-            gives_way = self._plays_until is None and self._is_on_cpu and self._renders.is_for_none_but(self)
-            return num_waiting < self._plan.decode_ahead and not gives_way
-        return len(self._unread) < MAX_UNREAD or num_waiting < self._plan.decode_ahead
+        is_held = self._is_rendering or len(self._unread) >= MAX_UNREAD
+        enough = self._plan.decode_ahead if is_held else math.inf
+        if self._is_on_cpu and self._num_delivered < 2:  # rendering shares it: what starts needs next goes first
+            if self._is_rendering and not self._num_delivered and self._renders.is_for_none_but(self):
+                return False
+            if not self._may_stall:
+                enough = min(enough, self._num_to_start)
+        return num_waiting < enough
 
     def _go_on(self) -> None:
         """Have the next chunk rendered if it is due; find out if all is over."""
@@ -209,13 +215,13 @@ class SpeechStream:
                 if self._utterances.is_over:
                     self._end(self._utterances.error)
                 return
-            # Where the text is late nobody knows when the second chunk follows: it is no use to wait for it.
             if self._streaming is not None and self._plays_until is None and not self._may_stall:
                 may_start = self._renders.starts(self, self._go_on)
                 if not may_start and not self._can_follow:
                     return
             self._is_rendering = True
             deadline = math.inf if self._streaming is None else self._plays_until
+        num_tokens += self._renderer.num_seen_again
         try:
             self._renders.submit(RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped))
         except RuntimeError as error:
@@ -266,7 +272,8 @@ class SpeechStream:
                 self._end(error)
             goes_on = not (self._is_over or self._is_closed or self._utterances.is_drawn)
             if goes_on and rendered and self._streaming is not None and self._plays_until is not None:
-                self._renders.expect(self, self._renderer.num_missing, self._plays_until)
+                num_tokens = self._renderer.num_missing + self._renderer.num_seen_again
+                self._renders.expect(self, num_tokens, self._plays_until)
         self._utterances.wake()
         self._go_on()
 
@@ -293,6 +300,7 @@ class SpeechStream:
         if not audio.shape[1] or self._is_closed:
             return
         assert self._last is not None
+        self._num_delivered += 1
         self._unread.append(_Rendered(audio, tuple(self._codes), self._last, started))
         self._codes.clear()
         self._changed.notify_all()

@@ -55,6 +55,12 @@ class FrameNoise:
         return torch.randn(length, channels, generator=generator, dtype=torch.float32).T[None].to(self._device)
 
 
+def prompt_len(reference: Mapping[str, Any]) -> int:
+    """Speech tokens of a voice's recording, of `S3Gen.embed_ref`, that every piece sees."""
+    tokens, given = torch.atleast_2d(reference["prompt_token"]), reference.get("prompt_token_len")
+    return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
+
+
 class S3GenStream:
     """Waveform of speech tokens that arrive in pieces: `push` them, then `finish`.
 
@@ -82,8 +88,8 @@ class S3GenStream:
         self._noise = None if seed is None else FrameNoise(s3gen, seed)
         self.lookahead_len = s3gen.config.flow.encoder.lookahead_len  # tokens that `push` holds back: they see ahead
         self._hop_len = s3gen.config.vocoder.hop_len
-        prompt_len = self._prompt_len()
-        self._surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * prompt_len
+        self._prompt_len = prompt_len(reference)
+        self._surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * self._prompt_len
         self._fade_len = round(fade * s3gen.config.vocoder.sample_rate)
         self._held = max(HELD_FRAMES, -(-self._fade_len // self._hop_len))
         # The flow must see again at least what blends.
@@ -99,7 +105,7 @@ class S3GenStream:
         self._mel_start = 0
         self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
-            self._prompt_noise = self._noise.mel(FRAMES_PER_TOKEN * prompt_len)
+            self._prompt_noise = self._noise.mel(FRAMES_PER_TOKEN * self._prompt_len)
             self._token_noise = self._noise.mel(0)  # from token `_first` on
             self._source_noise = self._noise.source(0)  # from frame `_num_spoken` on
 
@@ -107,6 +113,11 @@ class S3GenStream:
     def num_waiting(self) -> int:
         """Tokens that were pushed and are not rendered yet, those ahead included."""
         return self._first + len(self._tokens) - self._num_rendered
+
+    @property
+    def num_seen_again(self) -> int:
+        """Tokens that the flow sees with the next piece although they are not new: the prompt's and the context's."""
+        return self._prompt_len + min(self._context_len, self._num_rendered - self._first)
 
     @torch.inference_mode()
     def push(self, tokens: Tensor) -> Tensor:
@@ -133,10 +144,6 @@ class S3GenStream:
         if not self.num_waiting:
             return self._nothing()
         return self._render(self._noise, is_last=True)
-
-    def _prompt_len(self) -> int:
-        tokens, given = torch.atleast_2d(self._reference["prompt_token"]), self._reference.get("prompt_token_len")
-        return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
 
     def _take(self, tokens: Tensor) -> None:
         tokens = tokens.reshape(-1).long().cpu()
