@@ -66,6 +66,7 @@ class Jobs:
         self._go.set()
         self.queue.submit(RenderJob("last", done.set, 0, WHOLE))
         assert done.wait(WAIT)
+        wait_for(lambda: not self.queue._running)
         return self.names
 
 
@@ -390,6 +391,15 @@ def test_no_more_start_than_are_rendered_at_once(few):
     few.queue.cancel("b")
     wait_for(lambda: asked == ["b", "c"])
     assert starts("c") and not starts("d")
+
+
+def test_nobody_starts_beside_as_many_as_are_rendered_for(few):
+    asked = []
+    few.hold()
+    assert not few.queue.starts("a", lambda: asked.append("a"))
+    few.all_run()
+    wait_for(lambda: asked == ["a"])
+    assert few.queue.starts("a", lambda: None)
 
 
 def test_who_has_no_second_chunk_counts_as_started_in_time(few):

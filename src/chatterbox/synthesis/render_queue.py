@@ -101,8 +101,8 @@ class RenderQueue:
     def starts(self, owner: Hashable, ask_again: Callable[[], None]) -> bool:
         """A listener's first chunk could be rendered; whether it should be, although its second cannot follow yet.
 
-        Not where more are starting than are rendered at once: the first chunks of all would slow the tokens of the
-        second ones, which would all be late. ``ask_again`` is called, in a thread of the queue, when it should.
+        Not where more start, or are rendered for, than there are threads: the chunks of all would slow the tokens of
+        the second one, which would be late. ``ask_again`` is called, in a thread of the queue, when it should.
         Where a job has all threads, it should always.
         """
         if not self._runs_alone:
@@ -179,10 +179,11 @@ class RenderQueue:
         return self._num_at_once
 
     def _may_start(self, owner: Hashable) -> bool:
-        """Whether few enough are starting, or ``owner`` has waited; with the lock held."""
+        """Whether few enough start or are rendered for, or ``owner`` has waited; with the lock held."""
         now = self._clock()
-        num_starting = sum(start.until > now for start in self._starting.values())
-        return self._starting[owner].until <= now or num_starting <= self._num_at_once
+        starting = (other for other, start in self._starting.items() if start.until > now)
+        busy = self._running.union(starting, (job.owner for job in self._jobs))
+        return self._starting[owner].until <= now or len(busy) <= self._num_at_once
 
     def _ask(self) -> None:
         """Tell those who may start by now."""
