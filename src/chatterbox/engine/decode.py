@@ -16,7 +16,7 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.cached import CachedDecoder
 from chatterbox.engine.decoder import RowDecoder
 from chatterbox.engine.engine import run
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.request import DecodeRequest, allocate_cache, check_request, required_capacity
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
@@ -56,6 +56,7 @@ def decode(
     Raises:
         ValueError: before any work, as `generate`, or ``past`` does not fit the request.
     """
+    check_request(t3, request)
     capacity = required_capacity(t3, request)
     if past is None:
         if kept_len is not None:

@@ -24,7 +24,7 @@ from chatterbox.engine.request import (
     Between,
     DecodeRequest,
     Turn,
-    checked_limit,
+    limit_of,
     pieces,
     prefill_embeds,
     speech_embeds,
@@ -134,10 +134,10 @@ class DecodeEngine:
             between: called between two pieces of a long prefix; it may call `step`.
 
         Raises:
-            ValueError: as `checked_limit`, or the decoder never has the rows or the room for it.
+            ValueError: the decoder never has the rows or the room for it.
             NoRoomError: it has not at present. The engine is as before then.
         """
-        limit = checked_limit(self.t3, request)
+        limit = limit_of(self.t3, request)
         one = DecodeSequence(next(_HANDLES), [Turn(request)], limit, keeps_rows)
         first_len = kept_len if prefix is None else prefix.length
         embeds = self._prompt(request, prefix, has_cond=not kept_len)
@@ -162,7 +162,7 @@ class DecodeEngine:
             KeyError: there is no such. ValueError, NoRoomError: as `join`; the rows stay then.
         """
         one = self._held[handle]
-        limit, kept_len = checked_limit(self.t3, request), self.decoder.length(one.rows[0])
+        limit, kept_len = limit_of(self.t3, request), self.decoder.length(one.rows[0])
         embeds = self._prompt(request, None, has_cond=False)
         self.decoder.require(self.num_rows, 0, kept_len, embeds.shape[1] + request.spoken_len, limit)
         pinned = range(self.t3.cond_len_of(request.t3_cond)), range(kept_len, kept_len + embeds.shape[1])

@@ -81,8 +81,8 @@ class Turn:
         return drawn if spoken is None else torch.cat([spoken.tokens.cpu().long(), drawn])
 
 
-def checked_limit(t3: T3, request: DecodeRequest) -> int:
-    """Number of tokens this request may draw; raises ValueError if it cannot be served."""
+def check_request(t3: T3, request: DecodeRequest) -> None:
+    """Raise ValueError if this model cannot serve the request. Once, where it comes in; what follows relies on it."""
     text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
     if request.num_rows > 1 and not hp.has_guidance:
         raise ValueError(f"cfg_weight must be 0 for this model, got {request.sampling.cfg_weight}; it has no guidance")
@@ -100,11 +100,16 @@ def checked_limit(t3: T3, request: DecodeRequest) -> int:
         raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit}")
     if guard := guard_of(request.guard):
         guard.check(hp)
-        bound = guard.max_tokens(hp, len(request.new_text))
-        limit = limit if bound is None else min(limit, bound)
-    num_speech = hp.num_start_tokens + request.spoken_len + limit
+    num_speech = hp.num_start_tokens + request.spoken_len + limit_of(t3, request)
     t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), num_speech)
-    return limit
+
+
+def limit_of(t3: T3, request: DecodeRequest) -> int:
+    """Number of tokens this request may draw."""
+    limit = request.max_new_tokens or t3.hp.max_speech_tokens - request.spoken_len
+    guard = guard_of(request.guard)
+    bound = None if guard is None else guard.max_tokens(t3.hp, len(request.new_text))
+    return limit if bound is None else min(limit, bound)
 
 
 def prefix_len(t3: T3, request: DecodeRequest) -> int:
@@ -114,8 +119,8 @@ def prefix_len(t3: T3, request: DecodeRequest) -> int:
 
 
 def required_capacity(t3: T3, request: DecodeRequest) -> int:
-    """Positions that a request may come to have; raises ValueError as `checked_limit`."""
-    return prefix_len(t3, request) + request.spoken_len + checked_limit(t3, request)
+    """Positions that a request may come to have."""
+    return prefix_len(t3, request) + request.spoken_len + limit_of(t3, request)
 
 
 def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:

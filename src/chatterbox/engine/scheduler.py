@@ -31,7 +31,7 @@ from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decoder import NoRoomError
 from chatterbox.engine.policy_engine import Continuation, Entry, PolicyEngine
 from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import Between, DecodeRequest, checked_limit
+from chatterbox.engine.request import Between, DecodeRequest, check_request
 from chatterbox.engine.row_pool import MIB, RowBudget
 from chatterbox.engine.token_stream import TokenSink, TokenStream
 from chatterbox.engine.worker import Worker
@@ -110,11 +110,11 @@ class Scheduler:
             is_streamed: its audio is rendered while it is drawn: a small T3 leaves cores for that.
 
         Raises:
-            ValueError: the request cannot be served by this model; see `checked_limit`.
+            ValueError: the request cannot be served by this model; see `check_request`.
             QueueFullError: too many wait.
             EngineClosedError: see there. RuntimeError: in a forked process, on CUDA.
         """
-        checked_limit(self.prefixes.t3, request)
+        check_request(self.prefixes.t3, request)
         forking.require_same_process(self.prefixes.t3.device, self._pid)
         self._require_usable()
         with self._lock:

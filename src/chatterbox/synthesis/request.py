@@ -15,7 +15,6 @@ from torch import Tensor
 
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
-from chatterbox.engine.guards import check_guard
 from chatterbox.engine.request import DecodeRequest, Spoken
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
@@ -49,7 +48,6 @@ class SpeechRequest:
     guard: str = "light"
 
     def __post_init__(self) -> None:
-        check_guard(self.guard)
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
         check_seed(self.seed)
 
