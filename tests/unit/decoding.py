@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import EngineConfig, KVCacheConfig
-from chatterbox.engine.decode import decoder_on
-from chatterbox.engine.engine import run
+from chatterbox.engine.decode import decoder_on, run
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.engine.scheduler import Scheduler

@@ -13,10 +13,11 @@ import torch
 
 from chatterbox.config import KVCacheConfig, PressureConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.engine import DecodeEngine, StepResult
+from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest
 from chatterbox.engine.scheduler import Scheduler
+from chatterbox.engine.sequence import StepResult
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.prefix import PrefixTree

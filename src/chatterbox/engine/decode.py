@@ -9,13 +9,16 @@ cache object at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.cached import CachedDecoder
 from chatterbox.engine.decoder import RowDecoder
-from chatterbox.engine.engine import run
+from chatterbox.engine.engine import DecodeEngine
+from chatterbox.engine.prefill import RowPrefixes
 from chatterbox.engine.request import DecodeRequest, allocate_cache, check_request, required_capacity
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import KVCache
@@ -88,3 +91,25 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
             f"cache_offset must be from {cond_len} (the conditioning prefix) to {past.length} "
             f"(what past_key_values holds), got {kept_len}"
         )
+
+
+def run(
+    t3: T3, request: DecodeRequest, decoder: RowDecoder, *, kept_len: int = 0, prefix: RowPrefixes | None = None
+) -> Iterator[int]:
+    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`.
+
+    The rows of ``decoder`` hold it all afterwards, but for the last token.
+
+    Raises:
+        RuntimeError: the model computed logits that are not finite.
+    """
+    engine = DecodeEngine(t3, decoder)
+    with torch.autocast(t3.device.type, enabled=False):
+        engine.join(request, kept_len=kept_len, prefix=prefix, keeps_rows=True)
+    while engine.num_requests:
+        with torch.autocast(t3.device.type, enabled=False):
+            result = engine.step()
+        for _, token in result.tokens:
+            yield token
+        for error in result.failed.values():
+            raise error

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from chatterbox.engine.batch_state import BatchState, SamplerState
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decoder import RowDecoder, RowStart
-from chatterbox.engine.guards.batch import Guards, Verdict, readers_of, start_guards
+from chatterbox.engine.drawing import Rewind, draw_next
+from chatterbox.engine.guards.batch import Guards, readers_of, start_guards
 from chatterbox.engine.prefill import RowPrefixes
 from chatterbox.engine.request import (
     Between,
@@ -31,7 +31,8 @@ from chatterbox.engine.request import (
     start_embeds,
 )
 from chatterbox.engine.rows import RowTable
-from chatterbox.engine.sampler import draw, draw_exponential, guide, hashed_exponential
+from chatterbox.engine.sampler import draw_exponential
+from chatterbox.engine.sequence import DecodeSequence, StepResult
 from chatterbox.kvcache import Segment
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3
@@ -39,36 +40,6 @@ from chatterbox.models.t3.t3 import T3
 logger = logging.getLogger(__name__)
 
 _HANDLES = itertools.count(1)  # of all engines: what was parked in one may come back to another
-
-
-@dataclass(eq=False)
-class DecodeSequence:
-    """What a handle stands for: a request, and those before it that it continues."""
-
-    handle: int
-    turns: list[Turn]
-    limit: int = 0  # tokens that the last turn may draw
-    keeps_rows: bool = False
-    rows: list[int] = field(default_factory=list)  # the conditional one first; none while it is parked
-    fresh: Tensor | None = None  # logits (rows, V) behind its prefix, until its first token is drawn
-    sampler: SamplerState | None = None  # while it is on hold or parked
-
-    @property
-    def request(self) -> DecodeRequest:
-        return self.turns[-1].request
-
-    @property
-    def num_drawn(self) -> int:
-        return len(self.turns[-1].drawn)
-
-
-@dataclass
-class StepResult:
-    """tokens: (handle, token) in the order they were drawn. ended, failed: handles that have left with that."""
-
-    tokens: list[tuple[int, int]] = field(default_factory=list)
-    ended: set[int] = field(default_factory=set)
-    failed: dict[int, RuntimeError] = field(default_factory=dict)
 
 
 class DecodeEngine:
@@ -287,7 +258,7 @@ class DecodeEngine:
             return result
         stride = min([self.stop_stride, *(one.limit - one.num_drawn for one in self._running)])
         self.decoder.require_step(self._num_running_rows, stride)
-        rewind = _Rewind(self.t3.device, self._from_global, stride)
+        rewind = Rewind(self.t3.device, self._from_global, stride)
         columns = []
         for _ in range(stride):
             columns.append(self._advance())
@@ -423,12 +394,12 @@ class DecodeEngine:
         fresh = self._fresh_logits()
         num_old = self._num_running_rows - len(fresh)
         if not num_old:
-            self._draw(torch.cat(fresh))
+            draw_next(self._state, torch.cat(fresh), self.t3.hp)
         else:
             self.decoder.reserve(num_old)
             shape = self.decoder.step_shape
             if self._graphs is None or fresh or shape is None:
-                self._draw(torch.cat([self._decoded(num_old), *fresh]))
+                draw_next(self._state, torch.cat([self._decoded(num_old), *fresh]), self.t3.hp)
             else:
                 step = partial(self._decode_and_draw, num_old)
                 self._graphs.run(state, shape, step, memory_id=self.decoder.memory_id)
@@ -437,7 +408,7 @@ class DecodeEngine:
         return torch.cat([state.tokens, state.forced, state.broken], dim=1)
 
     def _decode_and_draw(self, num_rows: int) -> None:
-        self._draw(self._decoded(num_rows))
+        draw_next(self._state, self._decoded(num_rows), self.t3.hp)
 
     def _fresh_logits(self) -> list[Tensor]:
         """(1, V) of each row that joined since the last step, by row."""
@@ -453,38 +424,6 @@ class DecodeEngine:
         spans = [one.rows for one in self._running if one.fresh is None]
         embeds = self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners[:num_rows]]
         return self._logits(self.decoder.decode(embeds, state.tokens[state.owners[:num_rows]], spans, self._readers))
-
-    def _draw(self, logits: Tensor) -> None:
-        """Next tokens of all requests, from the logits (rows, V), into the state."""
-        state = self._state
-        guided = logits[state.conditional]
-        if state.knobs.cfg_weight is not None:
-            guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
-        state.broken |= ~guided.isfinite().all(1, keepdim=True)
-        hp, stop_token = self.t3.hp, self.t3.hp.stop_speech_token
-        num_new = state.num_drawn - state.num_forced
-        verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
-        if verdict:
-            verdict.mask(guided, stop_token)
-        tokens = draw(guided, state.seen, state.knobs, self._noise(num_new), penalty_last=hp.penalty_last)
-        if verdict:
-            tokens = verdict.correct(tokens, guided, stop_token)
-            state.forced.copy_(verdict.must_stop)
-        state.tokens.copy_(tokens)
-        if not hp.start_stays_seen:
-            state.seen[:, hp.start_speech_token, None] &= state.num_drawn > 0
-        state.seen.scatter_(1, state.tokens, True)
-        state.num_drawn += 1
-
-    def _noise(self, num_new: Tensor) -> Tensor | None:
-        """(N, V) of this step, the ``num_new``-th (N, 1) of each request."""
-        state = self._state
-        if state.seeds is None:
-            return state.noise
-        hashed = hashed_exponential(state.seeds, num_new, state.seen.shape[1])
-        if state.noise is None or state.is_seeded is None:
-            return hashed
-        return torch.where(state.is_seeded, hashed, state.noise)
 
     @property
     def _names(self) -> list[str | None]:
@@ -523,52 +462,3 @@ class DecodeEngine:
         state = BatchState.of(sampler, requests, [one.rows for one in self._running])
         self._state = state if self._graphs is None else self._graphs.adopt(state)
         self._from_global = state.from_global
-
-
-class _Rewind:
-    """Takes back what torch's global generator drew beyond the end of the only request that uses it.
-
-    So the number of steps between two looks at the tokens does not change what the generator gives next.
-    """
-
-    def __init__(self, device: torch.device, places: Sequence[int], stride: int) -> None:
-        """``places``: of the requests that use the generator."""
-        self._place = places[0] if len(places) == 1 and stride > 1 else None
-        if self._place is not None:
-            self._generator = torch.default_generator
-            if device.type == "cuda":
-                self._generator = torch.cuda.default_generators[device.index or 0]
-        self._states: list[Tensor] = []
-
-    def note(self) -> None:
-        """A step has drawn."""
-        if self._place is not None:
-            self._states.append(self._generator.get_state())
-
-    def ended(self, place: int, number: int) -> None:
-        """The request at ``place`` ended with the step ``number``."""
-        # Where somebody else has drawn since, their numbers are not drawn twice.
-        if place == self._place and torch.equal(self._generator.get_state(), self._states[-1]):
-            self._generator.set_state(self._states[number])
-
-
-def run(
-    t3: T3, request: DecodeRequest, decoder: RowDecoder, *, kept_len: int = 0, prefix: RowPrefixes | None = None
-) -> Iterator[int]:
-    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`.
-
-    The rows of ``decoder`` hold it all afterwards, but for the last token.
-
-    Raises:
-        RuntimeError: the model computed logits that are not finite.
-    """
-    engine = DecodeEngine(t3, decoder)
-    with torch.autocast(t3.device.type, enabled=False):
-        engine.join(request, kept_len=kept_len, prefix=prefix, keeps_rows=True)
-    while engine.num_requests:
-        with torch.autocast(t3.device.type, enabled=False):
-            result = engine.step()
-        for _, token in result.tokens:
-            yield token
-        for error in result.failed.values():
-            raise error

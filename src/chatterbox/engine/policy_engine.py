@@ -14,10 +14,11 @@ from typing import Any
 
 from chatterbox.config import EngineConfig, GPT2Config, KVCacheConfig
 from chatterbox.engine.decoder import RowDecoder
-from chatterbox.engine.engine import DecodeEngine, DecodeSequence
+from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource, RowPrefixes
 from chatterbox.engine.request import Between, DecodeRequest, prefix_len, required_capacity
 from chatterbox.engine.row_pool import ENDLESS, PooledDecoder, RowBudget
+from chatterbox.engine.sequence import DecodeSequence
 from chatterbox.engine.token_stream import TokenSink
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import policy
