@@ -24,6 +24,7 @@ from chatterbox.conditioning import (
     Reference,
 )
 from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
+from chatterbox.engine.guards import check_guard
 from chatterbox.kvcache import GlobalKVCacheManager, settings_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
@@ -230,6 +231,7 @@ class SpeechModel(abc.ABC):
         **knobs: float,
     ) -> SpeechRequest:
         """``knobs`` are fields of `SamplingConfig`; a `ModelDefault` among them, or no limit, is the checkpoint's."""
+        check_guard(guard, self.t3.hp)  # before a recording is prepared; else where the request enters the engine
         given: dict[str, Any] = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
         if max_new_tokens is not None:
             given["max_new_tokens"] = max_new_tokens
