@@ -20,6 +20,7 @@ from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMe
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.synthesis.speech_stream import SpeechChunk
 from chatterbox.synthesis.synthesizer import collect
+from chatterbox.synthesis.token_filter import SpeechCodes
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark import read_watermark
 from tests.unit.speaking import say_instead, speak, speak_batch, speak_stream
@@ -220,6 +221,24 @@ def test_chunks_are_as_long_as_the_schedule_says(tiny: ChatterboxTTS) -> None:
     lens = [chunk.audio.shape[1] for chunk in said]
     assert lens[:3] == [20 * 480 - 6 * 480, 20 * 960, 25 * 960]
     assert sum(lens) == 960 * sum(len(chunk.speech_codes) for chunk in said)
+
+
+@pytest.mark.parametrize("first_chunk", [1, 2, 3, 4, 5])
+def test_first_chunks_of_which_nothing_is_heard_yet(tiny: ChatterboxTTS, first_chunk: int) -> None:
+    """S3Gen holds back some frames, which may be more than such chunks have."""
+    options = {"seed": 1, "fade_duration": 0.1, "print_metrics": False}
+    said = [wav for wav, _ in tiny.generate_stream(TEXT, first_chunk=first_chunk, **options)]
+    assert sum(wav.shape[1] for wav in said) == tiny.generate(TEXT, seed=1).shape[1]
+
+
+def test_tokens_without_a_code_fill_no_chunk(tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them wait, T3 goes on."""
+    push = SpeechCodes.push
+    monkeypatch.setattr(
+        SpeechCodes, "push", lambda codes, token: push(codes, 6561 + token % 2 if len(codes.drawn) % 9 else token)
+    )
+    said = list(tiny.generate_stream(TEXT, seed=1, first_chunk=1, chunk_size=1, print_metrics=False))
+    assert len(said) > 1
 
 
 class TestMetrics:

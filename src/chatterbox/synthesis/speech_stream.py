@@ -95,7 +95,8 @@ class SpeechStream:
         self._codes: list[int] = []  # since the last chunk
         self._last: TokenChunk | None = None
         self._is_started = self._is_rendering = self._is_over = self._is_closed = False
-        self._num_told = self._num_delivered = 0
+        self._num_told = 0
+        self._num_rendered = 0  # chunks, those of which nothing is heard yet among them
         self._num_to_start = self._renderer.num_to_follow  # tokens of two chunks
         self._tells_tokens = False  # whether the reader is to wake up for them
         self._error: BaseException | None = None
@@ -194,10 +195,11 @@ class SpeechStream:
             return True
         is_held = self._is_rendering or len(self._unread) >= MAX_UNREAD
         enough = self._plan.decode_ahead if is_held else math.inf
-        if self._is_on_cpu and self._num_delivered < 2:  # rendering shares it: what starts needs next goes first
-            if self._is_rendering and not self._num_delivered and self._renders.is_for_none_but(self):
+        if self._is_on_cpu and self._num_rendered < 2:  # rendering shares it: what starts needs next goes first
+            if self._is_rendering and not self._num_rendered and self._renders.is_for_none_but(self):
                 return False
-            if not self._may_stall:
+            # Tokens of which S3Gen gets no code do not fill a chunk, however many wait.
+            if not self._may_stall and (self._is_rendering or self._due() is not None):
                 enough = min(enough, self._num_to_start)
         return num_waiting < enough
 
@@ -265,6 +267,7 @@ class SpeechStream:
         except BaseException as caught:
             error = caught
         with self._changed:
+            self._num_rendered += len(rendered)
             for audio in rendered:
                 self._deliver(audio, started)
             self._is_rendering = False
@@ -300,7 +303,6 @@ class SpeechStream:
         if not audio.shape[1] or self._is_closed:
             return
         assert self._last is not None
-        self._num_delivered += 1
         self._unread.append(_Rendered(audio, tuple(self._codes), self._last, started))
         self._codes.clear()
         self._changed.notify_all()
