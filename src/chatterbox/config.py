@@ -310,8 +310,8 @@ class SamplingConfig:
         check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"top_k must be a whole number from 0, got {self.top_k!r}; 0 turns it off")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k must be a whole number from 0 to 2**31 - 1, got {self.top_k!r}; 0 turns it off")
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number from 1, got {self.max_new_tokens!r}; 1000 is 40 s")
 

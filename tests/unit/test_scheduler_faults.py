@@ -6,15 +6,16 @@ import dataclasses
 import gc
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
+from chatterbox.engine.batch_state import BatchState, SamplerState
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
@@ -73,6 +75,45 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         return step(engine)
 
     monkeypatch.setattr(DecodeEngine, "step", slow)
+
+
+def test_a_request_that_cannot_join_fails_alone(t3: T3, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong when its row is put beside the others', after its prefix was computed."""
+    of = BatchState.of
+    requests = [long_request(t3, seed) for seed in range(3)]
+    bad = long_request(t3, 3, sampling=SamplingConfig(cfg_weight=0.0, top_k=7))
+
+    def breaks(sampler: SamplerState, asked: Sequence[DecodeRequest], rows: Sequence[Sequence[int]]) -> BatchState:
+        if any(one.sampling.top_k == 7 for one in asked):
+            raise ValueError("this one cannot be beside others")
+        return of(sampler, asked, rows)
+
+    monkeypatch.setattr(BatchState, "of", breaks)
+    streams = [scheduler.stream(request, policy=STATIC) for request in requests]
+    with pytest.raises(ValueError, match="this one cannot be beside others"):
+        list(scheduler.stream(bad, policy=STATIC))
+    assert [list(stream) for stream in streams] == [alone(t3, request) for request in requests]
+    wait_until_free(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "x"}, "seed must be a whole number from 0 to 2**63 - 1 or None, got 'x'"),
+        ({"seed": 2**70}, "seed must be a whole number from 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be from 1 to the model's 29, got 2.5"),
+        ({"max_new_tokens": "5"}, "got '5'"),
+        ({"max_new_tokens": True}, "got True"),
+        ({"text_tokens": torch.tensor([1, -3, 0])}, "text token -3 is outside of the vocabulary"),
+        ({"guard": ["light"]}, "guard must be one of light, alignment, none, got ['light']"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_at_once(changes: dict, message: str) -> None:
+    t3 = build(SMALL)
+    message = message.replace("29", str(t3.hp.max_speech_tokens))
+    with closing(scheduler_of(t3)) as scheduler, pytest.raises(ValueError, match=re.escape(message)) as error:
+        scheduler.stream(dataclasses.replace(long_request(t3, 0), **changes), policy=STATIC)
+    assert "\n" not in str(error.value)
 
 
 def test_a_voice_of_nan_fails_alone(t3: T3, scheduler: Scheduler) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import itertools
 import logging
@@ -169,6 +170,26 @@ def test_utterance_of_which_nothing_is_said(tts, monkeypatch, caplog, silent):
 def test_pieces_that_are_no_text(tts, text):
     with pytest.raises(TypeError, match="pieces of text must be strings"):
         list(stream(tts, text))
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream", "batch"])
+@pytest.mark.parametrize("lacking", ["prompt_token", "prompt_feat", "embedding"])
+def test_a_voice_that_lacks_something_is_told(tts, kind, lacking):
+    voice = dataclasses.replace(tts.conds, gen={key: value for key, value in tts.conds.gen.items() if key != lacking})
+    with pytest.raises(ValueError, match=f"ref_dict lacks {lacking}; make it with embed_ref"):
+        if kind == "generate":
+            tts.generate("Hello.", audio_prompt_path=voice)
+        elif kind == "stream":
+            list(stream(tts, audio_prompt_path=voice))
+        else:
+            tts.generate_batch(["Hello.", "Hello."], voices=[None, voice])
+    assert not tts.synthesizer.chunk_renders._starting
+
+
+def test_what_goes_wrong_where_a_chunk_is_asked_for_is_told(tts, monkeypatch):
+    monkeypatch.setattr(SpeechStream, "_due", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(stream(tts))
 
 
 def test_two_voices_at_once(tts, reference_wav):

@@ -130,9 +130,9 @@ def checked(config: Config) -> Config:
     """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
     from chatterbox.checkpoints import resolve_device
     from chatterbox.engine.guards import check_guard
+    from chatterbox.engine.request import check_seed
     from chatterbox.kvcache import check_names
     from chatterbox.models.tokenizers.languages import check_language
-    from chatterbox.synthesis.request import check_seed
 
     with as_usage():
         resolve_device(config.model.device)

@@ -444,7 +444,12 @@ class DecodeEngine:
         """Let a request take part in steps."""
         before = self._state.sampler(self._names)
         self._running.append(one)
-        self._settle(before.join(sampler))
+        try:
+            self._settle(before.join(sampler))
+        except BaseException:
+            self._running.remove(one)
+            self._settle(before)
+            raise
 
     def _take_out(self, places: Collection[int]) -> tuple[list[DecodeSequence], SamplerState]:
         """Requests that no longer take part in steps, and the state of those that do, to be settled with."""

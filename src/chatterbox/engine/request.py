@@ -81,6 +81,12 @@ class Turn:
         return drawn if spoken is None else torch.cat([spoken.tokens.cpu().long(), drawn])
 
 
+def check_seed(seed: int | None) -> None:
+    """Raise ValueError if a seed is none."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
+
+
 def check_request(t3: T3, request: DecodeRequest) -> None:
     """Raise ValueError if this model cannot serve the request. Once, where it comes in; what follows relies on it."""
     text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
@@ -91,13 +97,16 @@ def check_request(t3: T3, request: DecodeRequest) -> None:
             raise ValueError(f"text_tokens lack the {name} token {token}; pad it on before generating")
     if not len(text):
         raise ValueError("text_tokens are empty; pass at least one token of text")
-    if (worst := int(text.max())) >= hp.text_tokens_dict_size or int(text.min()) < 0:
+    largest, smallest = int(text.max()), int(text.min())
+    if largest >= hp.text_tokens_dict_size or smallest < 0:
+        worst = smallest if smallest < 0 else largest
         raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
+    check_seed(request.seed)
     most = hp.max_speech_tokens - request.spoken_len
     limit = most if request.max_new_tokens is None else request.max_new_tokens
-    if not 1 <= limit <= most:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
         behind = f" behind {request.spoken_len} that are given" if request.spoken_len else ""
-        raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit}")
+        raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit!r}")
     if guard := guard_of(request.guard):
         guard.check(hp)
     num_speech = hp.num_start_tokens + request.spoken_len + limit_of(t3, request)

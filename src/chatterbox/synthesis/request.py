@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
-from chatterbox.engine.request import DecodeRequest, Spoken
+from chatterbox.engine.request import DecodeRequest, Spoken, check_seed
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.splitting import utterances
@@ -137,8 +137,3 @@ def utterance_seed(seed: int | None, index: int) -> int | None:
 def with_seed(request: SpeechRequest) -> SpeechRequest:
     """The request with a seed; one that has none gets it from torch's global generator."""
     return request if request.seed is not None else replace(request, seed=int(torch.randint(2**62, (1,))))
-
-
-def check_seed(seed: int | None) -> None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")

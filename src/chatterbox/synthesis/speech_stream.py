@@ -19,6 +19,7 @@ from torch import Tensor
 from chatterbox.config import StreamingConfig
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.openmp import release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
@@ -74,12 +75,13 @@ class SpeechStream:
                 global generator in upstream's order.
 
         Raises:
-            TypeError, ValueError: as `Utterances`.
+            TypeError, ValueError: as `Utterances`, or the voice lacks something.
         """
         self._watch = Stopwatch()
         self._post = scheduler.post
         self._renders, self._streaming, self._plan = renders, streaming, streaming or DEFAULTS
         voice = request.conditionals.with_exaggeration(request.exaggeration)
+        require_reference(voice.gen)
         self._utterances = Utterances(
             scheduler, tokenizer, request, streaming, on_change=self._go_on, wants=self._wants
         )
@@ -205,29 +207,34 @@ class SpeechStream:
 
     def _go_on(self) -> None:
         """Have the next chunk rendered if it is due; find out if all is over."""
+        try:
+            job = self._next_job()
+            if job is not None:
+                self._renders.submit(job)
+        except BaseException as error:  # whoever calls this does not know the reader, who waits
+            self._end(error)
+
+    def _next_job(self) -> RenderJob | None:
         with self._changed:
             if self._tells_tokens:
                 self._changed.notify_all()
             if self._is_rendering or self._is_over or self._is_closed:
-                return
+                return None
             if self._streaming is not None and len(self._unread) >= MAX_UNREAD:
-                return
+                return None
             num_tokens = self._due()
             if num_tokens is None:
                 if self._utterances.is_over:
                     self._end(self._utterances.error)
-                return
+                return None
             if self._streaming is not None and self._plays_until is None and not self._may_stall:
                 may_start = self._renders.starts(self, self._go_on)
                 if not may_start and not self._can_follow:
-                    return
+                    return None
             self._is_rendering = True
             deadline = math.inf if self._streaming is None else self._plays_until
-        num_tokens += self._renderer.num_seen_again
-        try:
-            self._renders.submit(RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped))
-        except RuntimeError as error:
-            self._end(error)
+            num_tokens += self._renderer.num_seen_again
+            return RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped)
 
     def _due(self) -> int | None:
         """Tokens of the next chunk, if it can be rendered."""

@@ -25,7 +25,7 @@ from chatterbox.audio import load_reference
 from chatterbox.conditioning import Conditionals, Reference, prepare_conditionals
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.request import DecodeRequest, check_seed
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -38,7 +38,6 @@ from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import (
     SpeechRequest,
-    check_seed,
     decode_request,
     text_tokens_of,
     utterance_texts,

@@ -15,7 +15,7 @@ __all__ = ["GUARDS", "AlignmentGuard", "Guard", "LightGuard", "check_guard", "gu
 
 def check_guard(name: str, hp: T3Config | None = None) -> None:
     """Raise ValueError if there is no such guard, or a model has not got what it looks at."""
-    if name != NO_GUARD and name not in GUARDS:
+    if not isinstance(name, str) or (name != NO_GUARD and name not in GUARDS):
         raise ValueError(f"guard must be one of {', '.join((*GUARDS, NO_GUARD))}, got {name!r}")
     if hp is not None and name in GUARDS:
         GUARDS[name].check(hp)

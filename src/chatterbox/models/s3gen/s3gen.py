@@ -33,6 +33,12 @@ FADE_SAMPLES = S3GEN_SR // 50  # 20 ms of silence, then 20 ms of fade-in
 _REF_KEYS = ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")
 
 
+def require_reference(ref_dict: Mapping[str, Any]) -> None:
+    """Raise ValueError if a voice lacks what `S3Gen.embed_ref` makes of a recording."""
+    if lacking := [key for key in _REF_KEYS if key != "prompt_token_len" and ref_dict.get(key) is None]:
+        raise ValueError(f"ref_dict lacks {', '.join(lacking)}; make it with embed_ref")
+
+
 class S3Token2Mel(nn.Module):
     """Speech tokens to mel, and everything that reads a reference recording."""
 
@@ -130,8 +136,7 @@ class S3Token2Mel(nn.Module):
             if ref_wav is None or ref_sr is None:
                 raise ValueError("ref_wav needs its sample rate; pass ref_sr in Hz")
             ref_dict = self.embed_ref(ref_wav, ref_sr)
-        if lacking := [key for key in _REF_KEYS if key != "prompt_token_len" and ref_dict.get(key) is None]:
-            raise ValueError(f"ref_dict lacks {', '.join(lacking)}; make it with embed_ref")
+        require_reference(ref_dict)
         ref = {key: ref_dict.get(key) for key in _REF_KEYS}
         return {key: None if value is None else torch.as_tensor(value) for key, value in ref.items()}
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
+from chatterbox.models.s3gen.s3gen import require_reference
 
 # Of the trained vocoder: one frame less and samples change by 1e-3 of their level, this many and by 1e-4 at most.
 HELD_FRAMES = 6
@@ -57,7 +58,7 @@ class FrameNoise:
 
 def prompt_len(reference: Mapping[str, Any]) -> int:
     """Speech tokens of a voice's recording, of `S3Gen.embed_ref`, that every piece sees."""
-    tokens, given = torch.atleast_2d(reference["prompt_token"]), reference.get("prompt_token_len")
+    tokens, given = torch.atleast_2d(torch.as_tensor(reference["prompt_token"])), reference.get("prompt_token_len")
     return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
 
 
@@ -83,7 +84,11 @@ class S3GenStream:
             which only a stream of one piece, `finish` alone, can.
         context_len: tokens before a piece that the flow sees again.
         fade: seconds over which a piece takes over from the one before; at most 0.1.
+
+        Raises:
+            ValueError: the voice lacks something.
         """
+        require_reference(reference)
         self._s3gen, self._reference = s3gen, reference
         self._noise = None if seed is None else FrameNoise(s3gen, seed)
         self.lookahead_len = s3gen.config.flow.encoder.lookahead_len  # tokens that `push` holds back: they see ahead
