@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from chatterbox.openmp import release_idle_threads
+from chatterbox import openmp
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class _Forks:
     def before(self) -> None:
         """Wait until this thread has all locks. In no order, so that none is kept while another is waited for."""
         if self._owners:
-            release_idle_threads()
+            openmp.release_idle_threads()
         deadline = time.monotonic() + PATIENCE
         if self.turnstile.acquire(timeout=PATIENCE):
             self._held.locks.append(self.turnstile)
@@ -110,6 +110,10 @@ class _Forks:
                 logger.warning("fork: a thread did not come to rest in %g s; the child may not speak", PATIENCE)
                 return
             time.sleep(POLL)
+        if self._owners:
+            openmp.RELEASES.lock.acquire()
+            self._held.locks.append(openmp.RELEASES.lock)
+            openmp.RELEASES.settle()
 
     def after_in_parent(self) -> None:
         while self._held.locks:
@@ -117,6 +121,7 @@ class _Forks:
 
     def after_in_child(self) -> None:
         self._held.locks.clear()
+        openmp.RELEASES.renew()
         self.turnstile, self._lock = threading.RLock(), threading.RLock()
         owners = list(self._owners.items())
         if owners and (torch := sys.modules.get("torch")) is not None:

@@ -7,14 +7,20 @@ them all: once there are more than cores, every team sleeps at every barrier ins
 small operations down although no more than one team works at a time. So a thread that waits for another one's work
 gives its team back; its next parallel operation makes a new one. Where several threads compute at once, on networks
 too small for a team to pay, each has none.
+
+The threads of a team that was given back end a moment later, and may hold a lock of MKL's while they do. A fork waits
+for that moment: its child would wait for the lock for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,17 +30,52 @@ if TYPE_CHECKING:
     from torch import nn
 
 SMALL = 20_000_000  # weights; the embedded voice has 9 million in T3, 5 in S3Gen
+PATIENCE = 1.0  # seconds that a fork waits for them at most
 SOFT = 1  # `omp_pause_soft`: settings such as the number of threads stay
-MAPS = Path("/proc/self/maps")
+MAPS, TASKS = Path("/proc/self/maps"), Path("/proc/self/task")
+ENDING_SECONDS = 0.02  # after which a thread that was let go has ended, if none has ended meanwhile
 _LIBRARY = r"\s(/\S*/{}[^/\s]*\.so\S*)$"
 _NEEDED = ("omp_pause_resource_all", "omp_get_max_threads", "omp_set_num_threads")  # OpenMP 5.0
+
+
+class Releases:
+    """Teams that were given back."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Nothing of it is another process's."""
+        self.lock = threading.RLock()  # held while one is given back, or a process forks
+        self.last = -math.inf  # in seconds of `time.monotonic`
+
+    def settle(self) -> None:
+        """Wait until the threads of those teams have ended."""
+        now = time.monotonic()
+        since, until, threads = self.last, now + PATIENCE, _threads()
+        while now < min(since + ENDING_SECONDS, until):
+            time.sleep(0.001)
+            now, seen, threads = time.monotonic(), threads, _threads()
+            since = since if threads == seen else now
+
+
+RELEASES = Releases()
 
 
 def release_idle_threads() -> None:
     """Give back the calling thread's team, if it has one; not from within a parallel region. Never raises."""
     # In a child that was forked before a model was loaded, the thread has one, and a team that is dead.
     if (runtime := _runtime()) is not None and runtime.omp_get_max_threads() > 1:
-        runtime.omp_pause_resource_all(SOFT)
+        with RELEASES.lock:
+            runtime.omp_pause_resource_all(SOFT)
+            RELEASES.last = time.monotonic()
+
+
+def _threads() -> set[str]:
+    """Of this process, Python's and others."""
+    with contextlib.suppress(OSError):
+        return {path.name for path in TASKS.iterdir()}
+    return set()
 
 
 @contextlib.contextmanager

@@ -333,6 +333,12 @@ if not child:
     os._exit(0 if [list(one) for one in streams] == said else 3)
 _, status = os.waitpid(child, 0)
 assert [list(scheduler.stream(request, policy=static)) for request in REQUESTS[:4]] == said
+for _ in range(10):  # as soon as a request ends, when threads of its steps end too
+    list(scheduler.stream(REQUESTS[0], policy=static))
+    child = os.fork()
+    if not child:
+        os._exit(0 if list(scheduler.stream(REQUESTS[0], policy=static)) == said[0] else 3)
+    status |= os.waitpid(child, 0)[1]
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 

@@ -145,7 +145,6 @@ class Worker(Generic[T]):
             pause = self._step()
             # `close` may have come before the step, and its signal be taken already.
             if pause is not None and pause > 0 and not self._is_closed:
-                release_idle_threads()
                 with contextlib.suppress(queue.Empty):
                     self._signal.get(timeout=min(pause, threading.TIMEOUT_MAX))
         _RUNNING.discard(self)
@@ -157,7 +156,10 @@ class Worker(Generic[T]):
             return None
         with forking.step(self._stepping):
             try:
-                return self._work(owner)
+                pause = self._work(owner)
+                if pause is not None and pause > 0:
+                    release_idle_threads()
+                return pause
             except BaseException as error:
                 self._fail(owner, error)
         return None
