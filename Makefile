@@ -21,7 +21,7 @@ export SAY_OUT = $(value OUT)
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -98,6 +98,10 @@ report: $(READY)
 # Ratios between policies in one run; fails where a cache has lost its purpose.
 gate: $(READY)
 	$(BIN)/python benchmarks/gate.py $(ARGS)
+
+# Circles of files, files that a call enters, what importing brings, long signatures; fails where one is over its bound.
+structure: $(READY)
+	$(BIN)/python tools/structure.py $(ARGS)
 
 style: $(READY)
 	$(BIN)/ruff check .
