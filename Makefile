@@ -42,10 +42,10 @@ test-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 		CHATTERBOX_STREAMING_PYTHON="$(abspath $(STREAMING_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
 
 train-tiny: $(READY)
-	set -e; for stage in $(STAGES); do $(BIN)/python -m chatterbox.training $$stage --work $(WORK) $(ARGS); done
+	set -e; for stage in $(STAGES); do $(BIN)/python -m tools.tiny_voice $$stage --work $(WORK) $(ARGS); done
 
 voice-eval: $(READY)
-	$(BIN)/python -m chatterbox.training.evaluate -o benchmarks/results/voice_eval.json $(ARGS)
+	$(BIN)/python -m tools.tiny_voice.evaluate -o benchmarks/results/voice_eval.json $(ARGS)
 
 memory: $(READY)
 	$(BIN)/python benchmarks/memory.py -o benchmarks/results/memory.json $(ARGS)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # for tools/
 MACHINE = ("device", "cpu", "cores", "threads", "vector_instructions")  # what two results must share to be compared
 
 

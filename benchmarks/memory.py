@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from chatterbox import ChatterboxTTS
-from chatterbox.training.corpus import evaluation_set
 from harness import environment
+from tools.tiny_voice.corpus import evaluation_set
 
 MIB = 2**20
 

@@ -42,12 +42,6 @@ from chatterbox.kvcache import KVCache
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
-from chatterbox.training.corpus import evaluation_set
-from chatterbox.training.evaluate import REFERENCE_TEXT, spectral_profile
-from chatterbox.training.recognition import recognize, word_errors, words_of
-from chatterbox.training.teacher import SAMPLE_RATE as TEACHER_RATE
-from chatterbox.training.teacher import VOICES
-from chatterbox.training.teacher import speak as speak_flite
 from chatterbox.tts import ChatterboxTTS
 from harness import environment
 from measures import (
@@ -61,6 +55,12 @@ from measures import (
     warp,
 )
 from quality_report import plot, summarize, table
+from tools.tiny_voice.corpus import evaluation_set
+from tools.tiny_voice.evaluate import REFERENCE_TEXT, spectral_profile
+from tools.tiny_voice.recognition import recognize, word_errors, words_of
+from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
+from tools.tiny_voice.teacher import VOICES
+from tools.tiny_voice.teacher import speak as speak_flite
 
 SEED, OTHER_SEED = 1, 2
 LIMIT = 1.5

@@ -45,8 +45,8 @@ from chatterbox.models.linear import shared_rows
 from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
-from chatterbox.training.corpus import sentences
 from harness import environment
+from tools.tiny_voice.corpus import sentences
 
 MIB = 2**20
 MAX_TOKENS = 200

@@ -20,9 +20,9 @@ from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.utterances import TokenChunk
-from chatterbox.training.recognition import recognize, word_errors, words_of
 from measures import Utterance, interval, log_mel_distance
 from streaming_texts import paragraphs, single_texts
+from tools.tiny_voice.recognition import recognize, word_errors, words_of
 
 Row = dict[str, Any]
 SEED = 1

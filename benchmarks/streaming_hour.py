@@ -26,9 +26,9 @@ import psutil
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, to_dict
-from chatterbox.training.corpus import sentences
 from harness import environment
 from svg import lines
+from tools.tiny_voice.corpus import sentences
 
 MIB = 2**20
 SEED = 6

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chatterbox import ChatterboxTTS
 from chatterbox.synthesis.request import SpeechRequest
-from chatterbox.training.corpus import evaluation_set, sentences
+from tools.tiny_voice.corpus import evaluation_set, sentences
 
 PARAGRAPHS = Path(__file__).parent / "texts" / "paragraphs.txt"
 RECORDING_SECONDS = 5

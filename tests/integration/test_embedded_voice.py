@@ -15,11 +15,11 @@ from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
 from chatterbox.synthesis.request import SpeechRequest
-from chatterbox.training.corpus import evaluation_set
-from chatterbox.training.recognition import recognize, word_errors, words_of
-from chatterbox.training.silence import silent_tokens
 from tests.folders import recording
 from tests.unit.speaking import speak
+from tools.tiny_voice.corpus import evaluation_set
+from tools.tiny_voice.recognition import recognize, word_errors, words_of
+from tools.tiny_voice.silence import silent_tokens
 
 SENTENCES = evaluation_set("known")[:6]
 MAX_WORD_ERROR_RATE = 0.24  # flite's own on the 60 known-word sentences, and 0.15

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from docs.configuration_tables import PAGE, filled
 
 from chatterbox.cli import main
 from chatterbox.compose import compose_config
 from chatterbox.config import BenchmarkConfig
 from chatterbox.settings import groups_of, settings_of
+from docs.configuration_tables import PAGE, filled
 
 TEXT = PAGE.read_text(encoding="utf-8")
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from docs.module_table import PAGE, filled
 
 ROOT = Path(__file__).resolve().parents[2]

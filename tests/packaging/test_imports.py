@@ -50,7 +50,6 @@ LEVELS = {
     "chatterbox.vc": 7,
     "chatterbox.compose": 6,
     "chatterbox.cli": 8,
-    "chatterbox.training": 8,
     "chatterbox": 9,
 }
 # `T3.inference` is upstream's name for what `engine.decode` does; it imports it when called.

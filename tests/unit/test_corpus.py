@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chatterbox.training import corpus, teacher
-from chatterbox.training.lexicon import adverb, lexicon, plural
+from tools.tiny_voice import corpus, teacher
+from tools.tiny_voice.lexicon import adverb, lexicon, plural
 
 
 @pytest.fixture(scope="module")

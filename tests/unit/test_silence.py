@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from chatterbox.training.silence import MIN_COUNT, frame_levels, silent_tokens
+from tools.tiny_voice.silence import MIN_COUNT, frame_levels, silent_tokens
 
 RATE, FRAME = 1000, 40
 

@@ -16,12 +16,12 @@ from torch import nn
 from chatterbox.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
-from chatterbox.training import codes
-from chatterbox.training.export import compact, tokenizer_file, warm_start
-from chatterbox.training.flow import resynthesize
-from chatterbox.training.loop import Schedule, Stage, averaged_weights, held_out_figures, train
-from chatterbox.training.recognition import word_errors, words_of
-from chatterbox.training.recordings import (
+from tools.tiny_voice import codes
+from tools.tiny_voice.export import compact, tokenizer_file, warm_start
+from tools.tiny_voice.flow import resynthesize
+from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, held_out_figures, train
+from tools.tiny_voice.recognition import word_errors, words_of
+from tools.tiny_voice.recordings import (
     CHARACTER_IDS,
     PitchScale,
     Recordings,
@@ -30,9 +30,9 @@ from chatterbox.training.recordings import (
     Utterances,
     encode_text,
 )
-from chatterbox.training.tables import dense_state, factorize
-from chatterbox.training.teacher import PHONES, VOICES
-from chatterbox.training.text_to_speech import (
+from tools.tiny_voice.tables import dense_state, factorize
+from tools.tiny_voice.teacher import PHONES, VOICES
+from tools.tiny_voice.text_to_speech import (
     IGNORE,
     NEUTRAL_EMOTION,
     Sequence,
@@ -43,8 +43,8 @@ from chatterbox.training.text_to_speech import (
     spread_of,
     stretch_of,
 )
-from chatterbox.training.tiny import CHARACTERS, NATURAL_SPEED, TINY
-from chatterbox.training.vocoder import VocoderStage
+from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SPEED, TINY
+from tools.tiny_voice.vocoder import VocoderStage
 
 SMALL = replace(
     TINY.t3, backbone=LlamaConfig(num_layers=4, hidden_size=32, num_heads=2, head_dim=16, intermediate_size=48)

@@ -13,11 +13,11 @@ from chatterbox.config import FlowConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram
-from chatterbox.training.codes import NUM_SYMBOLS
-from chatterbox.training.loop import Schedule, Stage
-from chatterbox.training.recordings import Recordings, SpeakerBank
-from chatterbox.training.tables import factorize
-from chatterbox.training.tiny import NATURAL_SPEED
+from tools.tiny_voice.codes import NUM_SYMBOLS
+from tools.tiny_voice.loop import Schedule, Stage
+from tools.tiny_voice.recordings import Recordings, SpeakerBank
+from tools.tiny_voice.tables import factorize
+from tools.tiny_voice.tiny import NATURAL_SPEED
 
 UNCONDITIONAL_SHARE = 0.15  # where the model is guided
 PROMPTED_SHARE = 0.6

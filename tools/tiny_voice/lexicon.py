@@ -20,7 +20,7 @@ _VOWELS = "aeiou"
 
 def read_lines(name: str) -> list[str]:
     """The lines of the data file `name`, without blank lines and # comments."""
-    text = (resources.files("chatterbox.training") / "data" / name).read_text(encoding="utf-8")
+    text = (resources.files("tools.tiny_voice") / "data" / name).read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 

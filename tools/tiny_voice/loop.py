@@ -135,7 +135,7 @@ def averaged_weights(work: Path, name: str) -> dict[str, Tensor]:
     """
     path = work / f"{name}.pt"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: run `python -m chatterbox.training {name}` first")
+        raise FileNotFoundError(f"{path} does not exist: run `python -m tools.tiny_voice {name}` first")
     return torch.load(path, map_location="cpu", weights_only=True)["average"]
 
 

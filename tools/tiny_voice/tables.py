@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from chatterbox.config import SPEECH_CODES
-from chatterbox.training.codes import NUM_SYMBOLS
+from tools.tiny_voice.codes import NUM_SYMBOLS
 
 
 class SymbolTable(nn.Module):

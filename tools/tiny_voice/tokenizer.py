@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
-from chatterbox.training.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
-from chatterbox.training.loop import Schedule, Stage
-from chatterbox.training.recordings import Recordings
+from tools.tiny_voice.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
+from tools.tiny_voice.loop import Schedule, Stage
+from tools.tiny_voice.recordings import Recordings
 
 SAMPLES_PER_CODE, FRAMES_PER_CODE = S3_SR // 25, 4
 SHARPNESS = 3.0  # of the squared distance between eight read digits and a symbol's

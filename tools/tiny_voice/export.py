@@ -17,11 +17,11 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.t3 import T3
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.training.loop import Stage, averaged_weights
-from chatterbox.training.recordings import CHARACTER_IDS, Recordings
-from chatterbox.training.tables import dense_state, factorize
-from chatterbox.training.teacher import VOICES
-from chatterbox.training.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
+from tools.tiny_voice.loop import Stage, averaged_weights
+from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
+from tools.tiny_voice.tables import dense_state, factorize
+from tools.tiny_voice.teacher import VOICES
+from tools.tiny_voice.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
 
 REFERENCE_SECONDS = 4.0
 

@@ -21,10 +21,10 @@ from chatterbox.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.backbone import Layer, LlamaBackbone, RotaryPass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.training.codes import SILENCE, SYMBOL_NAMES, to_symbols
-from chatterbox.training.loop import Schedule, Stage
-from chatterbox.training.recordings import SpeakerBank, Utterances
-from chatterbox.training.tables import factorize
+from tools.tiny_voice.codes import SILENCE, SYMBOL_NAMES, to_symbols
+from tools.tiny_voice.loop import Schedule, Stage
+from tools.tiny_voice.recordings import SpeakerBank, Utterances
+from tools.tiny_voice.tables import factorize
 
 NEUTRAL_EMOTION = 0.5
 GUIDED_LAYERS = (1, 3)

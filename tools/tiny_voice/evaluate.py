@@ -1,6 +1,6 @@
 """The gate of the embedded voice: words, speaker, duration, on held-out sentences, next to its teacher.
 
-``python -m chatterbox.training.evaluate -o FILE.json``: every sentence is spoken in one of the four voices, cloned from
+``python -m tools.tiny_voice.evaluate -o FILE.json``: every sentence is spoken in one of the four voices, cloned from
 a reference recording that training never saw, and by flite itself.
 """
 
@@ -17,12 +17,12 @@ import librosa
 import numpy as np
 import torch
 
-from chatterbox.training.corpus import evaluation_set
-from chatterbox.training.recognition import recognize, word_errors, words_of
-from chatterbox.training.recordings import LEAD_SECONDS, TAIL_SECONDS
-from chatterbox.training.teacher import SAMPLE_RATE as TEACHER_RATE
-from chatterbox.training.teacher import VOICES, speak
 from chatterbox.tts import ChatterboxTTS
+from tools.tiny_voice.corpus import evaluation_set
+from tools.tiny_voice.recognition import recognize, word_errors, words_of
+from tools.tiny_voice.recordings import LEAD_SECONDS, TAIL_SECONDS
+from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
+from tools.tiny_voice.teacher import VOICES, speak
 
 REFERENCE_TEXT = "My grandmother keeps seven copper kettles beside the window, and every one of them has a story."
 SETS = ("known", "unseen")
@@ -99,7 +99,7 @@ def summarize(rows: list[dict[str, Any]], limit_seconds: float) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m chatterbox.training.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny_voice.evaluate", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--seed", type=int, default=1)

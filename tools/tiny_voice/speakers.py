@@ -15,10 +15,10 @@ from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.melspec import melspectrogram
-from chatterbox.training.loop import Schedule, Stage
-from chatterbox.training.recordings import Recordings
-from chatterbox.training.teacher import VOICES
-from chatterbox.training.tiny import SPEEDS
+from tools.tiny_voice.loop import Schedule, Stage
+from tools.tiny_voice.recordings import Recordings
+from tools.tiny_voice.teacher import VOICES
+from tools.tiny_voice.tiny import SPEEDS
 
 SHARPNESS = 12.0  # of the cosine similarities before the softmax
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from chatterbox.config import HiFTConfig
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
-from chatterbox.training.loop import Schedule, Stage
-from chatterbox.training.recordings import Recordings
-from chatterbox.training.tiny import NATURAL_SPEED
+from tools.tiny_voice.loop import Schedule, Stage
+from tools.tiny_voice.recordings import Recordings
+from tools.tiny_voice.tiny import NATURAL_SPEED
 
 STFT_SIZES = (256, 512, 1024, 2048)
 MAGNITUDE_FLOOR = 1e-3

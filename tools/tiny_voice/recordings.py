@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox.training.codes import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_codes
-from chatterbox.training.teacher import PHONES, SAMPLE_RATE, VOICES, read_shard, track_pitch
-from chatterbox.training.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
+from tools.tiny_voice.codes import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_codes
+from tools.tiny_voice.teacher import PHONES, SAMPLE_RATE, VOICES, read_shard, track_pitch
+from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
 
 LEAD_SECONDS = 0.10  # silence kept before and after an utterance
 TAIL_SECONDS = 0.14

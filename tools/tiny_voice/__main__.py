@@ -1,4 +1,4 @@
-"""Train the embedded voice: ``python -m chatterbox.training STAGE --work DIR``, in the order of the stages."""
+"""Train the embedded voice: ``python -m tools.tiny_voice STAGE --work DIR``, in the order of the stages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
-from chatterbox.training.corpus import sentences, word_lists
-from chatterbox.training.export import export, trained_flow, warm_start
-from chatterbox.training.loop import Schedule, Stage, averaged_weights, train
-from chatterbox.training.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
-from chatterbox.training.teacher import build, rotate
-from chatterbox.training.tiny import TINY
+from tools.tiny_voice.corpus import sentences, word_lists
+from tools.tiny_voice.export import export, trained_flow, warm_start
+from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, train
+from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
+from tools.tiny_voice.teacher import build, rotate
+from tools.tiny_voice.tiny import TINY
 
 NUM_ACOUSTIC, NUM_TEXT, NUM_WORD_LISTS, NUM_HELD_OUT = 4800, 9500, 3000, 160
 NUM_MADE_MELS = 1600
@@ -46,24 +46,24 @@ def make_stage(name: str, work: Path) -> Stage[Any]:
     recordings, held_out, scale = load_recordings(work)
     schedule = SCHEDULES[name]
     if name == "speakers":
-        from chatterbox.training.speakers import SpeakerStage
+        from tools.tiny_voice.speakers import SpeakerStage
 
         return SpeakerStage(TINY.voice_encoder, TINY.s3gen.speaker_encoder, recordings, held_out, schedule)
     if name == "tokenizer":
-        from chatterbox.training.tokenizer import TokenizerStage
+        from tools.tiny_voice.tokenizer import TokenizerStage
 
         return TokenizerStage(TINY.s3gen.tokenizer, recordings, held_out, schedule)
     voices, xvectors = speaker_banks(work, recordings)
     if name == "vocoder":
-        from chatterbox.training.vocoder import VocoderStage
+        from tools.tiny_voice.vocoder import VocoderStage
 
         made = flow_mels(work, recordings, xvectors)
         return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule, made_mels=made)
     if name == "flow":
-        from chatterbox.training.flow import FlowStage
+        from tools.tiny_voice.flow import FlowStage
 
         return FlowStage(TINY.s3gen.flow, recordings, held_out, xvectors, schedule)
-    from chatterbox.training.text_to_speech import TextToSpeechStage
+    from tools.tiny_voice.text_to_speech import TextToSpeechStage
 
     aligned = load(work / "t3")
     utterances = Utterances(aligned[NUM_HELD_OUT:] + load(work / "words"), scale)
@@ -80,7 +80,7 @@ def load_recordings(work: Path) -> tuple[Recordings, Recordings, PitchScale]:
 
 def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, SpeakerBank]:
     """Embeddings of every voice at every speed, for T3 and for the flow; computed once and kept in ``work``."""
-    from chatterbox.training.speakers import SpeakerStage, embed_voices
+    from tools.tiny_voice.speakers import SpeakerStage, embed_voices
 
     path = work / "speaker_banks.pt"
     if not path.exists():
@@ -95,7 +95,7 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
 
 def flow_mels(work: Path, recordings: Recordings, xvectors: SpeakerBank) -> list[Tensor]:
     """What the trained flow makes of the recordings; computed once per state of the flow and kept in ``work``."""
-    from chatterbox.training.flow import resynthesize
+    from tools.tiny_voice.flow import resynthesize
 
     flow_path, path = work / "flow.pt", work / "flow_mels.pt"
     if not path.exists() or path.stat().st_mtime < flow_path.stat().st_mtime:
@@ -105,7 +105,7 @@ def flow_mels(work: Path, recordings: Recordings, xvectors: SpeakerBank) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m chatterbox.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny_voice", description=__doc__)
     parser.add_argument("stage", choices=("data", *STAGES, "export"))
     parser.add_argument(
         "--work", type=Path, required=True, help="folder of data and checkpoints; a stage resumes from it"
