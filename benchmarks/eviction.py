@@ -28,10 +28,10 @@ import torch
 
 from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
-from chatterbox.kvcache.manager import Computed, Lease
-from chatterbox.kvcache.prefix import NO_TEXT, Label
-from chatterbox.kvcache.pressure import return_free_memory
-from chatterbox.kvcache.replacement import REPLACEMENT
+from chatterbox.kvcache.prefix.manager import Computed, Lease
+from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
+from chatterbox.kvcache.prefix.policy import REPLACEMENT
+from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 from harness import report
 
 MB = 10**6

@@ -40,7 +40,7 @@ from chatterbox.config import EngineConfig, KVCacheConfig, to_dict
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import POLICIES
-from chatterbox.kvcache.pressure import return_free_memory
+from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.models.linear import shared_rows
 from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
 from chatterbox.synthesis.synthesizer import render_codes

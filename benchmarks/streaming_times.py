@@ -21,7 +21,7 @@ import psutil
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import PrefixSource
-from chatterbox.kvcache.pressure import return_free_memory
+from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.voice_cache import VoiceCache

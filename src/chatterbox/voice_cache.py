@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chatterbox import forking
 from chatterbox.conditioning import Conditionals, Reference
-from chatterbox.kvcache.keys import content_hash
+from chatterbox.kvcache.prefix.keys import content_hash
 from chatterbox.single_flight import SingleFlight
 
 DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB

@@ -22,7 +22,7 @@ from chatterbox.kvcache import (
     SlidingKVCache,
     StaticKVCache,
 )
-from chatterbox.kvcache.ceiling import CeilingKVCache
+from chatterbox.kvcache.bounded import CeilingKVCache
 from chatterbox.kvcache.eviction import scorer
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY, SLOTS, WINDOW = 2, 3, 2, 4, 120, 16, 5

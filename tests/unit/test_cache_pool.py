@@ -19,7 +19,7 @@ from torch import Tensor
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache import POLICIES, KVCache, Segment, StaticKVCache, make_cache, planned_nbytes
 from chatterbox.kvcache.base import position_mask
-from chatterbox.kvcache.ceiling import CeilingKVCache
+from chatterbox.kvcache.bounded import CeilingKVCache
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 4
 LONGEST, CEILING = 70, 16

@@ -226,7 +226,7 @@ def test_failed_write_leaves_the_old_file(say, tmp_path, monkeypatch):
 
 
 def test_warnings_are_lines_of_the_command(capsys):
-    logger = logging.getLogger("chatterbox.kvcache.disk")
+    logger = logging.getLogger("chatterbox.kvcache.prefix.disk")
     with warnings_shown():
         for _ in range(2):
             logger.warning("cannot write to %s", "kept")

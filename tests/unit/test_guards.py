@@ -18,7 +18,7 @@ from chatterbox.engine.guards.batch import Verdict, join_guards, select_guards
 from chatterbox.engine.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
-from chatterbox.kvcache.manager import GlobalKVCacheManager
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -16,8 +16,8 @@ from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
-from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.manager import GlobalKVCacheManager
+from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
 from tests.unit.decoding import stream
 from tests.unit.small import SMALL, SMALL_GPT2, build, decode_together, make_request

@@ -7,7 +7,7 @@ import torch
 
 from chatterbox.config import LlamaConfig
 from chatterbox.kvcache import KVCache, Segment, policy
-from chatterbox.kvcache.slotted import SlottedKVCache
+from chatterbox.kvcache.preallocated import SlottedKVCache
 from chatterbox.models.t3.backbone import LlamaBackbone
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY = 2, 3, 2, 8, 12

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from chatterbox.config import PressureConfig
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor
 from chatterbox.kvcache.base import Segment
-from chatterbox.kvcache.pressure import MemoryReading
-from chatterbox.kvcache.replacement import REPLACEMENT
+from chatterbox.kvcache.prefix.memory_pressure import MemoryReading
+from chatterbox.kvcache.prefix.policy import REPLACEMENT
 from tests.unit.test_prefix_cache import ROOT, WIDTH, fill_of, joined, made_of, stored
 
 MIB = 2**20

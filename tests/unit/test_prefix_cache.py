@@ -21,14 +21,14 @@ from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import Segment
-from chatterbox.kvcache.archive import disk_key
 from chatterbox.kvcache.compression import codec
-from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.keys import content_hash, weights_fingerprint
-from chatterbox.kvcache.manager import GlobalKVCacheManager
-from chatterbox.kvcache.prefix import NO_TEXT, PrefixTree
+from chatterbox.kvcache.prefix.archive import disk_key
+from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
+from chatterbox.kvcache.prefix.stats import prometheus_text
+from chatterbox.kvcache.prefix.tree import NO_TEXT, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
-from chatterbox.kvcache.stats import prometheus_text
 from chatterbox.models.t3 import T3
 from tests.unit.decoding import stream
 from tests.unit.small import REQUESTS, SMALL, build

@@ -20,11 +20,11 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.engine.sequence import StepResult
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
 from chatterbox.kvcache.compression import codec
-from chatterbox.kvcache.prefix import PrefixTree
-from chatterbox.kvcache.pressure import Level, MemoryReading, SystemProbe
-from chatterbox.kvcache.replacement import lru
-from chatterbox.kvcache.stats import CacheStats, prometheus_text
-from chatterbox.kvcache.tiers import Tiers
+from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryReading, SystemProbe
+from chatterbox.kvcache.prefix.policy import lru
+from chatterbox.kvcache.prefix.stats import CacheStats, prometheus_text
+from chatterbox.kvcache.prefix.tiers import Tiers
+from chatterbox.kvcache.prefix.tree import PrefixTree
 from chatterbox.models.t3 import T3
 from tests.unit.decoding import stream
 from tests.unit.small import REQUESTS
@@ -105,7 +105,7 @@ def test_what_gives_way_in_order(caplog: pytest.LogCaptureFixture) -> None:
     """First a smaller copy in host memory, then nothing there, then nothing new kept, then requests wait."""
     machine = Machine()
     manager = filled(machine, "abcdefgh", host_bytes=100 * MIB, host_codec="int8")
-    with caplog.at_level(logging.INFO, logger="chatterbox.kvcache.pressure"):
+    with caplog.at_level(logging.INFO, logger="chatterbox.kvcache.prefix.memory_pressure"):
         machine.has(97)  # 3 MiB short: two beginnings, a quarter of their size once packed, free 3
         manager.acquire("h", "", pytest.fail).release()
         stats = manager.stats()
@@ -169,7 +169,7 @@ def test_only_as_much_leaves_as_is_short_and_nothing_in_use_or_pinned() -> None:
 
 
 def test_a_short_device_moves_to_host_memory_unless_that_is_short_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatterbox.kvcache.tiers._is_in_host", lambda node: False)
+    monkeypatch.setattr("chatterbox.kvcache.prefix.tiers._is_in_host", lambda node: False)
 
     def tiers() -> tuple[Tiers, CacheStats, PrefixTree]:
         tree, stats = PrefixTree(codec("none")), CacheStats()

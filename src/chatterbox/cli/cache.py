@@ -1,6 +1,6 @@
 """``chatterbox cache``: what voices and texts have computed before, as far as it is on disk (``kvcache.disk_folder``).
 
-Owns: what is told about the folder, the archive. Does not know: files' names and form (`chatterbox.kvcache.disk`).
+Owns: what is told about the folder, the archive. Does not know: files' names and form (`kvcache.prefix.disk`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chatterbox.cli.output import checked_path, progress, table, whole
 
 if TYPE_CHECKING:
     from chatterbox.config import SayConfig
-    from chatterbox.kvcache.disk import DiskEntry, DiskTier
+    from chatterbox.kvcache.prefix.disk import DiskEntry, DiskTier
 
 MIB = 2**20
 
@@ -92,7 +92,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _by_voice(entries: Sequence[DiskEntry]) -> list[dict[str, Any]]:
     """Totals of each voice, the latest used first. A voice is a hash of its content, and of the weights."""
-    from chatterbox.kvcache.archive import voice_of
+    from chatterbox.kvcache.prefix.archive import voice_of
 
     groups: dict[str, list[DiskEntry]] = defaultdict(list)
     for entry in entries:
@@ -166,7 +166,7 @@ def _with_folder(config: SayConfig, arguments: argparse.Namespace) -> SayConfig:
 
 def _opened(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[SayConfig, DiskTier]:
     """The configuration and its folder, which must exist."""
-    from chatterbox.kvcache.disk import DiskTier
+    from chatterbox.kvcache.prefix.disk import DiskTier
 
     config = _with_folder(configuration(arguments, overrides, "say"), arguments)
     folder = config.kvcache.disk_folder or ""

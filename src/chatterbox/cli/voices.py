@@ -101,7 +101,7 @@ def describe(path: Path) -> dict[str, str]:
 
 def family(models: LoadedModels) -> str:
     """What voices of a model have in common, as a short hash: who reads recordings, how much of them T3 is given."""
-    from chatterbox.kvcache.keys import content_hash, weights_fingerprint
+    from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 
     hp = models.config.t3
     return content_hash(weights_fingerprint(models.voice_encoder), f"{hp.speech_cond_prompt_len} {hp.norm_loudness}")

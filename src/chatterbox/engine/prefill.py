@@ -25,9 +25,9 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.request import Between, DecodeRequest, allocate_cache, pieces, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
-from chatterbox.kvcache.keys import content_hash
-from chatterbox.kvcache.manager import Computed, GlobalKVCacheManager, Lease
-from chatterbox.kvcache.prefix import NO_TEXT, Label
+from chatterbox.kvcache.prefix.keys import content_hash
+from chatterbox.kvcache.prefix.manager import Computed, GlobalKVCacheManager, Lease
+from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
 

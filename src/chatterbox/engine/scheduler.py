@@ -35,7 +35,7 @@ from chatterbox.engine.request import Between, DecodeRequest, check_request
 from chatterbox.engine.row_pool import MIB, RowBudget
 from chatterbox.engine.token_stream import TokenSink, TokenStream
 from chatterbox.engine.worker import Worker
-from chatterbox.kvcache.pressure import SystemProbe
+from chatterbox.kvcache.prefix.memory_pressure import SystemProbe
 
 logger = logging.getLogger(__name__)
 

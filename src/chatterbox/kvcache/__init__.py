@@ -1,5 +1,5 @@
-"""Key-value caches for T3: one contract (`base`), one file per policy, names in `factory`; beginnings shared by
-requests are kept by the `manager`."""
+"""Key-value caches for T3: one contract (`base`), one file per policy, names in `factory`; prefixes that
+requests share are kept by `prefix.manager`."""
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compressed import CompressedKVCache
@@ -18,8 +18,8 @@ from chatterbox.kvcache.factory import (
     settings_of,
 )
 from chatterbox.kvcache.headwindow import HeadWindowKVCache
-from chatterbox.kvcache.manager import GlobalKVCacheManager, Lease
-from chatterbox.kvcache.pressure import MemoryMonitor
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager, Lease
+from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 

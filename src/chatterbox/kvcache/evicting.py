@@ -1,7 +1,7 @@
 """Cache with a ceiling: a row that is full forgets what a scorer values least, in place.
 
 Owns: who leaves, what is kept of each position for that, taking over other caches. Does not know: what makes a position
-worth keeping (`eviction`), when a row is full (`ceiling`), what tokens mean, where a prefix ends; `begin` says that.
+worth keeping (`eviction`), when a row is full (`bounded`), what tokens mean, where a prefix ends; `begin` says that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_window
 from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.ceiling import CeilingKVCache, merged
+from chatterbox.kvcache.bounded import CeilingKVCache, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
 from chatterbox.kvcache.eviction.base import NO_TOKEN, Held, survivors, within

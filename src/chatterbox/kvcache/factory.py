@@ -10,14 +10,14 @@ from chatterbox.config import KVCacheConfig, PressureConfig
 from chatterbox.kvcache.base import KVCache
 from chatterbox.kvcache.compressed import CompressedKVCache, check_codec
 from chatterbox.kvcache.compression import codec
-from chatterbox.kvcache.disk import DiskTier
 from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.eviction import scorer
 from chatterbox.kvcache.headwindow import HeadWindowKVCache
-from chatterbox.kvcache.manager import GlobalKVCacheManager
-from chatterbox.kvcache.pressure import MemoryMonitor, SystemProbe
-from chatterbox.kvcache.replacement import replacement
+from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
+from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
+from chatterbox.kvcache.prefix.policy import replacement
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_range, check_window
 from chatterbox.kvcache.base import NOWHERE, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.ceiling import CeilingKVCache
+from chatterbox.kvcache.bounded import CeilingKVCache
 from chatterbox.kvcache.compression.heads import identify_important_heads
 
 if TYPE_CHECKING:

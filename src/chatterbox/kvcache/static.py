@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.slotted import SlottedKVCache
+from chatterbox.kvcache.preallocated import SlottedKVCache
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chatterbox.kvcache.keys import content_hash, weights_fingerprint
+from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.models.shared_input import SharedInput, has_global_hooks
 
 NUM_RUNS, RUN_LEN = 2, 8  # of values that are looked at of each weight; those of a run are neighbours

@@ -22,16 +22,16 @@ from functools import partial
 import torch
 
 from chatterbox import forking
-from chatterbox.kvcache.archive import Archive
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
-from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.prefix import Label, Match, Node, PrefixTree
-from chatterbox.kvcache.pressure import Level, MemoryMonitor
-from chatterbox.kvcache.replacement import replacement
+from chatterbox.kvcache.prefix.archive import Archive
+from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor
+from chatterbox.kvcache.prefix.policy import replacement
+from chatterbox.kvcache.prefix.stats import CacheStats
+from chatterbox.kvcache.prefix.tiers import Tiers
+from chatterbox.kvcache.prefix.tree import Label, Match, Node, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
-from chatterbox.kvcache.stats import CacheStats
-from chatterbox.kvcache.tiers import Tiers
 from chatterbox.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class GlobalKVCacheManager:
         """Lease the beginning ``labels`` of a voice, computing what is not known of it.
 
         Args:
-            voice: name by content of all that shapes the values (`chatterbox.kvcache.keys`).
+            voice: name by content of all that shapes the values (`chatterbox.kvcache.prefix.keys`).
             labels: one per position after the conditioning.
             fill: gets the known segments, returns the rest up to the last label as one segment, `Computed` where the
                 time of the call is not what it cost. Called without the lock, by one thread at a time for the same

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chatterbox.kvcache.prefix import Node
+from chatterbox.kvcache.prefix.tree import Node
 
 Value = tuple[float, ...]
 Replacement = Callable[[Node], Value]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from chatterbox.kvcache.base import Segment
-from chatterbox.kvcache.disk import DiskTier
-from chatterbox.kvcache.prefix import NO_TEXT, Label, Match
+from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.tree import NO_TEXT, Label, Match
 
 
 class Archive:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from chatterbox.kvcache.base import Segment
-from chatterbox.kvcache.keys import content_hash
+from chatterbox.kvcache.prefix.keys import content_hash
 
 logger = logging.getLogger(__name__)
 

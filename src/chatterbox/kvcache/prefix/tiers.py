@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from chatterbox.kvcache.base import Segment
-from chatterbox.kvcache.prefix import Label, Node, PrefixTree
-from chatterbox.kvcache.pressure import Level, MemoryMonitor, Pressure, return_free_memory
-from chatterbox.kvcache.replacement import Replacement
-from chatterbox.kvcache.stats import CacheStats
+from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor, Pressure, return_free_memory
+from chatterbox.kvcache.prefix.policy import Replacement
+from chatterbox.kvcache.prefix.stats import CacheStats
+from chatterbox.kvcache.prefix.tree import Label, Node, PrefixTree
 
 
 class Tiers:
