@@ -15,7 +15,7 @@ from system import System, serve
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.request import DecodeRequest
-from chatterbox.text import punc_norm
+from chatterbox.text.normalize import punc_norm
 from chatterbox.tts import ChatterboxTTS
 
 

@@ -17,8 +17,8 @@ from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.text import MULTILINGUAL as RULES
-from chatterbox.text import punc_norm as _punc_norm
+from chatterbox.text.normalize import MULTILINGUAL as RULES
+from chatterbox.text.normalize import punc_norm as _punc_norm
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling
@@ -28,7 +28,7 @@ __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Condi
 
 
 def punc_norm(text: str) -> str:
-    """Punctuation as the multilingual model was driven; see `chatterbox.text.punc_norm`."""
+    """Punctuation as the multilingual model was driven; see `chatterbox.text.normalize.punc_norm`."""
     return _punc_norm(text, RULES)
 
 

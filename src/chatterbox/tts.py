@@ -16,7 +16,7 @@ from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.text import punc_norm
+from chatterbox.text.normalize import punc_norm
 
 PUBLISHED = ENGLISH.config.sampling
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()

@@ -20,8 +20,8 @@ from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, T3Co
 from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.text import TURBO as RULES
-from chatterbox.text import punc_norm as _punc_norm
+from chatterbox.text.normalize import TURBO as RULES
+from chatterbox.text.normalize import punc_norm as _punc_norm
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
 
 
 def punc_norm(text: str) -> str:
-    """Punctuation as Turbo was driven; see `chatterbox.text.punc_norm`."""
+    """Punctuation as Turbo was driven; see `chatterbox.text.normalize.punc_norm`."""
     return _punc_norm(text, RULES)
 
 

@@ -20,7 +20,6 @@ LEVELS = {
     "chatterbox.single_flight": 0,
     "chatterbox.settings": 1,
     "chatterbox.audio": 1,
-    "chatterbox.splitting": 1,
     "chatterbox.text": 1,
     "chatterbox.kvcache": 1,
     "chatterbox.loudness": 1,

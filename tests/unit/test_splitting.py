@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox.splitting import SentenceFeed, split_sentences, split_text, utterances
-from chatterbox.splitting.feed import EARLY_LEN
+from chatterbox.text import SentenceFeed, split_sentences, split_text, utterances
+from chatterbox.text.incremental import EARLY_LEN
 
 # What decides where a text is divided, in pieces that hypothesis strings together.
 ATOMS = st.sampled_from(

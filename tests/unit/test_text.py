@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chatterbox.models.tokenizers import EnTokenizer
-from chatterbox.text import EMPTY_TEXT, ENGLISH, MULTILINGUAL, TURBO, punc_norm, speakable
+from chatterbox.text.normalize import EMPTY_TEXT, ENGLISH, MULTILINGUAL, TURBO, punc_norm, speakable
 from tests.folders import SMALL, write_tokenizer
 from tests.parity.support import load_json
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from chatterbox.models.tokenizers.multilingual import MTLTokenizer
 from chatterbox.models.tokenizers.tokenizer import EnTokenizer
 from chatterbox.models.tokenizers.turbo import TurboTokenizer
-from chatterbox.text import PunctuationRules
+from chatterbox.text.normalize import PunctuationRules
 
 __all__ = ["EnTokenizer", "MTLTokenizer", "TextTokenizer", "TurboTokenizer"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chatterbox.models.tokenizers.languages import check_language, preparer
 from chatterbox.models.tokenizers.tokenizer import EnTokenizer
-from chatterbox.text import MULTILINGUAL
+from chatterbox.text.normalize import MULTILINGUAL
 
 
 class MTLTokenizer(EnTokenizer):

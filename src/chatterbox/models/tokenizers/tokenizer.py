@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from chatterbox.text import ENGLISH, PunctuationRules
+from chatterbox.text.normalize import ENGLISH, PunctuationRules
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.text import TURBO, PunctuationRules
+from chatterbox.text.normalize import TURBO, PunctuationRules
 
 
 class TurboTokenizer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from chatterbox.splitting import words
+from chatterbox.text import words
 
 LOOK_LEN = 48  # characters read before a possible end, or behind it until it is decided
 UNSPACED_ENDS = "。！？｡।॥؟۔։።။។"  # end a sentence without a space behind them

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from chatterbox.splitting.packing import Length, best_cut, bounded, check_max_len, has_words, is_fragment, split_text
-from chatterbox.splitting.sentences import CLOSERS, SentenceScanner, is_cjk
+from chatterbox.text.chunking import Length, best_cut, bounded, check_max_len, has_words, is_fragment, split_text
+from chatterbox.text.sentences import CLOSERS, SentenceScanner, is_cjk
 
 # Tokens from which a clause of an unfinished sentence is spoken by itself, if it is the first utterance; twice as many
 # later, when there is something to listen to. With a token a character this is ten words or three seconds, with
