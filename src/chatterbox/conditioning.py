@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox.audio import load_reference, resample_hq
+from chatterbox.audio.loudness import normalize_loudness
+from chatterbox.audio.recordings import load_reference, resample_hq
 from chatterbox.config import T3Config
-from chatterbox.loudness import normalize_loudness
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -121,7 +121,7 @@ def prepare_conditionals(
         norm_loudness: bring the recording to -27 LUFS first, where ``hp`` says that the model wants it.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or too short for the model.
+        FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
     """
     wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
     if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):

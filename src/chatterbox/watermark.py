@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.audio import resample_hq
+from chatterbox.audio.recordings import resample_hq
 from chatterbox.models.conv import conv1d
 
 WATERMARK_SR = 32_000

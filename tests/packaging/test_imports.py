@@ -22,7 +22,6 @@ LEVELS = {
     "chatterbox.audio": 1,
     "chatterbox.text": 1,
     "chatterbox.kvcache": 1,
-    "chatterbox.loudness": 1,
     "chatterbox.prosody": 1,
     "chatterbox.continuity": 1,
     "chatterbox.synthetic": 1,

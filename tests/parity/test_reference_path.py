@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from chatterbox.audio import mel_filters, resample_hq, resample_sinc, trim_silence
+from chatterbox.audio.recordings import mel_filters, resample_hq, resample_sinc, trim_silence
 from chatterbox.models.s3gen.fbank import kaldi_fbank, kaldi_mel_filters
 from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 from chatterbox.models.s3gen.xvector import CAMPPlus

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chatterbox.audio import resample_sinc
+from chatterbox.audio.recordings import resample_sinc
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.cfm import cosine_times
 from chatterbox.models.s3gen.estimator import ChannelNorm

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chatterbox import audio, watermark
+from chatterbox import watermark
+from chatterbox.audio import recordings
 from chatterbox.conditioning import prepare_conditionals
 from chatterbox.kvcache import POLICIES, KVCache, policy
 from chatterbox.models.s3gen import fbank
@@ -21,7 +22,7 @@ from chatterbox.tts import ChatterboxTTS
 from tests.folders import recording
 from tests.unit.small import make_request
 
-CACHED = (audio.mel_filters, audio._sinc_kernel, fbank.kaldi_mel_filters, watermark._window)
+CACHED = (recordings.mel_filters, recordings._sinc_kernel, fbank.kaldi_mel_filters, watermark._window)
 Check = Callable[[Callable[[], object]], None]  # of a function
 TOKENS = torch.arange(0, 1000, 25)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from chatterbox.loudness import integrated_loudness, normalize_loudness
+from chatterbox.audio.loudness import integrated_loudness, normalize_loudness
 from tests.parity.support import load_golden, load_meta
 
 

@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from chatterbox import checkpoints, tts_turbo
+from chatterbox.audio.loudness import integrated_loudness
 from chatterbox.checkpoints import NANO, TURBO, CheckpointError
 from chatterbox.cli import main
 from chatterbox.config import SamplingConfig, T3Config
 from chatterbox.engine.decode import generate
-from chatterbox.loudness import integrated_loudness
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
 from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.audio import load_reference
+from chatterbox.audio.recordings import load_reference
 from chatterbox.conditioning import Conditionals, Reference, prepare_conditionals
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import PrefixSource
@@ -303,7 +303,7 @@ def convert(
     """Waveform (1, N), as `render_codes`, that says what ``recording`` says in the voice of ``gen``.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.load_reference`, or a bad seed.
+        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.recordings.load_reference`, or a bad seed.
     """
     check_seed(seed)
     wav = load_reference(recording, S3_SR)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from chatterbox.audio import mel_filters
+from chatterbox.audio.recordings import mel_filters
 
 
 def mel_spectrogram(

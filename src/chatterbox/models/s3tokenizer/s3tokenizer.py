@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox.audio import mel_filters
+from chatterbox.audio.recordings import mel_filters
 from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, STOP_SPEECH_TOKEN, S3TokenizerConfig
 from chatterbox.models.s3tokenizer.encoder import AudioEncoder, FSQCodebook
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from chatterbox.audio import mel_filters
+from chatterbox.audio.recordings import mel_filters
 from chatterbox.config import VoiceEncoderConfig
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox.audio import resample_hq, trim_silence
+from chatterbox.audio.recordings import resample_hq, trim_silence
 from chatterbox.config import VoiceEncoderConfig
 from chatterbox.models.voice_encoder.melspec import melspectrogram
 
