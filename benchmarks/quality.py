@@ -32,7 +32,6 @@ import librosa
 import numpy as np
 import torch
 
-from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
@@ -43,6 +42,7 @@ from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.voice.conditionals import Conditionals
 from harness import environment
 from measures import (
     RATE,

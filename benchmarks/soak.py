@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from chatterbox import ChatterboxTTS
-from chatterbox.conditioning import Conditionals
 from chatterbox.config import EngineConfig, KVCacheConfig, to_dict
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.scheduler import Scheduler
@@ -45,6 +44,7 @@ from chatterbox.models.linear import shared_rows
 from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
 from chatterbox.synthesis.synthesizer import render_codes
 from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.voice.conditionals import Conditionals
 from harness import environment
 from tools.tiny_voice.corpus import sentences
 

@@ -15,7 +15,7 @@ import torch
 
 from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
-from chatterbox.prosody import levels, loud_level, pitch
+from chatterbox.evaluation.prosody import levels, loud_level, pitch
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import render_codes

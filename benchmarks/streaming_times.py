@@ -24,7 +24,7 @@ from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
-from chatterbox.voice_cache import VoiceCache
+from chatterbox.voice.cache import VoiceCache
 from harness import ratio
 from streaming_texts import Recordings, parts_of, text_of
 

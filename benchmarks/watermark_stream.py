@@ -23,8 +23,8 @@ import soundfile
 
 from chatterbox import verify_prosody_continuity
 from chatterbox.tts import ChatterboxTTS
-from chatterbox.watermark import PerthWatermarker, read_watermark
-from chatterbox.watermark_stream import WatermarkStream
+from chatterbox.watermark.perth import PerthWatermarker, read_watermark
+from chatterbox.watermark.stream import WatermarkStream
 from harness import report, summary
 
 TEXTS = (

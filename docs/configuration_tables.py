@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from chatterbox.cli.schema import Choice, Setting, groups_of, settings_of, shown
 from chatterbox.config import BenchmarkConfig
-from chatterbox.settings import Choice, Setting, groups_of, settings_of, shown
 
 PAGE = Path(__file__).parent / "configuration.md"
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

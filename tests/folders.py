@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from chatterbox.checkpoints import ENGLISH, TURBO, Layout
-from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import (
     CAMPPlusConfig,
     EstimatorConfig,
@@ -33,7 +32,8 @@ from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers.languages import LANGUAGES
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.synthetic import fill_module
+from chatterbox.voice.conditionals import prepare_conditionals
+from tools.synthetic import fill_module
 
 # Every part at a size that runs in milliseconds; ids of the tokenizer as in the published model.
 SMALL = ModelConfig(

@@ -1,6 +1,6 @@
 """A checkpoint folder of the published size that ours and both peers can load; weights are synthetic, no model speaks.
 
-Owns: its files, in the layout of each package. Does not know: the rule of the weights (`chatterbox.synthetic`).
+Owns: its files, in the layout of each package. Does not know: the rule of the weights (`tools.synthetic`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchm
 
 import torch
 
-from chatterbox.openmp import alone
+from chatterbox.runtime.openmp import alone
 from chatterbox.tts import ChatterboxTTS
 from harness import report
 from heard import Row, paired

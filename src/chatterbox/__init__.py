@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chatterbox.continuity import ContinuityReport, verify_prosody_continuity
+    from chatterbox.evaluation.continuity import ContinuityReport, verify_prosody_continuity
     from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
     from chatterbox.tts import ChatterboxTTS
     from chatterbox.tts_turbo import ChatterboxTurboTTS
@@ -38,8 +38,8 @@ _HOMES = {
     "ChatterboxTTS": "chatterbox.tts",
     "ChatterboxTurboTTS": "chatterbox.tts_turbo",
     "ChatterboxVC": "chatterbox.vc",
-    "ContinuityReport": "chatterbox.continuity",
-    "verify_prosody_continuity": "chatterbox.continuity",
+    "ContinuityReport": "chatterbox.evaluation.continuity",
+    "verify_prosody_continuity": "chatterbox.evaluation.continuity",
 }
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chatterbox.conditioning import Conditionals
 from chatterbox.config import ModelConfig, SamplingConfig, T3Config, from_dict
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.voice.conditionals import Conditionals
 
 logger = logging.getLogger(__name__)
 

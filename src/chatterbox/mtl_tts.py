@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chatterbox.base import ModelDefault, SpeechModel
 from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
-from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
-from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import MULTILINGUAL as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
+from chatterbox.voice.conditionals import Conditionals, Reference
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling

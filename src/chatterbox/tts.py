@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chatterbox.base import ModelDefault, SpeechModel
 from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
-from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
-from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import punc_norm
+from chatterbox.voice.conditionals import Conditionals, Reference
 
 PUBLISHED = ENGLISH.config.sampling
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatterbox.base import ModelDefault, SpeechModel
 from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
-from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, T3Config
-from chatterbox.facade import ModelDefault, SpeechModel
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import TURBO as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
+from chatterbox.voice.conditionals import Conditionals, Reference
 
 logger = logging.getLogger(__name__)
 

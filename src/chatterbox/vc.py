@@ -21,12 +21,12 @@ from chatterbox.checkpoints import (
     resolve_device,
     s3gen_layout,
 )
-from chatterbox.conditioning import DEC_COND_SECONDS, Reference, prepare_target_voice
 from chatterbox.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert
-from chatterbox.watermark import PerthWatermarker
+from chatterbox.voice.conditionals import DEC_COND_SECONDS, Reference, prepare_target_voice
+from chatterbox.watermark.perth import PerthWatermarker
 
 __all__ = ["REPO_ID", "ChatterboxVC"]
 

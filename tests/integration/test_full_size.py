@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from chatterbox.base import SpeechModel
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, NANO, TURBO, Layout
-from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS

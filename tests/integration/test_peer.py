@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from chatterbox.base import SpeechModel
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
-from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.tts import ChatterboxTTS

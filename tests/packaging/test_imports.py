@@ -15,38 +15,23 @@ HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile",
 # Height of each part, longest prefix first to match: a module may import what is not above it.
 LEVELS = {
     "chatterbox.config": 0,
-    "chatterbox.forking": 0,
-    "chatterbox.openmp": 0,
-    "chatterbox.single_flight": 0,
-    "chatterbox.settings": 1,
+    "chatterbox.runtime": 0,
     "chatterbox.audio": 1,
-    "chatterbox.text": 1,
+    "chatterbox.evaluation": 1,
     "chatterbox.kvcache": 1,
-    "chatterbox.prosody": 1,
-    "chatterbox.continuity": 1,
-    "chatterbox.synthetic": 1,
+    "chatterbox.text": 1,
     "chatterbox.models": 2,
     "chatterbox.watermark": 2,
-    "chatterbox.watermark_stream": 3,
     "chatterbox.engine": 3,
-    "chatterbox.conditioning": 3,
+    "chatterbox.voice": 3,
     "chatterbox.checkpoints": 4,
-    "chatterbox.voice_cache": 4,
     "chatterbox.synthesis": 5,
     "chatterbox.synthesis.aio": 0,
-    "chatterbox.synthesis.token_filter": 4,
-    "chatterbox.synthesis.request": 4,
-    "chatterbox.synthesis.render": 4,
-    "chatterbox.synthesis.render_order": 4,
-    "chatterbox.synthesis.render_queue": 4,
-    "chatterbox.synthesis.utterances": 4,
-    "chatterbox.synthesis.speech_stream": 4,
-    "chatterbox.facade": 6,
+    "chatterbox.base": 6,
     "chatterbox.mtl_tts": 7,
     "chatterbox.tts": 7,
     "chatterbox.tts_turbo": 7,
     "chatterbox.vc": 7,
-    "chatterbox.compose": 6,
     "chatterbox.cli": 8,
     "chatterbox": 9,
 }
@@ -157,13 +142,13 @@ def test_imports_point_down(path):
 
 def test_kvcache_knows_no_model():
     for path in (PACKAGE / "kvcache").rglob("*.py"):
-        allowed = ("chatterbox.config", "chatterbox.forking", "chatterbox.kvcache", "chatterbox.single_flight")
+        allowed = ("chatterbox.config", "chatterbox.kvcache", "chatterbox.runtime")
         assert all(name.startswith(allowed) for name in imported_modules(path)), path
 
 
-def test_only_compose_imports_hydra():
+def test_one_module_imports_hydra():
     users = {p.name for p in PACKAGE.rglob("*.py") if {"hydra", "omegaconf"} & top_level_names(p)}
-    assert users == {"compose.py"}
+    assert users == {"hydra_config.py"}
 
 
 def test_libraries_that_this_package_does_without():

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from chatterbox.cli.configs import filled
-from chatterbox.compose import compose_config, to_yaml
+from chatterbox.cli.hydra_config import compose_config, to_yaml
 from tests.packaging.support import copy_tree, run
 
 OVERRIDES = ("kvcache=phone", "kvcache.window_size=100", "sampling.temperature=0.6")

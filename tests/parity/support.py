@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from chatterbox.synthetic import SEED, fill_module
+from tools.synthetic import SEED, fill_module
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

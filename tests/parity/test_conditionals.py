@@ -6,11 +6,11 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import T3Config
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.watermark import apply_watermark, read_watermark
+from chatterbox.voice.conditionals import prepare_conditionals
+from chatterbox.watermark.perth import apply_watermark, read_watermark
 from tests.parity.support import check, fill, load_golden, load_meta
 
 

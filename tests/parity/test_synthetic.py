@@ -7,7 +7,8 @@ import hashlib
 import pytest
 import torch
 
-from chatterbox.synthetic import (
+from tests.parity.support import load_json, manifest
+from tools.synthetic import (
     SEED,
     _offset_and_scale,
     fill_module,
@@ -16,7 +17,6 @@ from chatterbox.synthetic import (
     synthetic_tensor,
     uniform,
 )
-from tests.parity.support import load_json, manifest
 
 GOLDEN = load_json("synthetic_weights")
 RULES_SHA256 = "d7f9d683d56dcd3cd114359b48234aeb34799787cff69c89b1581797eb83c628"  # from the goldens' generator

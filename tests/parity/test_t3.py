@@ -11,8 +11,8 @@ from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_emb
 from chatterbox.engine.sampler import Knobs, draw, draw_exponential, guide, process
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.synthetic import uniform
 from tests.parity.support import check, fill, load_golden, load_json, load_meta, manifest
+from tools.synthetic import uniform
 
 CFG_WEIGHT = 0.5
 INFERENCE_SAMPLING = SamplingConfig(temperature=0.8, cfg_weight=0.5, repetition_penalty=1.2, min_p=0.05, top_p=1.0)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chatterbox.checkpoints import ENGLISH, Layout
-from chatterbox.conditioning import Conditionals
+from chatterbox.voice.conditionals import Conditionals
 from tests.folders import recording, write_folder
 from tests.parity.support import tolerance
 

@@ -27,14 +27,14 @@ from chatterbox.checkpoints import (
     multilingual,
     named_models,
 )
-from chatterbox.conditioning import Conditionals
+from chatterbox.cli.schema import groups_of
 from chatterbox.config import ModelConfig, SayConfig, T3Config, to_dict
 from chatterbox.models.t3 import T3
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.settings import groups_of
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
+from chatterbox.voice.conditionals import Conditionals
 from tests.folders import SMALL
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from chatterbox.cli import bench, plots
+from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.measure import PeakMemory, agreement
 from chatterbox.cli.speaker import Speaker
-from chatterbox.compose import compose_config
 from chatterbox.config import BenchmarkConfig, from_dict
 from tests.folders import SMALL
 from tests.unit.command import command

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from chatterbox.cli import main, voices
 from chatterbox.cli.voices import Library, default_folder
-from chatterbox.conditioning import Conditionals
+from chatterbox.voice.conditionals import Conditionals
 from tests.folders import recording
 from tests.unit.command import command
 
@@ -45,7 +45,9 @@ def said(run, folder, path, *options) -> bytes:
 
 def test_a_named_voice_sounds_as_its_recording(run, anna, small_folder, tmp_path, reference_wav, monkeypatch):
     by_file = said(run, small_folder, tmp_path / "a.wav", "--voice", str(reference_wav))
-    monkeypatch.setattr("chatterbox.conditioning.prepare_conditionals", lambda *_, **__: pytest.fail("listened again"))
+    monkeypatch.setattr(
+        "chatterbox.voice.conditionals.prepare_conditionals", lambda *_, **__: pytest.fail("listened again")
+    )
     assert said(run, small_folder, tmp_path / "b.wav", "--voice", "anna") == by_file
     assert said(run, small_folder, tmp_path / "c.wav", "voice=anna") == by_file
     assert said(run, small_folder, tmp_path / "d.wav", "--voice", str(anna.folder / "anna.safetensors")) == by_file

@@ -15,7 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import getbase
 
-from chatterbox.compose import ConfigError, compose_config, compose_say, split_sweep, to_yaml
+from chatterbox.cli.hydra_config import ConfigError, compose_config, compose_say, split_sweep, to_yaml
+from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_of
 from chatterbox.config import (
     BenchmarkConfig,
     EngineConfig,
@@ -28,7 +29,6 @@ from chatterbox.config import (
     from_dict,
     to_dict,
 )
-from chatterbox.settings import PRIMARY, configs_folder, groups_of, settings_of
 
 # A value other than the default for every setting that a command line may give.
 GIVEN = {
@@ -300,7 +300,7 @@ def test_a_program_that_uses_hydra_is_not_disturbed(tmp_path):
 def test_a_program_that_will_use_hydra_finds_it_untouched():
     code = (
         "import os, logging; before = os.getcwd(), list(logging.getLogger().handlers), sorted(os.listdir());"
-        "from chatterbox.compose import compose_say; compose_say(['kvcache=sliding']);"
+        "from chatterbox.cli.hydra_config import compose_say; compose_say(['kvcache=sliding']);"
         "from hydra.core.global_hydra import GlobalHydra; from hydra.core.singleton import Singleton;"
         "from hydra.version import VersionBase;"
         "assert GlobalHydra not in Singleton._instances and VersionBase not in Singleton._instances;"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox.conditioning import Conditionals, prepare_conditionals
 from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.voice.conditionals import Conditionals, prepare_conditionals
 from tests.folders import recording
 
 

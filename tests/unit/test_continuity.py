@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import chatterbox
-from chatterbox.continuity import ContinuityReport, verify_prosody_continuity
-from chatterbox.prosody import click_sizes, pitch, syllable_nuclei
+from chatterbox.evaluation.continuity import ContinuityReport, verify_prosody_continuity
+from chatterbox.evaluation.prosody import click_sizes, pitch, syllable_nuclei
 
 RATE = 24_000
 CHUNK = 60_720  # 2.53 s, no multiple of a syllable

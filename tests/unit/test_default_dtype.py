@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chatterbox import watermark
 from chatterbox.audio import recordings
-from chatterbox.conditioning import prepare_conditionals
 from chatterbox.kvcache import POLICIES, KVCache, policy
 from chatterbox.models.s3gen import fbank
 from chatterbox.models.s3gen.stream import S3GenStream
 from chatterbox.models.t3 import T3
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.voice.conditionals import prepare_conditionals
+from chatterbox.watermark import perth as watermark
 from tests.folders import recording
 from tests.unit.small import make_request
 

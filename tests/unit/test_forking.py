@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from chatterbox import forking
 from chatterbox.engine.worker import Worker
-from chatterbox.single_flight import SingleFlight
+from chatterbox.runtime import forking
+from chatterbox.runtime.single_flight import SingleFlight
 from tests.unit.programs import run
 
 WAIT = 60.0  # seconds until a test that should not wait gives up
@@ -303,7 +303,7 @@ def test_a_stream_is_not_read_on_in_the_child(small_tts):
 
 MANY_FORKS = """
 import os, sys, threading
-from chatterbox import forking
+from chatterbox.runtime import forking
 
 class Locked:
     def __init__(self):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatterbox.openmp import SMALL, is_small
+from chatterbox.runtime.openmp import SMALL, is_small
 from tests.unit.programs import run
 
 TASKS = Path("/proc/self/task")
 COMPUTE_AND_WAIT = """
 import os, threading, torch
-from chatterbox.openmp import release_idle_threads
+from chatterbox.runtime.openmp import release_idle_threads
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -49,13 +49,13 @@ def test_a_waiting_thread_gives_its_team_back_and_gets_another():
 
 
 def test_torch_is_not_loaded_for_it():
-    program = "import sys; from chatterbox.openmp import release_idle_threads as r; r(); print('torch' in sys.modules)"
+    program = "import sys, chatterbox.runtime.openmp as o; o.release_idle_threads(); print('torch' in sys.modules)"
     assert run(program).strip() == "False"
 
 
 COMPUTE_ALONE = """
 import os, threading, torch
-from chatterbox.openmp import alone, can_compute_alone
+from chatterbox.runtime.openmp import alone, can_compute_alone
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -95,7 +95,7 @@ def test_a_thread_computes_alone_and_others_do_not():
 
 
 def test_nothing_is_done_without_a_runtime(monkeypatch, tmp_path):
-    from chatterbox import openmp
+    from chatterbox.runtime import openmp
 
     own = torch.get_num_threads()
     monkeypatch.setattr(openmp, "MAPS", tmp_path / "maps")
@@ -125,7 +125,7 @@ def test_a_network_is_small_by_its_weights():
 def test_a_runtime_that_is_not_loaded_yet_is_found_later():
     program = """
 import sys, types
-from chatterbox import openmp
+from chatterbox.runtime import openmp
 sys.modules["torch"] = types.ModuleType("torch")  # as while it is being imported
 openmp.release_idle_threads()
 print(openmp.can_compute_alone())
@@ -140,7 +140,7 @@ print(openmp.can_compute_alone())
 def test_a_child_of_a_process_without_a_model_does_not_wait_for_the_dead_team():
     program = """
 import os, torch
-from chatterbox.openmp import release_idle_threads
+from chatterbox.runtime.openmp import release_idle_threads
 
 torch.set_num_threads(2)
 torch.ones(1 << 20).sigmoid()
@@ -158,7 +158,7 @@ print(os.waitpid(child, 0)[1])
 def test_a_forked_child_may_have_more_threads():
     program = """
 import os, torch
-from chatterbox import forking
+from chatterbox.runtime import forking
 
 class Model:
     pass

@@ -15,7 +15,7 @@ from chatterbox.models.s3tokenizer.encoder import FSQCodebook
 from chatterbox.models.s3tokenizer.s3tokenizer import split_windows
 from chatterbox.models.voice_encoder import VoiceEncConfig, VoiceEncoder
 from chatterbox.models.voice_encoder.melspec import melspectrogram
-from chatterbox.synthetic import fill_module
+from tools.synthetic import fill_module
 
 TINY_VOICE = VoiceEncoderConfig(num_mels=20, hidden_size=16, num_layers=2, embed_size=12)
 TINY_TOKENIZER = S3TokenizerConfig(num_mels=16, hidden_size=32, num_heads=2, num_layers=2, fsmn_kernel=5)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from chatterbox.kvcache import GlobalKVCacheManager
-from chatterbox.single_flight import SingleFlight
-from chatterbox.voice_cache import VoiceCache
+from chatterbox.runtime.single_flight import SingleFlight
+from chatterbox.voice.cache import VoiceCache
 from tests.folders import recording
 from tests.unit.test_prefix_cache import made_of
 from tests.unit.test_voice_cache import make_voice

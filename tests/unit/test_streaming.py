@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from chatterbox import ChatterboxTTS
+from chatterbox.base import SpeechModel
 from chatterbox.config import KVCacheConfig, StreamingConfig
-from chatterbox.facade import SpeechModel
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
@@ -22,7 +22,7 @@ from chatterbox.synthesis.speech_stream import SpeechChunk
 from chatterbox.synthesis.synthesizer import collect
 from chatterbox.synthesis.token_filter import SpeechCodes
 from chatterbox.tts_turbo import ChatterboxTurboTTS
-from chatterbox.watermark import read_watermark
+from chatterbox.watermark.perth import read_watermark
 from tests.unit.speaking import say_instead, speak, speak_batch, speak_stream
 
 TEXT = "The quick brown fox jumps over the lazy dog."

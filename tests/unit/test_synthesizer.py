@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox import openmp
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.scheduler import EngineClosedError
 from chatterbox.models.s3gen.stream import prompt_len
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.openmp import can_compute_alone
+from chatterbox.runtime import openmp
+from chatterbox.runtime.openmp import can_compute_alone
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.request import SpeechRequest

@@ -21,7 +21,7 @@ from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.vc import ChatterboxVC
-from chatterbox.watermark import read_watermark
+from chatterbox.watermark.perth import read_watermark
 from tests.folders import SMALL, recording
 from tests.unit.speaking import say_instead, speak
 
@@ -415,7 +415,7 @@ class TestVoiceConversion:
 
 
 def test_watermark_weights_not_installed(small_tts, monkeypatch):
-    from chatterbox import watermark
+    from chatterbox.watermark import perth as watermark
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     watermark._weights.cache_clear()

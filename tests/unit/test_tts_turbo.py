@@ -117,7 +117,7 @@ def test_loudness_of_the_reference(turbo, long_wav):
 def test_the_prompt_is_fifteen_seconds(turbo, turbo_folder):
     """Of the published size: 375 codes; a shorter recording has a shorter prompt, and no more positions."""
     hp = dataclasses.replace(turbo.t3.hp, speech_cond_prompt_len=375)
-    from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.voice.conditionals import prepare_conditionals
 
     for seconds, codes in ((6.0, 150), (15.0, 375), (16.0, 375)):
         voice = prepare_conditionals(turbo.s3gen, turbo.ve, recording(seconds), hp=hp)

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.conditioning import Conditionals
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS
-from chatterbox.voice_cache import VoiceCache
+from chatterbox.voice.cache import VoiceCache
+from chatterbox.voice.conditionals import Conditionals
 from tests.folders import recording
 from tests.unit.test_conditioning import same
 

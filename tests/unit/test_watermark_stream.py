@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox.continuity import Measure, verify_prosody_continuity
-from chatterbox.watermark import PerthWatermarker, read_watermark
-from chatterbox.watermark_stream import WatermarkStream
+from chatterbox.evaluation.continuity import Measure, verify_prosody_continuity
+from chatterbox.watermark.perth import PerthWatermarker, read_watermark
+from chatterbox.watermark.stream import WatermarkStream
 from tests.folders import recording
 
 RATE = 24_000

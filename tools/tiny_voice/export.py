@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from chatterbox.conditioning import prepare_conditionals
 from chatterbox.config import to_dict
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.t3 import T3
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.voice.conditionals import prepare_conditionals
 from tools.tiny_voice.loop import Stage, averaged_weights
 from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
 from tools.tiny_voice.tables import dense_state, factorize

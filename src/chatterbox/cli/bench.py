@@ -1,7 +1,7 @@
 """``chatterbox bench``: the same texts by one configuration or, with ``-m``, by each of a sweep.
 
 Owns: the order of the jobs, a job's line, the table, the folder. Does not know: what is measured (`measure`), how it is
-drawn (`plots`), how overrides become jobs (`chatterbox.compose`).
+drawn (`plots`), how overrides become jobs (`chatterbox.cli.hydra_config`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _jobs(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[tuple[list[str], BenchmarkConfig | str]]:
     """Overrides and configuration of each job, or why it has none. Raises UsageError if no job has any."""
-    from chatterbox.compose import ConfigError, compose_config, split_sweep
+    from chatterbox.cli.hydra_config import ConfigError, compose_config, split_sweep
 
     with as_usage():
         options = {"config_dir": arguments.config_dir}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
+from chatterbox.cli.schema import PRIMARY
 from chatterbox.cli.speaker import checked, sampling_of
 from chatterbox.config import SayConfig, to_dict
-from chatterbox.settings import PRIMARY
 
 EXAMPLES = """
     examples:
@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from chatterbox.compose import to_yaml
+    from chatterbox.cli.hydra_config import to_yaml
 
     if "=" in arguments.primary:  # the first setting, where no configuration is named
         arguments.primary, overrides = "say", [arguments.primary, *overrides]

@@ -1,7 +1,7 @@
 """What commands share on the command line: flags, settings, their help, and the configuration they make.
 
-Owns: flags that stand for settings, the text of help. Does not know: what the settings do (`chatterbox.settings` lists
-them), Hydra (`chatterbox.compose`).
+Owns: flags that stand for settings, the text of help. Does not know: what the settings do (`schema` lists them),
+Hydra (`hydra_config`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from chatterbox.cli.errors import as_usage
+from chatterbox.cli.schema import PRIMARY, Choice, Setting, groups_of, settings_of, shown
 from chatterbox.config import SayConfig
-from chatterbox.settings import PRIMARY, Choice, Setting, groups_of, settings_of, shown
 
 MAX_WIDTH = 100
 
@@ -77,7 +77,7 @@ def add_speaker(parser: argparse.ArgumentParser, *, voice: bool = True) -> None:
 
 def configuration(arguments: argparse.Namespace, overrides: Sequence[str], primary: str) -> SayConfig:
     """What flags and settings ask for; flags win. Raises UsageError."""
-    from chatterbox.compose import compose_config
+    from chatterbox.cli.hydra_config import compose_config
 
     with as_usage():
         config = compose_config(primary, overrides, config_dir=arguments.config_dir)

@@ -19,12 +19,12 @@ from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, Streaming
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
-    from chatterbox.conditioning import Conditionals
     from chatterbox.engine.request import DecodeRequest
     from chatterbox.synthesis.request import SpeechRequest
     from chatterbox.synthesis.speech_stream import SpeechChunk
     from chatterbox.synthesis.synthesizer import SpeechResult, Synthesizer
     from chatterbox.synthesis.utterances import TokenChunk
+    from chatterbox.voice.conditionals import Conditionals
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def load_voice(models: LoadedModels, config: SayConfig, report: Progress) -> Con
         UsageError: the checkpoint has none of its own, or the voice is of another model.
         FileNotFoundError, ValueError: the voice or recording cannot be used; one line.
     """
-    from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.voice.conditionals import prepare_conditionals
 
     if config.voice in (None, BUILT_IN):
         if models.conds is None:

@@ -21,7 +21,7 @@ from chatterbox.config import T3Config
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
-    from chatterbox.conditioning import Conditionals
+    from chatterbox.voice.conditionals import Conditionals
 
 BUILT_IN = "built-in"
 FORMAT = "chatterbox-voice-1"
@@ -124,7 +124,7 @@ def find_voice(voice: str) -> Path:
 
 def load_prepared(path: Path, models: LoadedModels) -> Conditionals:
     """A prepared voice for a model. Raises UsageError if it was made for another, ValueError if the file is broken."""
-    from chatterbox.conditioning import Conditionals
+    from chatterbox.voice.conditionals import Conditionals
 
     about = describe(path) if path.suffix == SUFFIX else {}
     voice = Conditionals.load(path, map_location=models.device)
@@ -194,7 +194,7 @@ def run_list(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from chatterbox.cli.speaker import checked, load_models
-    from chatterbox.conditioning import prepare_conditionals
+    from chatterbox.voice.conditionals import prepare_conditionals
 
     library, recording = _library(arguments), Path(arguments.recording)
     library.free(arguments.name, force=arguments.force)

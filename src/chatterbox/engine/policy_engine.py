@@ -22,7 +22,7 @@ from chatterbox.engine.sequence import DecodeSequence
 from chatterbox.engine.token_stream import TokenSink
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import policy
-from chatterbox.openmp import alone, is_small
+from chatterbox.runtime.openmp import alone, is_small
 
 logger = logging.getLogger(__name__)
 

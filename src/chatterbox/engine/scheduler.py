@@ -26,7 +26,6 @@ from typing import TypeVar
 
 import torch
 
-from chatterbox import forking
 from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decoder import NoRoomError
 from chatterbox.engine.policy_engine import Continuation, Entry, PolicyEngine
@@ -36,6 +35,7 @@ from chatterbox.engine.row_pool import MIB, RowBudget
 from chatterbox.engine.token_stream import TokenSink, TokenStream
 from chatterbox.engine.worker import Worker
 from chatterbox.kvcache.prefix.memory_pressure import SystemProbe
+from chatterbox.runtime import forking
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from chatterbox.openmp import release_idle_threads
+from chatterbox.runtime.openmp import release_idle_threads
 
 
 class TokenSink(Protocol):

@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from chatterbox import forking
-from chatterbox.openmp import release_idle_threads
+from chatterbox.runtime import forking
+from chatterbox.runtime.openmp import release_idle_threads
 
 logger = logging.getLogger(__name__)
 

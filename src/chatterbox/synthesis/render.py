@@ -18,8 +18,8 @@ from torch import Tensor
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
-from chatterbox.watermark import PerthWatermarker
-from chatterbox.watermark_stream import WatermarkStream
+from chatterbox.watermark.perth import PerthWatermarker
+from chatterbox.watermark.stream import WatermarkStream
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
 RELEASE_LEN = S3GEN_SR // 100

@@ -17,9 +17,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from chatterbox import forking
 from chatterbox.engine.worker import CHECK_SECONDS, Worker, process_num_threads
-from chatterbox.openmp import alone, can_compute_alone
+from chatterbox.runtime import forking
+from chatterbox.runtime.openmp import alone, can_compute_alone
 from chatterbox.synthesis.render_order import Expected, Pace, RenderJob, pick
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.conditioning import Conditionals
 from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
 from chatterbox.engine.request import DecodeRequest, Spoken, check_seed
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.text import utterances
 from chatterbox.text.normalize import speakable
+from chatterbox.voice.conditionals import Conditionals
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's utterances are far apart
 

@@ -21,13 +21,13 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.models.tokenizers import TextTokenizer
-from chatterbox.openmp import release_idle_threads
+from chatterbox.runtime.openmp import release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
 from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed, with_seed
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
-from chatterbox.watermark import PerthWatermarker
+from chatterbox.watermark.perth import PerthWatermarker
 
 logger = logging.getLogger(__name__)
 

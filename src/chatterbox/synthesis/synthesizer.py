@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import load_reference
-from chatterbox.conditioning import Conditionals, Reference, prepare_conditionals
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, check_seed
@@ -33,7 +32,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.openmp import is_small, release_idle_threads
+from chatterbox.runtime.openmp import is_small, release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import (
@@ -45,8 +44,9 @@ from chatterbox.synthesis.request import (
 )
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
-from chatterbox.voice_cache import VoiceCache
-from chatterbox.watermark import PerthWatermarker
+from chatterbox.voice.cache import VoiceCache
+from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
+from chatterbox.watermark.perth import PerthWatermarker
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from functools import partial
 
 import torch
 
-from chatterbox import forking
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
 from chatterbox.kvcache.prefix.archive import Archive
@@ -32,7 +31,8 @@ from chatterbox.kvcache.prefix.stats import CacheStats
 from chatterbox.kvcache.prefix.tiers import Tiers
 from chatterbox.kvcache.prefix.tree import Label, Match, Node, PrefixTree
 from chatterbox.kvcache.static import StaticKVCache
-from chatterbox.single_flight import SingleFlight
+from chatterbox.runtime import forking
+from chatterbox.runtime.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 

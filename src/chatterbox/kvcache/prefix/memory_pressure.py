@@ -23,8 +23,8 @@ from typing import Protocol
 
 import torch
 
-from chatterbox import forking
 from chatterbox.config import PressureConfig
+from chatterbox.runtime import forking
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chatterbox import forking
 from chatterbox.audio.recordings import resample_sinc
 from chatterbox.config import S3GenConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
@@ -24,6 +23,7 @@ from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
+from chatterbox.runtime import forking
 
 logger = logging.getLogger(__name__)
 

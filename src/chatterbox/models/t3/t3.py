@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox import forking
 from chatterbox.config import GPT2Config, SamplingConfig, T3Config
 from chatterbox.kvcache import KVCache
 from chatterbox.models.linear import Linear
@@ -23,6 +22,7 @@ from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
 from chatterbox.models.weights_watch import WeightsWatch
+from chatterbox.runtime import forking
 
 # The stop position and the doubled start token need room beyond the longest text and speech.
 EXTRA_TEXT_POSITIONS = 2

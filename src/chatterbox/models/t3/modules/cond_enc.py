@@ -1,7 +1,7 @@
 """What T3 knows beside the text: speaker, speech prompt, emotion.
 
 Owns: `T3Cond`, the container people build and store, and `T3CondEnc`, which turns it into the conditioning prefix.
-Does not know: how a reference recording becomes a `T3Cond` (`chatterbox.conditioning`).
+Does not know: how a reference recording becomes a `T3Cond` (`chatterbox.voice.conditionals`).
 """
 
 from __future__ import annotations

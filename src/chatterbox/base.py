@@ -18,11 +18,6 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import Layout, load_models
-from chatterbox.conditioning import (
-    DEC_COND_SECONDS,
-    Conditionals,
-    Reference,
-)
 from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
 from chatterbox.engine.guards import check_guard
 from chatterbox.kvcache import GlobalKVCacheManager, settings_of
@@ -35,6 +30,11 @@ from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
+from chatterbox.voice.conditionals import (
+    DEC_COND_SECONDS,
+    Conditionals,
+    Reference,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on

@@ -43,7 +43,7 @@ class Choice:
 
 def configs_folder() -> Path:
     """The folder of YAML: installed as `chatterbox.configs`, beside ``src`` in a clone that is not installed."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parents[1] / "configs"):
         if (folder / "say.yaml").is_file():
             return folder

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from chatterbox import forking
+from chatterbox.runtime import forking
 
 Result = TypeVar("Result")
 

@@ -2,7 +2,8 @@
 
 Owns: where the measures are taken, and the report. Speech jumps by itself, so no number means anything alone: each is
 taken at the seams and, in the same way, at regular places inside the chunks.
-Does not know: what made the chunks, nor how a pitch or a click is measured (`chatterbox.prosody`). One voice at a time.
+Does not know: what made the chunks, nor how a pitch or a click is measured (`prosody`). One voice at a
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox.prosody import click_sizes, levels, loud_level, pitch, syllable_nuclei
+from chatterbox.evaluation.prosody import click_sizes, levels, loud_level, pitch, syllable_nuclei
 
 MIN_RATE = 8_000
 F0_LIMITS = (60.0, 500.0)  # Hz
@@ -93,7 +94,7 @@ def verify_prosody_continuity(
 ) -> ContinuityReport:
     """Measure how ``chunks``, played one after the other, jump at their seams and inside.
 
-    The measures, all without a sign; `chatterbox.prosody` has the methods and their sources:
+    The measures, all without a sign; `chatterbox.evaluation.prosody` has the methods and their sources:
 
     - F0, in semitones, of the nearest voiced 40 ms before and after, at most 20 ms away.
     - Energy, in dB, of the 20 ms before and after. What is below the level of pauses counts as that level.

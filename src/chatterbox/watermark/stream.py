@@ -1,7 +1,7 @@
 """The watermark on audio that is heard while it is made.
 
 Owns: which samples each call of a watermarker sees, which are ready, and the cross-fade between two calls.
-Does not know: the mark itself (`chatterbox.watermark`), nor who asks for audio.
+Does not know: the mark itself (`chatterbox.watermark.perth`), nor who asks for audio.
 
 Perth's encoder reads 15 frames of 10 ms and half a window of 64 ms on both sides of a frame. Each call therefore gets
 that much of the past again, and what it marks anew begins as whole marking has it; the future it does without.
@@ -18,7 +18,7 @@ _LEAST_SECONDS = 0.04  # of new samples for a call before the end; Perth's windo
 
 
 class Watermarker(Protocol):
-    """`chatterbox.watermark.PerthWatermarker`, or what a program puts in its place."""
+    """`chatterbox.watermark.perth.PerthWatermarker`, or what a program puts in its place."""
 
     def apply_watermark(self, signal: np.ndarray, sample_rate: int) -> np.ndarray:
         """``signal``, float32 (N,), marked; maybe cut to a multiple of 10 ms."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox import forking
-from chatterbox.conditioning import Conditionals, Reference
 from chatterbox.kvcache.prefix.keys import content_hash
-from chatterbox.single_flight import SingleFlight
+from chatterbox.runtime import forking
+from chatterbox.runtime.single_flight import SingleFlight
+from chatterbox.voice.conditionals import Conditionals, Reference
 
 DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
 

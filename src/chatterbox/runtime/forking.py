@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from chatterbox import openmp
+from chatterbox.runtime import openmp
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,4 @@
+"""How well speech came out, measured on its samples.
+
+Owns: measures and their reports. Must not import: models, the engine, synthesis, the command line.
+"""
