@@ -8,18 +8,18 @@ import pytest
 import soundfile
 from safetensors import safe_open
 
-from chatterbox.cli import main, voices
-from chatterbox.cli.voices import Library, default_folder
+from chatterbox.cli import main
 from chatterbox.voice.conditionals import Conditionals
+from chatterbox.voice.library import FORMAT, VoiceLibrary, default_folder
 from tests.folders import recording
 from tests.unit.command import command
 
 
 @pytest.fixture
-def library(tmp_path, monkeypatch) -> Library:
+def library(tmp_path, monkeypatch) -> VoiceLibrary:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert default_folder() == tmp_path / "data" / "chatterbox" / "voices"
-    return Library(default_folder())
+    return VoiceLibrary(default_folder())
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(small_folder, capsys, library):
 
 
 @pytest.fixture
-def anna(run, library, small_folder, reference_wav) -> Library:
+def anna(run, library, small_folder, reference_wav) -> VoiceLibrary:
     """A library with one voice of the small model."""
     code, out, _ = run("voices", "add", "anna", str(reference_wav), "--model", str(small_folder))
     assert code == 0 and out.startswith("anna: ") and str(library.folder / "anna.safetensors") in out
@@ -172,4 +172,4 @@ def test_files_of_others_are_left_alone(run, anna, small_folder):
 
 def test_files_say_what_they_are(anna):
     with safe_open(anna.path("anna"), "pt") as file:
-        assert file.metadata()["format"] == voices.FORMAT and "t3.speaker_emb" in file.keys()  # noqa: SIM118
+        assert file.metadata()["format"] == FORMAT and "t3.speaker_emb" in file.keys()  # noqa: SIM118

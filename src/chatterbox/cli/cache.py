@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
-from chatterbox.cli.output import checked_path, progress, table, whole
+from chatterbox.cli.output import checked_path, progress, table
+from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
     from chatterbox.config import SayConfig

@@ -13,6 +13,7 @@ from chatterbox.cli import bench, cache, configs, say, stream, voices
 from chatterbox.cli.errors import USAGE, UsageError
 from chatterbox.cli.options import Parser
 from chatterbox.cli.output import warnings_shown
+from chatterbox.voice.library import VoiceError
 
 COMMANDS = (say, stream, bench, configs, voices, cache)
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments, overrides)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    except UsageError as error:
+    except (UsageError, VoiceError) as error:
         return _fail(str(error), USAGE)
     except Exception as error:
         if arguments.debug:

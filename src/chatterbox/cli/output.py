@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatterbox.cli.errors import UsageError
+from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,17 +39,6 @@ def checked_path(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: its folder does not exist")
     return path
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes its place at the end, so that ``path`` is whole or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from chatterbox.cli.errors import UsageError
-from chatterbox.cli.output import whole
+from chatterbox.runtime.files import whole
 
 SAMPLE_RATE = 24_000
 UNKNOWN = 0xFFFFFFFF  # the length of a WAV whose end is not known

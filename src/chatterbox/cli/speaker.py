@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import Config
 from chatterbox.cli.output import Progress
-from chatterbox.cli.voices import BUILT_IN, find_voice, load_prepared
 from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, StreamingConfig, check_range, from_dict, to_dict
+from chatterbox.voice.library import BUILT_IN, find_voice, load_prepared
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
