@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache import GlobalKVCacheManager
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import in_turns, report, summary

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from chatterbox.cli.config import BenchmarkConfig
 from chatterbox.cli.schema import Choice, Setting, groups_of, settings_of, shown
-from chatterbox.config import BenchmarkConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

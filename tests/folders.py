@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from chatterbox.checkpoints import ENGLISH, TURBO, Layout
-from chatterbox.config import (
+from chatterbox.config import SamplingConfig, to_dict
+from chatterbox.models.config import (
     CAMPPlusConfig,
     EstimatorConfig,
     FlowConfig,
@@ -23,10 +24,8 @@ from chatterbox.config import (
     ModelConfig,
     S3GenConfig,
     S3TokenizerConfig,
-    SamplingConfig,
     T3Config,
     VoiceEncoderConfig,
-    to_dict,
 )
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3

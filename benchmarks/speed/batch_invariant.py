@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from chatterbox.config import T3Config
 from chatterbox.engine.request import allocate_cache
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 
 import torch
 
-from chatterbox.config import EngineConfig, KVCacheConfig, LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest
 from chatterbox.engine.scheduler import Scheduler
+from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from heard import Row, goal, paired

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import Layout, load_models
-from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig
 from chatterbox.engine.guards import check_guard
 from chatterbox.kvcache import GlobalKVCacheManager, settings_of
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chatterbox.config import ModelConfig, SamplingConfig, T3Config, from_dict
+from chatterbox.config import SamplingConfig, from_dict
+from chatterbox.models.config import ModelConfig, T3Config
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from chatterbox.base import ModelDefault, SpeechModel
 from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import TURBO as RULES

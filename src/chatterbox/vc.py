@@ -21,7 +21,7 @@ from chatterbox.checkpoints import (
     resolve_device,
     s3gen_layout,
 )
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert

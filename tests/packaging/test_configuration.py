@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from chatterbox.cli import main
+from chatterbox.cli.config import BenchmarkConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.schema import groups_of, settings_of
-from chatterbox.config import BenchmarkConfig
 from docs.configuration_tables import PAGE, filled
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.voice.conditionals import prepare_conditionals

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.engine.sampler import Knobs, draw, draw_exponential, guide, process
+from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from tests.parity.support import check, fill, load_golden, load_json, load_meta, manifest

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from chatterbox.config import GPT2Config, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.engine.sampler import Knobs, process
 from chatterbox.kvcache.base import KVCache
+from chatterbox.models.config import GPT2Config, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import Pass
 from chatterbox.models.t3.modules.cond_enc import T3Cond

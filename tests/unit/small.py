@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from chatterbox.config import GPT2Config, LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest
+from chatterbox.models.config import GPT2Config, LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.config import EngineConfig, KVCacheConfig, T3Config
+from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache
 from chatterbox.engine.sampler import Knobs, draw, hashed_exponential, process
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, KVCache
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.batch_invariant import (
     attend_in_blocks,

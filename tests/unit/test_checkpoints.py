@@ -27,8 +27,10 @@ from chatterbox.checkpoints import (
     multilingual,
     named_models,
 )
+from chatterbox.cli.config import SayConfig
 from chatterbox.cli.schema import groups_of
-from chatterbox.config import ModelConfig, SayConfig, T3Config, to_dict
+from chatterbox.config import to_dict
+from chatterbox.models.config import ModelConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS

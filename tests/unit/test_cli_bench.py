@@ -12,10 +12,11 @@ import torch
 import yaml
 
 from chatterbox.cli import bench, plots
+from chatterbox.cli.config import BenchmarkConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.measure import PeakMemory, agreement
 from chatterbox.cli.speaker import Speaker
-from chatterbox.config import BenchmarkConfig, from_dict
+from chatterbox.config import from_dict
 from tests.folders import SMALL
 from tests.unit.command import command
 

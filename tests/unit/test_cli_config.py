@@ -11,9 +11,10 @@ import yaml
 
 from chatterbox.checkpoints import PUBLISHED
 from chatterbox.cli import main
+from chatterbox.cli.config import BenchmarkConfig, SayConfig, StreamConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.schema import PRIMARY, groups_of, settings_of
-from chatterbox.config import BenchmarkConfig, SayConfig, StreamConfig, from_dict, to_dict
+from chatterbox.config import from_dict, to_dict
 from tests.folders import SMALL
 from tests.unit.command import command
 

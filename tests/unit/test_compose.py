@@ -15,14 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import getbase
 
+from chatterbox.cli.config import BenchmarkConfig, MeasurementConfig, ModelChoice
 from chatterbox.cli.hydra_config import ConfigError, compose_config, compose_say, split_sweep, to_yaml
 from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_of
 from chatterbox.config import (
-    BenchmarkConfig,
     EngineConfig,
     KVCacheConfig,
-    MeasurementConfig,
-    ModelChoice,
     PressureConfig,
     SamplingConfig,
     StreamingConfig,

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, T3Config
+from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import decode
 from chatterbox.engine.request import prefill_embeds
 from chatterbox.kvcache import KVCache, StaticKVCache
 from chatterbox.kvcache.compressed import CompressedKVCache
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from tests.unit.small import SMALL, SMALL_GPT2, build, make_request
 

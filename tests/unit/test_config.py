@@ -7,16 +7,9 @@ import json
 
 import pytest
 
-from chatterbox.config import (
-    TURBO_DRIVING,
-    HiFTConfig,
-    ModelConfig,
-    SamplingConfig,
-    SayConfig,
-    T3Config,
-    from_dict,
-    to_dict,
-)
+from chatterbox.cli.config import SayConfig
+from chatterbox.config import SamplingConfig, from_dict, to_dict
+from chatterbox.models.config import TURBO_DRIVING, HiFTConfig, ModelConfig, T3Config
 from tests.folders import SMALL, SMALL_TURBO
 
 

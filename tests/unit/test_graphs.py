@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatterbox.config import T3Config
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from tests.unit.small import REQUESTS, SMALL, SMALL_GPT2, build, decode_together, make_request
 

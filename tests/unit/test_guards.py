@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from chatterbox.config import LlamaConfig, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
@@ -19,6 +19,7 @@ from chatterbox.engine.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
+from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox.config import LlamaConfig
 from chatterbox.kvcache import KVCache, Segment, policy
 from chatterbox.kvcache.preallocated import SlottedKVCache
+from chatterbox.models.config import LlamaConfig
 from chatterbox.models.t3.backbone import LlamaBackbone
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY = 2, 3, 2, 8, 12

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chatterbox.config import KVCacheConfig, T3Config
+from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache import KVCache, make_cache
 from chatterbox.models import linear
+from chatterbox.models.config import T3Config
 from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3 import T3
 from tests.unit.small import SMALL, SMALL_GPT2, build

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.decode import generate
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
 from chatterbox.kvcache import POLICIES, KVCache
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from tests.unit.decoding import generate_batch
 from tests.unit.full_cache import FullCache

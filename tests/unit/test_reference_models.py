@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chatterbox.config import CAMPPlusConfig, S3TokenizerConfig, VoiceEncoderConfig
+from chatterbox.models.config import CAMPPlusConfig, S3TokenizerConfig, VoiceEncoderConfig
 from chatterbox.models.s3gen.fbank import kaldi_fbank
 from chatterbox.models.s3gen.xvector import CAMPPlus, ContextMask
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, S3Tokenizer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox.config import (
+from chatterbox.models.config import (
     CAMPPlusConfig,
     EstimatorConfig,
     FlowConfig,

@@ -8,13 +8,14 @@ import random
 import pytest
 import torch
 
-from chatterbox.config import SPEECH_CODES, KVCacheConfig, SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import DynamicKVCache, KVCache, SlidingKVCache, StaticKVCache
+from chatterbox.models.config import SPEECH_CODES
 from chatterbox.models.t3 import T3
 from tests.unit.decoding import generate_batch, scheduler_of, stream
 from tests.unit.full_cache import FullCache

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox.config import LlamaConfig, T3Config
+from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
 from tools.tiny_voice import codes

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import KVCacheConfig, SamplingConfig, T3Config
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.kvcache import GlobalKVCacheManager
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.synthesis.request import SpeechRequest
 from chatterbox.synthesis.token_filter import valid_codes

@@ -18,8 +18,9 @@ from chatterbox import checkpoints, tts_turbo
 from chatterbox.audio.loudness import integrated_loudness
 from chatterbox.checkpoints import NANO, TURBO, CheckpointError
 from chatterbox.cli import main
-from chatterbox.config import SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
 from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of

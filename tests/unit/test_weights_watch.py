@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from chatterbox.config import T3Config
 from chatterbox.engine.prefill import PrefixSource
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.keys import weights_fingerprint
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.weights_watch import OTHER, PENDING, SAME
 from chatterbox.tts import ChatterboxTTS

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox.config import FlowConfig
+from chatterbox.models.config import FlowConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import CAMPPlusConfig, VoiceEncoderConfig
+from chatterbox.models.config import CAMPPlusConfig, VoiceEncoderConfig
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.voice_encoder import VoiceEncoder

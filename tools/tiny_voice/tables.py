@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox.config import SPEECH_CODES
+from chatterbox.models.config import SPEECH_CODES
 from tools.tiny_voice.codes import NUM_SYMBOLS
 
 

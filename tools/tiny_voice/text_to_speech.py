@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.backbone import Layer, LlamaBackbone, RotaryPass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chatterbox.config import (
+from chatterbox.config import SamplingConfig
+from chatterbox.models.config import (
     CAMPPlusConfig,
     EstimatorConfig,
     FlowConfig,
@@ -12,7 +13,6 @@ from chatterbox.config import (
     ModelConfig,
     S3GenConfig,
     S3TokenizerConfig,
-    SamplingConfig,
     T3Config,
     VoiceEncoderConfig,
 )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from chatterbox.config import S3TokenizerConfig
+from chatterbox.models.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
 from tools.tiny_voice.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
 from tools.tiny_voice.loop import Schedule, Stage

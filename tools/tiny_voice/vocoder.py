@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.config import HiFTConfig
+from chatterbox.models.config import HiFTConfig
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
 from tools.tiny_voice.loop import Schedule, Stage

@@ -14,13 +14,14 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from chatterbox.cli.config import BenchmarkConfig, ModelChoice
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.measure import MIB, Codes, agreement, environment, measure
 from chatterbox.cli.options import add_command, add_settings
 from chatterbox.cli.output import Progress, progress, table
 from chatterbox.cli.plots import can_plot, plot
 from chatterbox.cli.speaker import checked, load_models, make_speaker
-from chatterbox.config import BenchmarkConfig, ModelChoice, to_dict
+from chatterbox.config import to_dict
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from chatterbox.cli.output import checked_path, progress, table
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
-    from chatterbox.config import SayConfig
+    from chatterbox.cli.config import SayConfig
     from chatterbox.kvcache.prefix.disk import DiskEntry, DiskTier
 
 MIB = 2**20

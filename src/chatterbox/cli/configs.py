@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from chatterbox.cli.config import SayConfig
 from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.schema import PRIMARY
 from chatterbox.cli.speaker import checked, sampling_of
-from chatterbox.config import SayConfig, to_dict
+from chatterbox.config import to_dict
 
 EXAMPLES = """
     examples:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from chatterbox.cli.config import SayConfig
 from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_of
-from chatterbox.config import SamplingConfig, SayConfig, from_dict, to_dict
+from chatterbox.config import SamplingConfig, from_dict, to_dict
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

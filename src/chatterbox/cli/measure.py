@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatterbox.cli.config import MeasurementConfig
 from chatterbox.cli.speaker import Speaker
-from chatterbox.config import MeasurementConfig
 
 if TYPE_CHECKING:
     import torch

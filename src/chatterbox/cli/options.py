@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from chatterbox.cli.config import SayConfig
 from chatterbox.cli.errors import as_usage
 from chatterbox.cli.schema import PRIMARY, Choice, Setting, groups_of, settings_of, shown
-from chatterbox.config import SayConfig
 
 MAX_WIDTH = 100
 

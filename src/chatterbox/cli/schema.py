@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatterbox.config import BenchmarkConfig, SayConfig, StreamConfig
+from chatterbox.cli.config import BenchmarkConfig, SayConfig, StreamConfig
 
 PRIMARY: dict[str, type] = {"say": SayConfig, "stream": StreamConfig, "benchmark": BenchmarkConfig}
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chatterbox.cli.config import SayConfig, StreamConfig
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import Config
 from chatterbox.cli.output import Progress
-from chatterbox.config import SamplingConfig, SayConfig, StreamConfig, StreamingConfig, check_range, from_dict, to_dict
+from chatterbox.config import SamplingConfig, StreamingConfig, check_range, from_dict, to_dict
 from chatterbox.voice.library import BUILT_IN, find_voice, load_prepared
 
 if TYPE_CHECKING:

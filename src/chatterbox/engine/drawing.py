@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chatterbox.config import T3Config
 from chatterbox.engine.batch_state import BatchState
 from chatterbox.engine.guards.batch import Verdict
 from chatterbox.engine.sampler import draw, guide, hashed_exponential
+from chatterbox.models.config import T3Config
 
 
 def draw_next(state: BatchState, logits: Tensor, hp: T3Config) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from chatterbox.config import EngineConfig, GPT2Config, KVCacheConfig
+from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decoder import RowDecoder
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import PrefixSource, RowPrefixes
@@ -22,6 +22,7 @@ from chatterbox.engine.sequence import DecodeSequence
 from chatterbox.engine.token_stream import TokenSink
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import policy
+from chatterbox.models.config import GPT2Config
 from chatterbox.runtime.openmp import alone, is_small
 
 logger = logging.getLogger(__name__)

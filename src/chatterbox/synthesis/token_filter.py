@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, T3Config
 from chatterbox.engine.guards import guard_of
+from chatterbox.models.config import SPEECH_CODES, START_SPEECH_TOKEN, T3Config
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import drop_invalid_tokens
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chatterbox.audio.loudness import normalize_loudness
 from chatterbox.audio.recordings import load_reference, resample_hq
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond

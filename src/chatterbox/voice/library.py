@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from chatterbox.config import T3Config
 from chatterbox.engine.guards.alignment import AlignmentGuard
 from chatterbox.engine.guards.base import Guard
 from chatterbox.engine.guards.light import LightGuard
+from chatterbox.models.config import T3Config
 
 GUARDS: dict[str, type[Guard]] = {"light": LightGuard, "alignment": AlignmentGuard}
 NO_GUARD = "none"

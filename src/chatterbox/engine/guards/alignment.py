@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from chatterbox.config import T3Config
 from chatterbox.engine.guards.base import ALL, Guard
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3.attention import HeadReader
 
 END_COLUMNS = 3  # the text counts as spoken from its third last column on

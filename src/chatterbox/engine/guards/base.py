@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3.attention import HeadReader
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox.config import SPEECH_CODES
 from chatterbox.engine.guards import Guard, guard_of
+from chatterbox.models.config import SPEECH_CODES
 from chatterbox.models.t3.attention import HeadReader
 
 Guards = dict[str, Guard]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox.config import STOP_SPEECH_TOKEN, T3Config
 from chatterbox.engine.guards.base import Guard
+from chatterbox.models.config import STOP_SPEECH_TOKEN, T3Config
 
 # An utterance whose last 64 tokens (2.56 s) repeat a pattern of at most 16 (0.64 s) says nothing more: speech never
 # repeats itself to the code, and no pause of one code is as long.

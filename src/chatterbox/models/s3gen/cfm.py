@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chatterbox.config import FlowConfig
+from chatterbox.models.config import FlowConfig
 from chatterbox.models.s3gen.estimator import ConditionalDecoder
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import EstimatorConfig, FlowConfig
+from chatterbox.models.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
 from chatterbox.models.linear import Linear
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import FlowConfig
+from chatterbox.models.config import FlowConfig
 from chatterbox.models.linear import Linear
 from chatterbox.models.s3gen.cfm import CausalConditionalCFM
 from chatterbox.models.s3gen.encoder import UpsampleConformerEncoder, length_mask

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import HiFTConfig
+from chatterbox.models.config import HiFTConfig
 from chatterbox.models.conv import Conv1d, ConvTranspose1d
 from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.weight_norm import fold_weight_norm, weight_norm

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.audio.recordings import resample_sinc
-from chatterbox.config import S3GenConfig
+from chatterbox.models.config import S3GenConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.hifigan import HiFTGenerator

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox.config import CAMPPlusConfig
+from chatterbox.models.config import CAMPPlusConfig
 from chatterbox.models.s3gen.fbank import kaldi_fbank
 
 _KERNEL = 3  # of the dense layers

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox.config import S3TokenizerConfig
+from chatterbox.models.config import S3TokenizerConfig
 from chatterbox.models.linear import Linear
 
 NUM_DIGITS, NUM_LEVELS = 8, 3  # a code has eight digits of base three

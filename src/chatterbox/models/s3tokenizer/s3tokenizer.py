@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox.audio.recordings import mel_filters
-from chatterbox.config import SPEECH_CODES, START_SPEECH_TOKEN, STOP_SPEECH_TOKEN, S3TokenizerConfig
+from chatterbox.models.config import SPEECH_CODES, START_SPEECH_TOKEN, STOP_SPEECH_TOKEN, S3TokenizerConfig
 from chatterbox.models.s3tokenizer.encoder import AudioEncoder, FSQCodebook
 
 S3_SR = 16_000

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import LlamaConfig
 from chatterbox.kvcache.base import KVCache
+from chatterbox.models.config import LlamaConfig
 from chatterbox.models.linear import Linear
 from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3 import batch_invariant as blocks

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import GPT2Config
 from chatterbox.kvcache.base import KVCache
+from chatterbox.models.config import GPT2Config
 from chatterbox.models.linear import linear
 from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.config import GPT2Config, SamplingConfig, T3Config
+from chatterbox.config import SamplingConfig
 from chatterbox.kvcache import KVCache
+from chatterbox.models.config import GPT2Config, T3Config
 from chatterbox.models.linear import Linear
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.batch_invariant import in_blocks

@@ -1,6 +1,6 @@
 """Speaker embedding that conditions T3."""
 
-from chatterbox.config import VoiceEncoderConfig
+from chatterbox.models.config import VoiceEncoderConfig
 from chatterbox.models.voice_encoder.voice_encoder import VoiceEncoder
 
 VoiceEncConfig = VoiceEncoderConfig  # upstream's name

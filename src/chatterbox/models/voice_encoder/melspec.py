@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox.audio.recordings import mel_filters
-from chatterbox.config import VoiceEncoderConfig
+from chatterbox.models.config import VoiceEncoderConfig
 
 
 def melspectrogram(wav: torch.Tensor, config: VoiceEncoderConfig = VoiceEncoderConfig()) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox.audio.recordings import resample_hq, trim_silence
-from chatterbox.config import VoiceEncoderConfig
+from chatterbox.models.config import VoiceEncoderConfig
 from chatterbox.models.voice_encoder.melspec import melspectrogram
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 from chatterbox.models.linear import Linear
 from chatterbox.models.t3.modules.perceiver import Perceiver
 

@@ -1,5 +1,5 @@
-"""Upstream's import path of `T3Config`; the class lives in `chatterbox.config`."""
+"""Upstream's import path of `T3Config`; the class lives in `chatterbox.models.config`."""
 
-from chatterbox.config import T3Config
+from chatterbox.models.config import T3Config
 
 __all__ = ["T3Config"]
