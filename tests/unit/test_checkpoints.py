@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatterbox import checkpoints
 from chatterbox.checkpoints import (
     ENGLISH,
     MULTILINGUAL,
@@ -22,6 +21,7 @@ from chatterbox.checkpoints import (
     find_checkpoint,
     find_model,
     find_s3gen,
+    hub,
     load_models,
     load_module,
     multilingual,
@@ -244,7 +244,7 @@ def asked(monkeypatch) -> list[tuple[str, set[str]]]:
         asked.append((repo, set(files)))
         raise CheckpointError("offline")
 
-    monkeypatch.setattr(checkpoints, "_download", fetch)
+    monkeypatch.setattr(hub, "_download", fetch)
     return asked
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chatterbox import checkpoints
-from chatterbox.checkpoints import CheckpointError
+from chatterbox.checkpoints import CheckpointError, hub
 from chatterbox.config import SamplingConfig
 from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
@@ -161,7 +161,7 @@ def test_the_hub_is_asked_for_the_files_of_the_version(monkeypatch):
         asked.append((files, local_files_only))
         raise CheckpointError("offline")
 
-    monkeypatch.setattr(checkpoints, "_download", fetch)
+    monkeypatch.setattr(hub, "_download", fetch)
     with pytest.raises(CheckpointError, match="offline"):
         ChatterboxMultilingualTTS.from_pretrained("cpu", "v3", local_files_only=True)
     files = {"ve.pt", "s3gen.pt", "grapheme_mtl_merged_expanded_v1.json", "conds.pt", "Cangjie5_TC.json"}

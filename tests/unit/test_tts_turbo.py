@@ -14,9 +14,9 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox import checkpoints, tts_turbo
+from chatterbox import tts_turbo
 from chatterbox.audio.loudness import integrated_loudness
-from chatterbox.checkpoints import NANO, TURBO, CheckpointError
+from chatterbox.checkpoints import NANO, TURBO, CheckpointError, hub
 from chatterbox.cli import main
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
@@ -182,7 +182,7 @@ def test_nano(turbo_folder, tmp_path, monkeypatch):
         asked.append((repo, {TURBO.t3, NANO.t3} & set(files)))
         return folder
 
-    monkeypatch.setattr(checkpoints, "_download", fetch)
+    monkeypatch.setattr(hub, "_download", fetch)
     assert ChatterboxTurboTTS.from_pretrained("cpu", nano=True).model_label == "Nano"
     assert ChatterboxTurboTTS.from_pretrained("cpu", model="nano").model_label == "Nano"
     with pytest.raises(CheckpointError, match=r"has no t3_turbo_v1.safetensors"):

@@ -1,0 +1,88 @@
+"""Where a model is: its folder, in this package, on this machine, or fetched from the hub.
+
+Owns: names and folders to folders, downloads, what is said where there is none. Does not know: what is in the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from chatterbox.checkpoints.layouts import (
+    EMBEDDED_VOICES,
+    ENGLISH,
+    PUBLISHED,
+    CheckpointError,
+    Layout,
+    embedded_voices,
+    layout_of,
+    named_models,
+    s3gen_layout,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(model: str | Path, layout: Layout = ENGLISH, *, local_files_only: bool = False) -> Path:
+    """Folder of a model, for the class that loads ``layout``.
+
+    Args:
+        model: a name of `named_models`, or a folder. A published model comes from the hub or its local cache.
+        local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
+
+    Raises:
+        CheckpointError: no such model, another class speaks it, or the hub cannot be reached.
+    """
+    named = _named(model)
+    if named is not None and named.facade != layout.facade:
+        known = ", ".join(name for name, one in named_models().items() if one.facade == layout.facade)
+        raise CheckpointError(
+            f"model {model!r} is spoken by {named.facade}.from_pretrained(device, model={model!r}); "
+            f"{layout.facade} speaks {known} or a folder"
+        )
+    if named is not None and model in PUBLISHED:
+        return _download(layout.repo, layout.files, local_files_only)
+    return _local_folder(model)
+
+
+def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+    """Folder of a model of any class, and what it is; arguments and errors as `find_checkpoint`."""
+    layout = _named(model) or layout_of(_local_folder(model))
+    return find_checkpoint(model, layout, local_files_only=local_files_only), layout
+
+
+def find_s3gen(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+    """As `find_model`; of a published model the S3Gen alone is fetched, and of a folder no more is needed."""
+    layout = _named(model)
+    if layout is not None and model in PUBLISHED:
+        return _download(layout.repo, layout.s3gen_files, local_files_only), layout
+    folder = _local_folder(model)
+    return folder, s3gen_layout(folder)
+
+
+def _named(model: object) -> Layout | None:
+    return named_models().get(model) if isinstance(model, str) else None
+
+
+def _local_folder(model: str | Path) -> Path:
+    if isinstance(model, str) and model in embedded_voices():
+        return EMBEDDED_VOICES / model
+    if isinstance(model, (str, Path)) and str(model) and Path(model).is_dir():
+        return Path(model)
+    names = ", ".join(map(repr, named_models()))
+    raise CheckpointError(f"no model {str(model)!r}: use {names} or a checkpoint folder that exists")
+
+
+def _download(repo: str, files: Sequence[str], local_files_only: bool) -> Path:
+    """Fetch what a repository has of ``files``; a needed one that it lacks is reported when it is read."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(files), local_files_only=local_files_only))
+    except Exception as error:  # the hub's client, its HTTP library and the file system each have their own
+        logger.debug("fetching %s failed", repo, exc_info=error)
+        raise CheckpointError(
+            f"{repo} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
+            "go online, pass a checkpoint folder, or use model='tiny', which works offline"
+        ) from None
