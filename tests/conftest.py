@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from chatterbox.checkpoints import TURBO
 from chatterbox.tts import ChatterboxTTS
-from tests.folders import SMALL_TURBO, recording, write_folder
+from tests.support.folders import SMALL_TURBO, recording, write_folder
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from chatterbox.checkpoints import ENGLISH
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # for tests.folders
+sys.path.append(str(ROOT))  # for tests.support.folders
 REFERENCE_SECONDS = 7.0
 PICKLED = ("ve", "t3_cfg", "s3gen")  # what chatterbox-streaming 0.1.2 reads as `.pt`
 
@@ -26,7 +26,7 @@ def full_size_folder(folder: Path) -> Path:
     """``folder``, written if it is not there whole: 6 GiB on disk, and as much memory as its largest file meanwhile."""
     if (folder / f"{PICKLED[-1]}.pt").is_file():  # written last
         return folder
-    from tests.folders import write_folder
+    from tests.support.folders import write_folder
 
     write_folder(folder, ENGLISH.config)
     for name in PICKLED:
@@ -36,7 +36,7 @@ def full_size_folder(folder: Path) -> Path:
 
 def new_recordings(folder: Path) -> Iterator[Path]:
     """Recordings of voices to clone, each at a pitch of its own; one file, overwritten, at a time."""
-    from tests.folders import recording
+    from tests.support.folders import recording
 
     for count in itertools.count():
         path = folder / "reference.wav"
@@ -46,7 +46,7 @@ def new_recordings(folder: Path) -> Iterator[Path]:
 
 def voices(folder: Path, count: int) -> list[Path]:
     """Recordings of so many voices, far apart in pitch, a file each."""
-    from tests.folders import recording
+    from tests.support.folders import recording
 
     paths = [folder / f"voice_{index}.wav" for index in range(count)]
     for index, path in enumerate(paths):

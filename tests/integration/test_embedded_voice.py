@@ -15,8 +15,8 @@ from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
 from chatterbox.synthesis.request import SpeechRequest
-from tests.folders import recording
-from tests.unit.speaking import speak
+from tests.support.folders import recording
+from tests.support.speaking import speak
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.recognition import recognize, word_errors, words_of
 from tools.tiny_voice.silence import silent_tokens

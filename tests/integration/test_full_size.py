@@ -16,8 +16,8 @@ from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, NANO, TURBO, Layout
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
-from tests.folders import write_folder
 from tests.parity.support import manifest
+from tests.support.folders import write_folder
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from tests.peer.support import (
     run_upstream,
     write_full_size,
 )
-from tests.unit.decoding import stream
+from tests.support.decoding import stream
 
 pytestmark = pytest.mark.peer
 

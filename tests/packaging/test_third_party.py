@@ -21,7 +21,7 @@ from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.vc import ChatterboxVC
-from tests.folders import SMALL, SMALL_TURBO, recording
+from tests.support.folders import SMALL, SMALL_TURBO, recording
 
 TEXT = "Hello there, World."
 

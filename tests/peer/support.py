@@ -14,8 +14,8 @@ from torch import Tensor
 
 from chatterbox.checkpoints import ENGLISH, Layout
 from chatterbox.voice.conditionals import Conditionals
-from tests.folders import recording, write_folder
 from tests.parity.support import tolerance
+from tests.support.folders import recording, write_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 11

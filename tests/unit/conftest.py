@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatterbox.models.t3 import T3
-from tests.unit.small import SMALL, build
+from tests.support.small import SMALL, build
 
 
 @pytest.fixture(scope="session")

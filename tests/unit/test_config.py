@@ -10,7 +10,7 @@ import pytest
 from chatterbox.cli.config import SayConfig
 from chatterbox.config import SamplingConfig, from_dict, to_dict
 from chatterbox.models.config import TURBO_DRIVING, HiFTConfig, ModelConfig, T3Config
-from tests.folders import SMALL, SMALL_TURBO
+from tests.support.folders import SMALL, SMALL_TURBO
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), SMALL, SayConfig(), T3Config.multilingual()])

@@ -17,8 +17,8 @@ from chatterbox.config import SamplingConfig
 from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
 from chatterbox.synthesis.token_filter import valid_codes
-from tests.folders import SMALL
-from tests.unit.speaking import say_instead
+from tests.support.folders import SMALL
+from tests.support.speaking import say_instead
 
 TEXT = "Bonjour le monde."
 

@@ -23,8 +23,8 @@ from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.vc import ChatterboxVC
 from chatterbox.watermark.perth import read_watermark
-from tests.folders import SMALL, recording
-from tests.unit.speaking import say_instead, speak
+from tests.support.folders import SMALL, recording
+from tests.support.speaking import say_instead, speak
 
 TEXT = "Hello there, World."
 

@@ -27,8 +27,8 @@ from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tok
 from chatterbox.synthesis.token_filter import valid_codes
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
-from tests.folders import SMALL_TURBO, recording
-from tests.unit.speaking import speak
+from tests.support.folders import SMALL_TURBO, recording
+from tests.support.speaking import speak
 
 TEXT = "Hello there [laugh], this is one sentence."
 

@@ -1,0 +1,200 @@
+"""S3Gen in pieces of a stream: what is exact, what blends, and what is not kept."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatterbox import ChatterboxTTS
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
+from chatterbox.models.s3gen.stream import HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
+from tests.unit.models.test_s3gen import HOP, SAMPLES_PER_TOKEN, build, make_ref
+
+CUTS = [(13, 20, 25), (1,) * 60, (4, 1, 1, 40), (30, 30), (59,), (3, 57)]
+
+
+@pytest.fixture(scope="module")
+def s3gen() -> S3Gen:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ChatterboxTTS:
+    return ChatterboxTTS.from_pretrained("cpu", model="tiny")
+
+
+def codes(num: int = 60, seed: int = 3) -> Tensor:
+    return torch.randint(0, 6561, (num,), generator=torch.Generator().manual_seed(seed))
+
+
+def pieces(stream: S3GenStream, tokens: Tensor, cuts: tuple[int, ...]) -> list[Tensor]:
+    """What each of ``cuts`` tokens gave, and the rest."""
+    ends = [0, *itertools.accumulate(cuts)]
+    said = [stream.push(tokens[start:end]) for start, end in itertools.pairwise(ends)]
+    return [*said, stream.finish(tokens[ends[-1] :])]
+
+
+def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> None:
+    reference, seen = make_ref(), []
+    flow_inference = s3gen.flow_inference
+    stream = S3GenStream(s3gen, reference, seed=1, context_len=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            s3gen, "flow_inference", lambda tokens, **given: seen.append(len(tokens)) or flow_inference(tokens, **given)
+        )
+        for first, end in ((0, 5), (5, 9), (9, 30)):
+            again, waiting = stream.num_seen_again, stream.num_waiting
+            stream.push(codes()[first:end])
+            assert again == prompt_len(reference) + seen[-1] - waiting - (end - first)
+    assert stream.num_seen_again == prompt_len(reference) + 8
+
+
+@pytest.mark.parametrize("meanflow", [False, True], ids=["standard", "meanflow"])
+@pytest.mark.parametrize("extra_frames", [0, 1])
+@pytest.mark.parametrize("cuts", CUTS, ids=len)
+def test_pieces_are_as_long_as_the_whole(meanflow: bool, extra_frames: int, cuts: tuple[int, ...]) -> None:
+    model, reference = build(meanflow), make_ref(extra_frames=extra_frames)
+    whole = S3GenStream(model, reference, seed=1).finish(codes())
+    said = pieces(S3GenStream(model, reference, seed=1, context_len=8), codes(), cuts)
+    assert torch.cat(said, dim=1).shape == whole.shape == (1, 60 * SAMPLES_PER_TOKEN - extra_frames * HOP)
+    assert whole.isfinite().all() and all(part.isfinite().all() for part in said)
+
+
+def test_a_stream_of_one_piece_is_upstreams_call(s3gen: S3Gen) -> None:
+    """Without a seed, in upstream's order of random numbers; with one, on the same noise handed in."""
+    reference, tokens = make_ref(), codes(20)
+    torch.manual_seed(5)
+    expected, _ = s3gen.inference(tokens, ref_dict=reference)
+    torch.manual_seed(5)
+    assert torch.equal(S3GenStream(s3gen, reference).finish(tokens), expected)
+    noise = FrameNoise(s3gen, 7)
+    z = torch.cat([noise.mel(10), noise.mel(40)], dim=2)
+    expected, _ = s3gen.inference(tokens, ref_dict=reference, z=z, phase=noise.phase, noise=noise.source(40))
+    torch.testing.assert_close(S3GenStream(s3gen, reference, seed=7).finish(tokens), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_noise_depends_on_the_place_alone(s3gen: S3Gen) -> None:
+    whole, parts = FrameNoise(s3gen, 7), FrameNoise(s3gen, 7)
+    assert torch.equal(whole.phase, parts.phase) and not torch.equal(whole.phase, FrameNoise(s3gen, 8).phase)
+    assert torch.equal(whole.mel(50), torch.cat([parts.mel(num) for num in (1, 0, 30, 19)], dim=2))
+    assert torch.equal(whole.source(50), torch.cat([parts.source(num) for num in (49, 1)], dim=2))
+
+
+class FixedMel:
+    """The embedded voice's S3Gen whose flow gives frames of one mel, whatever it sees of the tokens."""
+
+    def __init__(self, s3gen: S3Gen, mel: Tensor) -> None:
+        self._s3gen, self._mel = s3gen, mel
+        self.stream: S3GenStream | None = None
+        self.calls: list[tuple[int, bool]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._s3gen, name)
+
+    def flow_inference(self, tokens: Tensor, ref_dict: dict, finalize: bool, z: Tensor) -> Tensor:
+        first = FRAMES_PER_TOKEN * self.stream._first
+        self.calls.append((len(tokens), finalize))
+        return self._mel[..., first : first + FRAMES_PER_TOKEN * (len(tokens) - (0 if finalize else 3))]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=len)
+def test_the_vocoder_goes_on_where_it_was(tiny: ChatterboxTTS, cuts: tuple[int, ...]) -> None:
+    """On the same mel the waveform in pieces is the whole one: mel, excitation, phase and noise are carried."""
+    voice = tiny.conds.gen
+    mel = tiny.s3gen.flow_inference(codes(), ref_dict=voice, finalize=True)
+    fixed = FixedMel(tiny.s3gen, mel)
+
+    def said(cuts: tuple[int, ...]) -> Tensor:
+        fixed.stream = S3GenStream(fixed, voice, seed=5)
+        return torch.cat(pieces(fixed.stream, codes(), cuts), dim=1)
+
+    whole = said(())
+    assert whole.abs().max() > 0.1
+    fixed.calls.clear()
+    torch.testing.assert_close(said(cuts), whole, atol=1e-3, rtol=0)
+    assert len(fixed.calls) > 1 and fixed.calls[-1][1]
+
+
+def test_nothing_is_said_that_may_change(tiny: ChatterboxTTS) -> None:
+    """Three tokens are looked ahead at, six frames held; the first piece of ten tokens is 14 frames long."""
+    stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
+    assert stream.push(codes(3)).shape == (1, 0) and stream.num_waiting == 3
+    assert stream.push(codes(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - HELD_FRAMES) * 480)
+    assert stream.num_waiting == stream.lookahead_len == 3
+    assert stream.finish().shape == (1, (HELD_FRAMES + FRAMES_PER_TOKEN * 3) * 480) and stream.num_waiting == 0
+    assert stream.finish().shape == (1, 0)
+
+
+def test_what_is_kept_does_not_grow(s3gen: S3Gen) -> None:
+    """Two thousand tokens in pieces of 25: tokens, mel, excitation and noise of the last seconds are held, no more."""
+    stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=20)
+
+    def held() -> int:
+        tensors = (value for value in vars(stream).values() if isinstance(value, Tensor))
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    sizes = []
+    for index in range(80):
+        stream.push(codes(25, seed=index))
+        sizes.append(held())
+    assert max(sizes[4:]) <= sizes[3]
+
+
+def test_a_stream_goes_on_behind_a_pause(tiny: ChatterboxTTS) -> None:
+    """All is said at the pause, and what follows is as long as it is: a sentence may be long in coming."""
+    stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
+    first = stream.finish(codes(20))
+    second = stream.finish(codes(20, seed=4))
+    assert first.shape == second.shape == (1, 20 * 960)
+    step = (second[0, 0] - first[0, -1]).abs()
+    assert step < 0.2 and second.abs().max() > 0.05
+
+
+def test_seams_blend(s3gen: S3Gen) -> None:
+    """Where two calls know a frame, the mel that is spoken lies between what they say of it, frame by frame."""
+    stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=10)
+    mels = []
+    flow_inference = s3gen.flow_inference
+
+    class Seen:
+        def __getattr__(self, name: str) -> object:
+            return getattr(s3gen, name)
+
+        def flow_inference(self, *arguments: object, **options: object) -> Tensor:
+            mels.append(flow_inference(*arguments, **options))
+            return mels[-1]
+
+    stream._s3gen = Seen()
+    stream.push(codes(20))
+    old_end = stream._mel_start + stream._mel.shape[2]
+    stream.push(codes(20, seed=9))
+    overlap = stream._mel[..., old_end - HELD_FRAMES - stream._mel_start : old_end - stream._mel_start]
+    old = mels[0][..., -HELD_FRAMES:]
+    new_end = stream._mel_start + stream._mel.shape[2]
+    new = mels[1][..., mels[1].shape[2] - (new_end - old_end) - HELD_FRAMES :][..., :HELD_FRAMES]
+    low, high = torch.minimum(old, new) - 1e-5, torch.maximum(old, new) + 1e-5
+    assert ((overlap >= low) & (overlap <= high)).all() and not torch.allclose(old, new)
+    nearer_old = (overlap - old).abs() < (overlap - new).abs()
+    assert nearer_old[..., 0].all() and not nearer_old[..., -1].any()
+
+
+def test_bad_streams(s3gen: S3Gen) -> None:
+    with pytest.raises(RuntimeError, match="a stream in pieces needs a seed of its own"):
+        S3GenStream(s3gen, make_ref()).push(codes(5))
+    with pytest.raises(ValueError, match="speech token 6561 is outside the vocabulary"):
+        S3GenStream(s3gen, make_ref(), seed=1).finish(torch.tensor([6561]))
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"), [("flow.encoder_proj", "S3Gen's flow"), ("mel2wav.conv_post", "S3Gen's vocoder")]
+)
+def test_nan_is_an_error_that_names_the_stage(part: str, stage: str) -> None:
+    model = build()
+    with torch.no_grad():
+        model.get_submodule(part).bias.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match=f"{stage} computed NaN or infinite values; check the weights"):
+        S3GenStream(model, make_ref(), seed=1).finish(codes(5))

@@ -1,0 +1,69 @@
+"""Text normalisation against chatterbox-tts 0.1.7, and the English tokenizer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.text.normalize import EMPTY_TEXT, ENGLISH, MULTILINGUAL, TURBO, punc_norm, speakable
+from tests.parity.support import load_json
+from tests.support.folders import SMALL, write_tokenizer
+
+
+@pytest.mark.parametrize(("model", "rules"), [("tts", ENGLISH), ("mtl", MULTILINGUAL), ("turbo", TURBO)])
+def test_punctuation_is_upstreams(model, rules):
+    cases = load_json("text_punc_norm")["cases"]
+    assert [punc_norm(case["in"], rules) for case in cases] == [case[model] for case in cases]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t  "])
+def test_text_without_words_asks_for_some(text):
+    assert speakable(text) == EMPTY_TEXT
+
+
+@pytest.mark.parametrize("text", [None, 3, b"bytes", ["list"]])
+def test_text_must_be_a_string(text):
+    with pytest.raises(TypeError, match=f"must be a string, got {type(text).__name__}"):
+        speakable(text)
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> EnTokenizer:
+    write_tokenizer(tmp_path / "tokenizer.json", SMALL.t3)
+    return EnTokenizer(tmp_path / "tokenizer.json")
+
+
+def test_tokenizer_is_given_what_upstream_gives(tokenizer):
+    seen = []
+    tokenizer.tokenizer = SimpleNamespace(encode=lambda text: seen.append(text) or SimpleNamespace(ids=[]))
+    cases = load_json("text_multilingual")["english"]
+    for case in cases:
+        tokenizer.encode(case["in"])
+    assert seen == [case["to_bpe"] for case in cases]
+
+
+def test_tokenizer_round_trip(tokenizer):
+    tokens = tokenizer.text_to_tokens("Hello there, World.")
+    assert tokens.dtype == torch.int32 and tokens.shape == (1, 19)
+    assert tokens[0, 5] == 2  # [SPACE]
+    assert tokenizer.decode(tokens[0]) == "Hello there, World."
+    assert tokenizer.decode([*tokens[0].tolist(), 0]) == "Hello there, World."
+
+
+def test_tokenizer_file_must_be_one(tmp_path):
+    with pytest.raises(ValueError, match="not a readable tokenizer file"):
+        EnTokenizer(tmp_path / "absent.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="not a readable tokenizer file"):
+        EnTokenizer(tmp_path / "broken.json")
+
+
+def test_tokenizer_needs_start_and_stop(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer(path, SMALL.t3)
+    path.write_text(path.read_text().replace("[START]", "[BEGIN]"))
+    with pytest.raises(ValueError, match=r"lacks \[START\]"):
+        EnTokenizer(path)
