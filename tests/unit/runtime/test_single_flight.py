@@ -21,7 +21,7 @@ from tests.unit.kvcache.prefix.test_prefix_cache import made_of
 from tests.unit.voice.test_voice_cache import make_voice
 
 LABELS = tuple("xyz")
-FILES = {"single_flight.py", "manager.py", "voice_cache.py"}
+FILES = {"single_flight.py", "manager.py", "cache.py"}
 Work = Callable[[], object]
 Ask = Callable[[Work], torch.Tensor]
 

@@ -245,7 +245,7 @@ def test_a_stopped_run_keeps_its_steps(tmp_path: Path) -> None:
 
 
 def test_an_untrained_stage_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"run `python -m chatterbox\.training flow` first"):
+    with pytest.raises(FileNotFoundError, match=r"run `python -m tools\.tiny_voice flow` first"):
         averaged_weights(tmp_path, "flow")
 
 
