@@ -6,8 +6,8 @@ whose bits do not depend on the place. Does not know: which layers are called, c
 
 Kernels are chosen, and sums are split, by the shape of what is multiplied. Here every product has one shape, and zeros
 fill it up, so that kernels see the same shapes at every number of rows, positions and keys. What is left to kernels is
-that a row's bits do not depend on its place in a block; tests/unit/models/test_batch_invariant.py holds them to it. Norms sum
-each row apart, and need nothing.
+that a row's bits do not depend on its place in a block; tests/unit/models/test_batch_invariant.py holds them to it.
+Norms sum each row apart, and need nothing.
 """
 
 from __future__ import annotations
