@@ -143,11 +143,11 @@ def entered_by_generate() -> set[str]:
         tts.generate("This one warms it.", seed=1)
         seen.clear()
         tts.generate("Hello there.", seed=1)
-        return {str(Path(name).relative_to(SOURCE)) for name in seen if name.startswith(str(PACKAGE))}
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
         tts.close()
+    return {str(Path(name).relative_to(SOURCE)) for name in seen if name.startswith(str(PACKAGE))}
 
 
 def figures() -> list[Figure]:
