@@ -31,11 +31,7 @@ from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SpeechRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
-from chatterbox.voice.conditionals import (
-    DEC_COND_SECONDS,
-    Conditionals,
-    Reference,
-)
+from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on

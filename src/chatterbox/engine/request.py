@@ -82,7 +82,7 @@ class Turn:
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise ValueError if a seed is none."""
+    """Raise ValueError if no generator can have this seed."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
 

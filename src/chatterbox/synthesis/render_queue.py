@@ -64,8 +64,7 @@ class RenderQueue:
         now = self._clock()
         with self._lock:
             expected = (other for other, one in self._expected.items() if one.deadline > now)
-            starting = (other for other, start in self._starting.items() if start.until > now)
-            owners = self._running.union(expected, starting, (job.owner for job in self._jobs))
+            owners = self._busy_for(now).union(expected)
         return owners <= {owner}
 
     def submit(self, job: RenderJob) -> None:
@@ -181,9 +180,12 @@ class RenderQueue:
     def _may_start(self, owner: Hashable) -> bool:
         """Whether few enough start or are rendered for, or ``owner`` has waited; with the lock held."""
         now = self._clock()
-        starting = (other for other, start in self._starting.items() if start.until > now)
-        busy = self._running.union(starting, (job.owner for job in self._jobs))
-        return self._starting[owner].until <= now or len(busy) <= self._num_at_once
+        return self._starting[owner].until <= now or len(self._busy_for(now)) <= self._num_at_once
+
+    def _busy_for(self, now: float) -> set[Hashable]:
+        """Owners who start, and those whose jobs run or wait; with the lock held."""
+        starting = (owner for owner, start in self._starting.items() if start.until > now)
+        return self._running.union(starting, (job.owner for job in self._jobs))
 
     def _ask(self) -> None:
         """Tell those who may start by now."""
