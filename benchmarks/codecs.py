@@ -24,11 +24,11 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.request import Request, allocate_cache, prefill_embeds
 from chatterbox.kvcache import KVCache, Segment, identify_important_heads
 from chatterbox.kvcache.compression import codec
 from chatterbox.models.t3 import T3
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.tts import ChatterboxTTS
 from harness import in_turns, report, summary
 
@@ -60,15 +60,15 @@ class QueryNote:
         self.queries[layer].append(queries[0].clone())
 
 
-def spoken(tts: ChatterboxTTS) -> Iterator[tuple[DecodeRequest, Tensor]]:
+def spoken(tts: ChatterboxTTS) -> Iterator[tuple[Request, Tensor]]:
     """Requests of the built-in voice and the tokens that it draws for them."""
     for seed, text in enumerate(SENTENCES):
-        [request] = tts.synthesizer.decode_requests(SpeechRequest(text, tts.conds, tts.sampling, seed=seed))
+        [request] = tts.synthesizer.decode_requests(SynthesisRequest(text, tts.conds, tts.sampling, seed=seed))
         yield request, generate(tts.t3, request)
 
 
 @torch.inference_mode()
-def forced(t3: T3, request: DecodeRequest, tokens: Tensor, cache: KVCache | QueryNote) -> Tensor:
+def forced(t3: T3, request: Request, tokens: Tensor, cache: KVCache | QueryNote) -> Tensor:
     """Logits (rows, tokens, V) where ``tokens`` follow the request's prefix one by one."""
     embeds = prefill_embeds(t3, request)
     logits = [t3.predict_speech(t3.tfmr(embeds, cache)[:, -1:])]
@@ -78,7 +78,7 @@ def forced(t3: T3, request: DecodeRequest, tokens: Tensor, cache: KVCache | Quer
     return torch.cat(logits, dim=1).float()
 
 
-def cache_for(t3: T3, request: DecodeRequest, tokens: Tensor, config: KVCacheConfig) -> KVCache:
+def cache_for(t3: T3, request: Request, tokens: Tensor, config: KVCacheConfig) -> KVCache:
     prefix_len = prefill_embeds(t3, request).shape[1]
     cache = allocate_cache(t3, request.num_rows, prefix_len + len(tokens), config)
     for row in range(cache.num_rows):
@@ -118,7 +118,7 @@ def codec_rows(segments: list[Segment]) -> Iterator[dict[str, object]]:
     yield row("int4 symmetric", back, 0.125 + 1 / 32)
 
 
-def decode_rows(tts: ChatterboxTTS, cases: list[tuple[DecodeRequest, Tensor]], times: dict[str, list[float]], nbytes):
+def decode_rows(tts: ChatterboxTTS, cases: list[tuple[Request, Tensor]], times: dict[str, list[float]], nbytes):
     exact = [forced(tts.t3, *case, cache_for(tts.t3, *case, POLICIES["static"])) for case in cases]
     for name, config in POLICIES.items():
         result = {"table": "decode", "name": name, **summary(times[name]), "share_of_bytes": round(nbytes[name], 3)}
@@ -147,7 +147,7 @@ def loss_of_heads(queries: Tensor, segment: Segment, layer: int, prefix_len: int
     return ((whole - cut).norm(dim=-1) / whole.norm(dim=-1))[:, speech].mean(-1)
 
 
-def head_row(tts: ChatterboxTTS, cases: list[tuple[DecodeRequest, Tensor]]) -> dict[str, object]:
+def head_row(tts: ChatterboxTTS, cases: list[tuple[Request, Tensor]]) -> dict[str, object]:
     found, best, by_chance = 0.0, 0.0, 0.0
     for request, tokens in cases:
         note = QueryNote(cache_for(tts.t3, request, tokens, POLICIES["static"]))
@@ -185,7 +185,7 @@ def step_times(repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
 
 def fill(cache: KVCache, row: int, segment: Segment) -> None:
     """Give a row the positions of ``segment``; where they are too many to load, the rest as passes."""
-    first = min(len(segment), getattr(cache, "ceiling", len(segment)))
+    first = min(len(segment), getattr(cache, "bound", len(segment)))
     cache.load(row, segment[:first])
     for start in range(first, len(segment), 128):
         part = segment[start : start + 128]

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from harness import report
@@ -61,7 +61,7 @@ def measure(policy: str, tokens: int) -> dict[str, object]:
     )
     text = torch.full((TEXT_LEN,), 7)
     text[0], text[-1] = t3.hp.start_text_token, t3.hp.stop_text_token
-    request = DecodeRequest(cond, text, SamplingConfig(), max_new_tokens=tokens, stop_on_eos=False, seed=0)
+    request = Request(cond, text, SamplingConfig(), max_new_tokens=tokens, stop_on_eos=False, seed=0)
     cache = allocate_cache(t3, request.num_rows, required_capacity(t3, request), policy)
     engine = DecodeEngine(t3, decoder_on(t3, cache))
     engine.join(request)

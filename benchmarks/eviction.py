@@ -1,6 +1,6 @@
-"""Which beginnings should a full prefix cache keep? 500 voices, their popularity a Zipf law, no model.
+"""Which prefixes should a full prefix cache keep? 500 voices, their popularity a Zipf law, no model.
 
-``python benchmarks/eviction.py -o benchmarks/results/eviction.json``: the manager is driven as `PrefixSource` drives it
+``python benchmarks/eviction.py -o benchmarks/results/eviction.json``: the manager is driven as `Prefiller` drives it
 (what is new of a voice in one pass with its texts; else a text, and the empty text of the same length), with segments
 of the published model's proportions at 1/64 of its width and budgets to match. A pass costs what it costs the published
 T3 on two CPU cores, a fixed part and one per position, both solved from results/prefill.json; a clock of the
@@ -28,9 +28,9 @@ import torch
 
 from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
-from chatterbox.kvcache.prefix.manager import Computed, Lease
+from chatterbox.kvcache.prefix.manager import Lease, PrefillResult
 from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
-from chatterbox.kvcache.prefix.policy import REPLACEMENT
+from chatterbox.kvcache.prefix.policy import PREFIX_EVICTION
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 from harness import report
 
@@ -104,7 +104,7 @@ class Simulation:
             host_bytes=budgets.host_mb * MB // scale,
             total_bytes=budgets.total // scale,
             host_codec=budgets.host_codec,
-            replacement_policy=policy,
+            eviction_policy=policy,
             monitor=monitor,
             clock=lambda: self.now_ms / 1000,
         )
@@ -127,7 +127,7 @@ class Simulation:
     def _acquire(self, voice: str, labels: list[Label], rows: int = 1, pass_end: int | None = None) -> Lease:
         """``pass_end``: what is new of a voice is computed in one pass of both rows with the texts that follow it."""
 
-        def fill(known: Sequence[Segment]) -> Computed:
+        def fill(known: Sequence[Segment]) -> PrefillResult:
             self._require_budget()
             start, end = sum(map(len, known)), COND_LEN + len(labels)
             ms_per_position = self.ms_of_new
@@ -138,7 +138,7 @@ class Simulation:
             if pass_end:
                 self.ms_of_new = ms_per_position
             keys = torch.ones(1, 1, end - start, WIDTH // self.scale, dtype=torch.bfloat16)
-            return Computed(Segment(keys, keys.clone(), start), ms_per_position * rows * (end - start))
+            return PrefillResult(Segment(keys, keys.clone(), start), ms_per_position * rows * (end - start))
 
         return self.manager.acquire(voice, labels, fill)
 
@@ -241,7 +241,7 @@ def main() -> None:
         simulate(name, budgets, policy, arguments.requests)
         for name in ("steady", "shifting")
         for budgets in BUDGETS
-        for policy in sorted(REPLACEMENT)
+        for policy in sorted(PREFIX_EVICTION)
     ]
     fixed_ms, position_ms = fill_costs()
     report(

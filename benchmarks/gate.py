@@ -17,10 +17,10 @@ from typing import NamedTuple
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from harness import in_turns, ratio, report
 
 TEXT = "The old man walked slowly down to the river, and nobody saw him again that day."
@@ -37,15 +37,15 @@ class Gate(NamedTuple):
 
 
 def gates(tts: ChatterboxTTS) -> list[Gate]:
-    def request(max_new_tokens: int, cfg_weight: float = 0.0) -> DecodeRequest:
+    def request(max_new_tokens: int, cfg_weight: float = 0.0) -> Request:
         sampling = replace(tts.sampling, max_new_tokens=max_new_tokens, cfg_weight=cfg_weight)
-        [asked] = tts.synthesizer.decode_requests(SpeechRequest(TEXT, tts.conds, sampling, seed=1))
+        [asked] = tts.synthesizer.decode_requests(SynthesisRequest(TEXT, tts.conds, sampling, seed=1))
         return replace(asked, stop_on_eos=False, guard=None)
 
     def decoded(policy: str) -> Callable[[], object]:
         return lambda: generate(tts.t3, request(NUM_TOKENS), use_cache=policy != "none", cache_policy=policy)
 
-    warm, cold = (Scheduler(PrefixSource(tts.t3, KVCacheConfig())) for _ in range(2))
+    warm, cold = (Scheduler(Prefiller(tts.t3, KVCacheConfig())) for _ in range(2))
 
     def first_token(scheduler: Scheduler, is_cold: bool) -> Callable[[], object]:
         def draw() -> int:

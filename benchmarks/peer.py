@@ -64,7 +64,7 @@ class Size:
     turns: int  # of the short cases
     long_turns: int  # of those that render speech
     t3_tokens: int
-    s3gen_codes: tuple[int, ...]
+    s3gen_tokens: tuple[int, ...]
     tokens: int  # speech tokens of a text
     texts: int  # of the case with several
     stream_tokens: int
@@ -72,11 +72,11 @@ class Size:
 
     def as_json(self) -> dict[str, object]:
         """As it is read back from a result, so that the two can be compared."""
-        return {**asdict(self), "s3gen_codes": list(self.s3gen_codes)}
+        return {**asdict(self), "s3gen_tokens": list(self.s3gen_tokens)}
 
 
-QUICK = Size(turns=3, long_turns=2, t3_tokens=24, s3gen_codes=(25,), tokens=50, texts=3, stream_tokens=50)
-FULL = Size(turns=9, long_turns=3, t3_tokens=100, s3gen_codes=(25, 100), tokens=75, texts=10, stream_tokens=150)
+QUICK = Size(turns=3, long_turns=2, t3_tokens=24, s3gen_tokens=(25,), tokens=50, texts=3, stream_tokens=50)
+FULL = Size(turns=9, long_turns=3, t3_tokens=100, s3gen_tokens=(25, 100), tokens=75, texts=10, stream_tokens=150)
 
 
 def conditioning(systems: Mapping[str, Peer], size: Size, reference: str) -> Series:
@@ -104,9 +104,13 @@ def t3(systems: Mapping[str, Peer], size: Size, reference: str) -> Series:
 
 
 def s3gen(systems: Mapping[str, Peer], size: Size, reference: str) -> Series:
-    for codes in size.s3gen_codes:
+    for speech_tokens in size.s3gen_tokens:
         for name in (OURS, UPSTREAM):
-            yield f"S3Gen, {codes} codes (ms)", name, systems[name].ask("s3gen", codes=codes)["ms"]
+            yield (
+                f"S3Gen, {speech_tokens} speech tokens (ms)",
+                name,
+                systems[name].ask("s3gen", speech_tokens=speech_tokens)["ms"],
+            )
 
 
 def generate(systems: Mapping[str, Peer], size: Size, reference: str) -> Series:

@@ -17,8 +17,8 @@ import torch
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
@@ -29,23 +29,23 @@ BUDGET = 2**30
 MODELS = {"english": T3Config.english_only, "turbo": T3Config.turbo, "nano": T3Config.nano}
 
 
-def make_request(hp: T3Config, text_len: int) -> DecodeRequest:
+def make_request(hp: T3Config, text_len: int) -> Request:
     cond = T3Cond(
         speaker_emb=torch.randn(1, hp.speaker_embed_size),
         cond_prompt_speech_tokens=torch.randint(0, 6561, (1, hp.speech_cond_prompt_len)),
         emotion_adv=0.5,
     )
     sampling = SamplingConfig(cfg_weight=0.5 if hp.has_guidance else 0.0)
-    return DecodeRequest(cond, new_text(hp, text_len), sampling, max_new_tokens=1, seed=0)
+    return Request(cond, new_text(hp, text_len), sampling, max_new_tokens=1, seed=0)
 
 
-def new_text(hp: T3Config, text_len: int, beginning: torch.Tensor | None = None) -> torch.Tensor:
+def new_text(hp: T3Config, text_len: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
     text = torch.randint(2, hp.text_tokens_dict_size, (text_len,))
     if hp.mark_text:
         text[0], text[-1] = hp.start_text_token, hp.stop_text_token
         text[1:-1][text[1:-1] == hp.start_text_token] = 2
-    if beginning is not None:
-        text[: len(beginning)] = beginning
+    if prefix is not None:
+        text[: len(prefix)] = prefix
     return text
 
 
@@ -59,11 +59,11 @@ def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     t3 = T3(MODELS[arguments.model]()).eval().to(device)
-    warm = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=BUDGET))
+    warm = Prefiller(t3, GlobalKVCacheManager(budget_bytes=BUDGET))
     known = make_request(t3.hp, arguments.text)
     cache = allocate_cache(t3, known.num_rows, required_capacity(t3, known))
 
-    def join(request: DecodeRequest, prefixes: PrefixSource | None) -> None:
+    def join(request: Request, prefixes: Prefiller | None) -> None:
         engine = DecodeEngine(t3, decoder_on(t3, cache))
         if prefixes is None:
             engine.join(request)

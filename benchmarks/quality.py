@@ -36,11 +36,11 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import guard_of
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.request import Request, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import KVCache
-from chatterbox.synthesis.request import SpeechRequest
-from chatterbox.synthesis.synthesizer import render_codes
-from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.synthesis.request import SynthesisRequest
+from chatterbox.synthesis.synthesizer import render_speech_tokens
+from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.voice.conditionals import Conditionals
 from harness import environment
@@ -65,12 +65,12 @@ from tools.tiny_voice.teacher import speak as speak_flite
 SEED, OTHER_SEED = 1, 2
 LIMIT = 1.5
 NUM_TEXTS = 40
-MIN_CODES = 4  # S3Gen's least
+MIN_TOKENS = 4  # S3Gen's least
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """``budget``: speech positions a row may hold, where the policy has a ceiling."""
+    """``budget``: speech positions a row may hold, where the policy has a bound."""
 
     name: str
     settings: KVCacheConfig = field(default_factory=KVCacheConfig)
@@ -126,7 +126,7 @@ class Drawn:
 
 
 @torch.inference_mode()
-def draw(tts: ChatterboxTTS, request: DecodeRequest, settings: KVCacheConfig, capacity: int) -> Drawn:
+def draw(tts: ChatterboxTTS, request: Request, settings: KVCacheConfig, capacity: int) -> Drawn:
     cache = allocate_cache(tts.t3, request.num_rows, capacity, settings)
     engine = DecodeEngine(tts.t3, decoder_on(tts.t3, cache))
     engine.join(request)
@@ -165,7 +165,7 @@ class Quality:
 
     def case(self, index: int, text: str, voice: Voice) -> list[dict[str, Any]]:
         tts, conditionals = self.tts, voice.conditionals
-        spoken = SpeechRequest(text, conditionals, tts.sampling, seed=SEED)
+        spoken = SynthesisRequest(text, conditionals, tts.sampling, seed=SEED)
         [request] = tts.synthesizer.decode_requests(spoken)
         capacity, num_prefix = required_capacity(tts.t3, request), prefix_len(tts.t3, request)
         exact = draw(tts, request, KVCacheConfig(), capacity).tokens
@@ -206,10 +206,10 @@ class Quality:
         tts, kept = self.tts, torch.tensor(tokens)
         if guard := guard_of("light"):
             kept = guard.trim(kept)
-        codes = valid_codes(kept, tts.t3.hp)
-        if len(codes) < MIN_CODES:
-            codes = torch.full((MIN_CODES,), tts.t3.hp.silent_speech_tokens[0])
-        wav = render_codes(tts.s3gen, codes, conditionals.gen, seed=SEED, watermarker=None)
+        speech_tokens = valid_speech_tokens(kept, tts.t3.hp)
+        if len(speech_tokens) < MIN_TOKENS:
+            speech_tokens = torch.full((MIN_TOKENS,), tts.t3.hp.silent_speech_tokens[0])
+        wav = render_speech_tokens(tts.s3gen, speech_tokens, conditionals.gen, seed=SEED, watermarker=None)
         return Utterance.of(wav[0].numpy(), tts.sr)
 
     def _heard(self, utterance: Utterance, exact: Utterance, text: str, voice: Voice) -> dict[str, Any]:

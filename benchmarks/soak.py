@@ -2,7 +2,7 @@
 
 ``python benchmarks/soak.py -o benchmarks/results/soak.json``, or ``--hours 8`` for a night. With the embedded voice:
 random texts of 50 to 500 characters, every cache policy there is, exaggerations, the built-in voice and reference
-recordings made of the model's own speech, guidance on and off, a prefix cache so small that beginnings leave both of
+recordings made of the model's own speech, guidance on and off, a prefix cache so small that prefixes leave both of
 its tiers all the time; three in ten generations are closed at a random token, as by a client that hangs up.
 
 Bounded, so that it ends within the hour on two cores: `MAX_TOKENS` tokens a generation (`MAX_UNCACHED_TOKENS` with
@@ -36,14 +36,14 @@ from torch.nn.functional import interpolate
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import EngineConfig, KVCacheConfig, to_dict
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import POLICIES
 from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.models.linear import shared_rows
-from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
-from chatterbox.synthesis.synthesizer import render_codes
-from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of
+from chatterbox.synthesis.synthesizer import render_speech_tokens
+from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.voice.conditionals import Conditionals
 from harness import environment
 from tools.tiny_voice.corpus import sentences
@@ -54,7 +54,7 @@ MAX_UNCACHED_TOKENS = 20
 TEXT_LENS = (50, 500)  # characters
 CANCELLED, RENDERED = 0.3, 0.1  # shares
 PITCHES = (0.85, 1.0, 1.15)  # of the reference recordings
-WINDOW = 40  # positions, so small that every cache with a ceiling reaches it
+WINDOW = 40  # positions, so small that every cache with a bound reaches it
 WRITE_EVERY = 25  # calls
 SETTINGS = KVCacheConfig(prefix_mib=16, host_mib=8, host_codec="int8")
 ENGINE = EngineConfig(idle_seconds=0)  # rows are given back at once, so that what is read is what stays
@@ -67,7 +67,7 @@ class Soak:
 
     def __init__(self) -> None:
         self.tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
-        self.prefixes = PrefixSource(self.tts.t3, SETTINGS)
+        self.prefixes = Prefiller(self.tts.t3, SETTINGS)
         self.scheduler = Scheduler(self.prefixes, ENGINE)
         self.corpus = sentences(2000, seed=5)
         self.built_in = self.tts.conds
@@ -87,7 +87,7 @@ class Soak:
         for recording in (None, *self.recordings):
             voice = self.built_in if recording is None else self._of(recording, 0.5)
             for length in range(5, MAX_TOKENS + 1, 5):
-                render_codes(tts.s3gen, torch.arange(length), voice.gen, seed=0, watermarker=None)
+                render_speech_tokens(tts.s3gen, torch.arange(length), voice.gen, seed=0, watermarker=None)
 
     def generate(self, index: int, *, rendered: bool) -> None:
         """Generation number ``index``; it is ``rendered`` to audio unless it is cancelled."""
@@ -97,14 +97,14 @@ class Soak:
         limit = MAX_UNCACHED_TOKENS if policy == "none" else MAX_TOKENS
         sampling = replace(tts.sampling, cfg_weight=rng.choice((0.0, 0.5)), max_new_tokens=limit)
         text = self._text(rng)
-        request = SpeechRequest(text, voice, sampling, exaggeration, seed=index)
+        request = SynthesisRequest(text, voice, sampling, exaggeration, seed=index)
         # The whole text in one utterance, however long.
         decoded = decode_request(tts.t3, voice, request, partial(text_tokens_of, tts.t3, tts.tokenizer, request))
         stop_at = rng.randint(1, limit // 2) if rng.random() < CANCELLED else None
-        ceiling = tts.t3.hp.cond_len + len(decoded.text_tokens) + 2 * WINDOW
+        bound = tts.t3.hp.cond_len + len(decoded.text_tokens) + 2 * WINDOW
         kvcache = KVCacheConfig(
             policy,
-            max_cache_size=ceiling,
+            max_cache_size=bound,
             window_size=WINDOW,
             eviction=rng.choice(("silence", "attention")),
             decode_codec=rng.choice(("int8", "int4")),
@@ -115,9 +115,9 @@ class Soak:
         self._wait_for_rows()
         self.counts.update([policy, "finished" if stop_at is None else "cancelled"])
         self.counts["tokens"] += len(tokens)
-        codes = valid_codes(torch.tensor(tokens), tts.t3.hp)
-        if rendered and stop_at is None and len(codes):
-            render_codes(tts.s3gen, codes, voice.gen, seed=index, watermarker=None)
+        speech_tokens = valid_speech_tokens(torch.tensor(tokens), tts.t3.hp)
+        if rendered and stop_at is None and len(speech_tokens):
+            render_speech_tokens(tts.s3gen, speech_tokens, voice.gen, seed=index, watermarker=None)
             self.counts["rendered"] += 1
 
     def _wait_for_rows(self) -> None:

@@ -4,8 +4,8 @@
 hour on two cores; ``--quick`` takes two minutes. Sections can be run one by one and keep the others' rows;
 ``measured_in`` has the environment of each:
 
-- ``equivalence``: tokens and length of streams against whole speech; log-mel distance to whole audio of the same codes
-  and noise, and, as a floor, between whole audios of two noises; the click measure at seams and inside.
+- ``equivalence``: tokens and length of streams against whole speech; log-mel distance to whole audio of the same
+  speech_tokens and noise, and, as a floor, between whole audios of two noises; the click measure at seams and inside.
 - ``schedule``: time to first audio, gaps, a simulated player, T3's part; one setting differs from the defaults at once.
 - ``long``: texts of 5, 20, 100 utterances with caches on and off, with time, hits and memory.
 - ``continuity``: 20 paragraphs, sentence by sentence, in each of the three modes.

@@ -17,8 +17,8 @@ from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
 from chatterbox.evaluation.prosody import levels, loud_level, pitch
 from chatterbox.synthesis.render import SpeechRenderer
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed
-from chatterbox.synthesis.synthesizer import render_codes
+from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
+from chatterbox.synthesis.synthesizer import render_speech_tokens
 from chatterbox.synthesis.utterances import TokenChunk
 from measures import Utterance, interval, log_mel_distance
 from streaming_texts import paragraphs, single_texts
@@ -40,22 +40,22 @@ def equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
         ("one utterance", single_texts(num_texts)),
         ("several", paragraphs()[: max(1, num_texts // 4)]),
     ):
-        same = lengths = pieces = codes = 0
+        same = lengths = pieces = speech_tokens = 0
         for text in texts:
-            request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
+            request = SynthesisRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
             whole = tts.synthesizer.speak(request)
             chunks = list(tts.synthesizer.stream(request))
-            drawn = [code for chunk in chunks for code in chunk.speech_codes]
-            same += drawn == whole.speech_codes.tolist()
+            decoded = [token for chunk in chunks for token in chunk.speech_tokens]
+            same += decoded == whole.speech_tokens.tolist()
             lengths += sum(chunk.audio.shape[1] for chunk in chunks) == whole.audio.shape[1]
             pieces += len(chunks)
-            codes += len(drawn)
+            speech_tokens += len(decoded)
         rows.append(
             {
                 "table": "tokens",
                 "texts": f"{len(texts)} of {name}",
                 "chunks": pieces,
-                "speech_tokens": codes,
+                "speech_tokens": speech_tokens,
                 "same_tokens": f"{same} of {len(texts)}",
                 "same_length_to_the_sample": f"{lengths} of {len(texts)}",
             }
@@ -64,10 +64,13 @@ def equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
 
 
 def audio_equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
-    """Streamed audio against whole audio of the same codes and noise, and whole against whole of another noise."""
-    codes = [_codes(tts, text) for text in single_texts(num_texts)]
+    """Streamed against whole audio of the same speech tokens and noise, and whole against whole of another noise."""
+    speech_tokens = [_speech_tokens(tts, text) for text in single_texts(num_texts)]
     whole, other = (
-        [render_codes(tts.s3gen, one, tts.conds.gen, seed=seed, watermarker=None)[0].numpy() for one in codes]
+        [
+            render_speech_tokens(tts.s3gen, one, tts.conds.gen, seed=seed, watermarker=None)[0].numpy()
+            for one in speech_tokens
+        ]
         for seed in (SEED, SEED + 1)
     )
     heard = [Utterance.of(wav, tts.sr) for wav in whole]
@@ -76,7 +79,7 @@ def audio_equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
     for size in CHUNK_SIZES:
         for context in CONTEXTS:
             config = StreamingConfig(chunk_size=size, context_window=context)
-            pieces = [_rendered(tts, one, config) for one in codes]
+            pieces = [_rendered(tts, one, config) for one in speech_tokens]
             joined = [np.concatenate(one) for one in pieces]
             if [len(wav) for wav in joined] != [len(wav) for wav in whole]:
                 raise RuntimeError(f"streamed audio of chunk_size {size} is not as long as the whole")
@@ -86,16 +89,16 @@ def audio_equivalence(tts: ChatterboxTTS, num_texts: int) -> list[Row]:
     return rows
 
 
-def _codes(tts: ChatterboxTTS, text: str) -> torch.Tensor:
-    request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
-    return torch.tensor([code for chunk in tts.synthesizer.draw(request) for code in chunk.tokens])
+def _speech_tokens(tts: ChatterboxTTS, text: str) -> torch.Tensor:
+    request = SynthesisRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
+    return torch.tensor([token for chunk in tts.synthesizer.decode(request) for token in chunk.tokens])
 
 
-def _rendered(tts: ChatterboxTTS, codes: torch.Tensor, config: StreamingConfig) -> list[np.ndarray]:
-    """Chunks, of codes that come one by one."""
+def _rendered(tts: ChatterboxTTS, speech_tokens: torch.Tensor, config: StreamingConfig) -> list[np.ndarray]:
+    """Chunks, of speech tokens that come one by one."""
     renderer = SpeechRenderer(tts.s3gen, tts.conds.gen, config, None)
     renderer.begin(SEED)
-    pieces = [piece for code in codes.tolist() if (piece := renderer.push([code])) is not None]
+    pieces = [piece for token in speech_tokens.tolist() if (piece := renderer.push([token])) is not None]
     return [piece[0].numpy() for piece in (*pieces, renderer.close()) if piece.shape[1]]
 
 
@@ -206,15 +209,15 @@ def _rate(errors: Sequence[int], words: Sequence[list[str]]) -> Row:
 
 
 def read(tts: ChatterboxTTS, text: str, mode: str) -> Reading:
-    """A paragraph in ``mode``, cut where its sentences' codes end."""
+    """A paragraph in ``mode``, cut where its sentences' speech tokens end."""
     plan = StreamingConfig(continuity=mode)
-    request = SpeechRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
+    request = SynthesisRequest(text, tts.conds, tts.sampling, seed=SEED, watermark=False)
     texts = tts.synthesizer.utterances(request, by_sentence=True)
     lens, most = [0] * len(texts), [0] * len(texts)
     is_isolated = mode == "isolated"
     renderer = SpeechRenderer(tts.s3gen, tts.conds.gen, plan, None)
     audio = []
-    for chunk in _by_sentence(tts, request, texts) if is_isolated else tts.synthesizer.draw(request, plan):
+    for chunk in _by_sentence(tts, request, texts) if is_isolated else tts.synthesizer.decode(request, plan):
         lens[chunk.utterance] += len(chunk.tokens)
         most[chunk.utterance] += not chunk.ends
         if chunk.tokens and not renderer.is_open:
@@ -230,11 +233,11 @@ def read(tts: ChatterboxTTS, text: str, mode: str) -> Reading:
     return Reading(texts, np.split(wav, ends[:-1]), cut)
 
 
-def _by_sentence(tts: ChatterboxTTS, request: SpeechRequest, texts: Sequence[str]) -> Iterator[TokenChunk]:
+def _by_sentence(tts: ChatterboxTTS, request: SynthesisRequest, texts: Sequence[str]) -> Iterator[TokenChunk]:
     """Tokens of sentences of which none knows another; as a text they would be fewer and longer utterances."""
     for index, text in enumerate(texts):
         alone = replace(request, text=text, seed=utterance_seed(request.seed, index))
-        for chunk in tts.synthesizer.draw(alone):
+        for chunk in tts.synthesizer.decode(alone):
             yield replace(chunk, utterance=index)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatterbox import ChatterboxTTS
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from tools.tiny_voice.corpus import evaluation_set, sentences
 
 PARAGRAPHS = Path(__file__).parent / "texts" / "paragraphs.txt"
@@ -44,7 +44,7 @@ def parts_of(tts: ChatterboxTTS, text: str) -> list[str]:
     """Its utterances, as they are spoken in "isolated"."""
     if not text:
         return []
-    return tts.synthesizer.utterances(SpeechRequest(text, tts.conds, tts.sampling))
+    return tts.synthesizer.utterances(SynthesisRequest(text, tts.conds, tts.sampling))
 
 
 class Recordings:

@@ -20,10 +20,10 @@ import psutil
 
 from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, StreamingConfig
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.voice.cache import VoiceCache
 from harness import ratio
 from streaming_texts import Recordings, parts_of, text_of
@@ -191,11 +191,11 @@ class LongText:
     def voices_found(self) -> float:
         """Share of utterances, in turn and from nothing, whose voice is there; no speech is needed to know."""
         tts = self.models[ON]
-        source, found = PrefixSource(tts.t3, KVCacheConfig()), 0
+        source, found = Prefiller(tts.t3, KVCacheConfig()), 0
         for part in self.parts:
-            [request] = tts.synthesizer.decode_requests(SpeechRequest(part, tts.conds, tts.sampling))
+            [request] = tts.synthesizer.decode_requests(SynthesisRequest(part, tts.conds, tts.sampling))
             with source.acquire(request) as prefix:
-                found += prefix.num_served > 0
+                found += prefix.num_cached_tokens > 0
         return found / len(self.parts)
 
 

@@ -22,8 +22,8 @@ import torch
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import RowPrefixes
-from chatterbox.engine.request import DecodeRequest, allocate_cache
+from chatterbox.engine.prefill import CachedPrefix
+from chatterbox.engine.request import Request, allocate_cache
 from chatterbox.kvcache import GlobalKVCacheManager, Segment
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -47,7 +47,7 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         self.t3 = T3().eval().to(self.device, self.dtype)
-        self.beginnings = GlobalKVCacheManager(budget_bytes=2**34)
+        self.prefixes = GlobalKVCacheManager(budget_bytes=2**34)
         hp = self.t3.hp
         speaker, prompt = torch.randn(1, hp.speaker_embed_size), torch.randint(0, 6561, (1, hp.speech_cond_prompt_len))
         self.cond = T3Cond(speaker.to(self.dtype), cond_prompt_speech_tokens=prompt, emotion_adv=0.5)
@@ -66,7 +66,7 @@ class Bench:
                 continue
             with ExitStack() as held:
                 leases = [held.enter_context(self._beginning(position - 2)) for _ in range(request.num_rows)]
-                engine.join(request, prefix=RowPrefixes(tuple(leases)))
+                engine.join(request, prefix=CachedPrefix(tuple(leases)))
         times = []
         for _ in range(count + WARM_UP):
             synchronize()
@@ -76,12 +76,12 @@ class Bench:
             times.append(1000 * (time.perf_counter() - started))
         return times[WARM_UP:]
 
-    def _request(self, position: int, cfg_weight: float, limit: int, seed: int) -> DecodeRequest:
+    def _request(self, position: int, cfg_weight: float, limit: int, seed: int) -> Request:
         hp = self.t3.hp
         text = torch.full((position - hp.cond_len - 2,), 7)
         text[0], text[-1] = hp.start_text_token, hp.stop_text_token
         sampling = SamplingConfig(cfg_weight=cfg_weight)
-        return DecodeRequest(self.cond, text, sampling, max_new_tokens=limit, stop_on_eos=False, seed=seed)
+        return Request(self.cond, text, sampling, max_new_tokens=limit, stop_on_eos=False, seed=seed)
 
     def _beginning(self, length: int):
         """A lease on random keys and values: a step takes as long whatever they are."""
@@ -91,7 +91,7 @@ class Bench:
         def fill(_: object) -> Segment:
             return Segment(*(torch.randn(shape, dtype=self.dtype, device=self.device) for _ in range(2)), 0)
 
-        return self.beginnings.acquire(f"length {length}", (), fill)
+        return self.prefixes.acquire(f"length {length}", (), fill)
 
 
 class Peer:

@@ -69,7 +69,7 @@ def in_real_time(chunks: Iterator[torch.Tensor], rate: int = RATE) -> Iterator[t
 
 
 def run_calls(
-    audio: Callable[[int], Iterator[torch.Tensor]], count: int, *, at_once: bool, late_after: int | None = None
+    audio: Callable[[int], Iterator[torch.Tensor]], count: int, *, concurrently: bool, late_after: int | None = None
 ) -> tuple[float, list[Call]]:
     """``audio(index)`` of ``count`` calls: the seconds that they took together, and the calls.
 
@@ -84,6 +84,6 @@ def run_calls(
                 other.wait(late_after)
         calls[index].run(started, lambda: audio(index))
 
-    with ThreadPoolExecutor(count if at_once else 1) as threads:
+    with ThreadPoolExecutor(count if concurrently else 1) as threads:
         list(threads.map(run, range(count)))
     return time.perf_counter() - started, calls

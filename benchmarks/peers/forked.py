@@ -3,9 +3,9 @@
 It loads pickled weights (`.pt`), which the folder has beside the others. Wrapped from outside, on the one instance:
 `inference_stream`, to lower the 1,000 tokens that random weights never end, and to leave out of each chunk the ids that
 are no speech: the package hands them on to S3Gen, whose table they are not in, and trained weights hardly draw them. So
-its chunks hold as many codes as ours. What S3Gen is given is noted. Untouched: it yields chunks of full size only, so
-the number of tokens must be a multiple of the chunk's or the last ones are lost; it crops, fades and watermarks every
-chunk by itself.
+its chunks hold as many speech tokens as ours. What S3Gen is given is noted. Untouched: it yields chunks of full size
+only, so the number of tokens must be a multiple of the chunk's or the last ones are lost; it crops, fades and
+watermarks every chunk by itself.
 """
 
 from __future__ import annotations

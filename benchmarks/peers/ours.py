@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from system import System, serve
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.request import Request
 from chatterbox.text.normalize import punc_norm
 from chatterbox.tts import ChatterboxTTS
 
@@ -33,7 +33,7 @@ class Ours(System):
         ids = F.pad(ids, (0, 1), value=hp.stop_text_token)
         sampling = SamplingConfig(cfg_weight=0.5)
         started = time.perf_counter()
-        request = DecodeRequest(self.tts.conds.t3, ids, sampling, max_new_tokens=tokens, stop_on_eos=False)
+        request = Request(self.tts.conds.t3, ids, sampling, max_new_tokens=tokens, stop_on_eos=False)
         tokens_of = self.tts.synthesizer.scheduler.stream(request, policy=KVCacheConfig())
         drawn = [time.perf_counter() for _ in tokens_of]
         steps = [1000 * (after - before) for before, after in itertools.pairwise(drawn)]

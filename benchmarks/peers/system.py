@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from calls import in_real_time, run_calls
 
-STOP_SPEECH_TOKEN, NUM_CODES = 6562, 6561
+STOP_SPEECH_TOKEN, NUM_SPEECH_TOKENS = 6562, 6561
 
 
 class System:
@@ -52,8 +52,8 @@ class System:
         """``first_ms``, from the text to the first token drawn, and ``steps_ms`` between tokens after it."""
         raise NotImplementedError
 
-    def s3gen(self, codes: int) -> dict[str, Any]:
-        drawn = torch.randint(0, NUM_CODES, (codes,), generator=torch.Generator().manual_seed(0))
+    def s3gen(self, speech_tokens: int) -> dict[str, Any]:
+        drawn = torch.randint(0, NUM_SPEECH_TOKENS, (speech_tokens,), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             wav, _ = self.tts.s3gen.inference(speech_tokens=drawn, ref_dict=self.tts.conds.gen)
         return {"samples": wav.shape[-1]}
@@ -85,7 +85,7 @@ class System:
         self,
         texts: list[str],
         *,
-        at_once: bool = False,
+        concurrently: bool = False,
         whole: bool = False,
         references: list[str] | None = None,
         tokens: int | None = None,
@@ -94,7 +94,7 @@ class System:
         plays: bool = False,
         wavs: str | None = None,
     ) -> dict[str, Any]:
-        """A call for each text, in a thread of its own (``at_once``) or one after another: what came when.
+        """A call for each text, in a thread of its own (``concurrently``) or one after another: what came when.
 
         Args:
             whole: by `generate`, as a package that has no streams does anyway.
@@ -121,7 +121,7 @@ class System:
             chunks = self._audio(texts[index], whole, {**named, **self.seeded(index), **(options or {})})
             yield from in_real_time(chunks) if plays else chunks
 
-        seconds, calls = run_calls(audio, len(texts), at_once=at_once, late_after=late_after)
+        seconds, calls = run_calls(audio, len(texts), concurrently=concurrently, late_after=late_after)
         if wavs is not None:
             torch.save([call.audio() for call in calls], wavs)
         told = [{**call.as_json(), "given": one} for call, one in zip(calls, given, strict=True)]

@@ -56,7 +56,7 @@ def on_one_core(work: Callable[[], None]) -> None:
         work()
 
 
-def at_once(work: Callable[[], None], count: int) -> None:
+def concurrently(work: Callable[[], None], count: int) -> None:
     threads = [threading.Thread(target=on_one_core, args=(work,)) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -69,7 +69,7 @@ def measure(work: Callable[[], None], batched: Callable[[], None] | None, turns:
     ways: dict[str, tuple[Callable[[], None], int]] = {
         ONE_CORE: (lambda: on_one_core(work), 1),
         f"{cores} cores": (work, 1),
-        f"{cores} at once, a core each": (lambda: at_once(work, cores), cores),
+        f"{cores} at once, a core each": (lambda: concurrently(work, cores), cores),
     }
     if batched is not None:
         ways[f"{BATCH} in a batch, {cores} cores"] = (batched, BATCH)

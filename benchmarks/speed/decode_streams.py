@@ -12,8 +12,8 @@ from contextlib import ExitStack
 import torch
 
 from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
@@ -45,17 +45,17 @@ def steps_of(lens: Sequence[int], places: int) -> int:
     cond = T3Cond(torch.randn(1, hp.speaker_embed_size), cond_prompt_speech_tokens=prompt, emotion_adv=0.5)
     text = torch.tensor([hp.start_text_token, 7, hp.stop_text_token])
     requests = [
-        DecodeRequest(cond, text, SamplingConfig(), max_new_tokens=length, stop_on_eos=False, seed=index)
+        Request(cond, text, SamplingConfig(), max_new_tokens=length, stop_on_eos=False, seed=index)
         for index, length in enumerate(lens)
     ]
-    scheduler = Scheduler(PrefixSource(t3), EngineConfig(max_rows=sum(one.num_rows for one in requests[:places])))
+    scheduler = Scheduler(Prefiller(t3), EngineConfig(max_rows=sum(one.num_rows for one in requests[:places])))
     # Submitted between two steps, so that the count is the same every time.
     streams = scheduler.call(lambda _: [scheduler.stream(one, policy=KVCacheConfig()) for one in requests])
-    drawn = [len(list(stream)) for stream in streams]
+    decoded = [len(list(stream)) for stream in streams]
     steps = scheduler.stats()["steps"]
     scheduler.close()
-    if drawn != list(lens):
-        raise RuntimeError(f"the engine drew {drawn} tokens, not {list(lens)}")
+    if decoded != list(lens):
+        raise RuntimeError(f"the engine decoded {decoded} tokens, not {list(lens)}")
     return steps
 
 

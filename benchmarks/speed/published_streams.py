@@ -2,7 +2,7 @@
 
 Owns: which systems take turns, what each is asked, which calls count. Does not know: what is heard of them (`heard`).
 
-Tokens are drawn greedily (`TEMPERATURE`), so that a call says the same alone and at once: the peers draw from torch's
+Tokens are decoded greedily (`TEMPERATURE`), so that a call says the same alone and at once: the peers draw from torch's
 global generator, which all threads share. A call counts if it says what it says alone. Of ours, which has its own seed,
 the audio is compared; of the others, whose vocoder's noise differs from call to call, what S3Gen is given.
 """
@@ -44,7 +44,7 @@ class Asked:
         self.alone: list[np.ndarray] = []
         self.given: list[dict[str, list[float]]] = []  # to S3Gen, of each call alone
 
-    def calls(self, count: int, *, at_once: bool) -> tuple[list[Row], float, float]:
+    def calls(self, count: int, *, concurrently: bool) -> tuple[list[Row], float, float]:
         """The first so many calls as told; those that say something else than alone have an error. Seconds, MiB."""
         with tempfile.TemporaryDirectory() as folder:
             wavs = Path(folder) / "wavs.pt"
@@ -54,7 +54,7 @@ class Asked:
                 references=[str(path) for path in self.references[:count]],
                 tokens=self.tokens,
                 options=self.options,
-                at_once=at_once,
+                concurrently=concurrently,
                 whole=self.whole,
                 wavs=str(wavs),
             )
@@ -96,11 +96,11 @@ def _turn(asked: Asked, count: int, streams: Sequence[int]) -> Iterator[tuple[tu
     """Calls at once; before the most of them, all alone, the first of which are also fewer alone."""
     name = asked.name
     if count == max(streams):
-        told, _, peak = asked.calls(count, at_once=False)
+        told, _, peak = asked.calls(count, concurrently=False)
         for fewer in streams:
             yield (name, ALONE, fewer), (told[:fewer], told[fewer - 1]["ended"], peak)
     if count > 1:
-        yield (name, AT_ONCE, count), asked.calls(count, at_once=True)
+        yield (name, AT_ONCE, count), asked.calls(count, concurrently=True)
 
 
 def _rows(found: Mapping[tuple[str, str, int], Sequence[tuple[list[Row], float, float]]]) -> list[Row]:

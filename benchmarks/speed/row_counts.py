@@ -1,4 +1,4 @@
-"""How seldom does a token differ from the one that a request draws alone? The embedded voice, in company.
+"""How seldom does a token differ from the one that a request decodes alone? The embedded voice, in company.
 
 ``python benchmarks/speed/row_counts.py -o benchmarks/results/row_counts.json``: requests of other texts and seeds, each
 alone and then 8 and 32 at once, where the next joins when one ends. Products and attention add up in another order at
@@ -22,9 +22,9 @@ from scipy.stats import chi2
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.request import Request
 from chatterbox.engine.row_pool import PooledDecoder, RowBudget
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.tts import ChatterboxTTS
 from harness import write
 from peer import TEXTS
@@ -33,7 +33,7 @@ IN_COMPANY = (8, 32)
 AT_ONCE = 64  # requests between two writes of the file
 
 
-def drawn(tts: ChatterboxTTS, requests: list[DecodeRequest], most: int) -> list[list[int]]:
+def decoded(tts: ChatterboxTTS, requests: list[Request], most: int) -> list[list[int]]:
     """Tokens of each request, ``most`` of them decoding at once."""
     engine = DecodeEngine(tts.t3, PooledDecoder(tts.t3, KVCacheConfig(), RowBudget(None)))
     tokens: list[list[int]] = [[] for _ in requests]
@@ -64,12 +64,12 @@ def most_per_million(differing: int, tokens: int) -> float:
     return float(1e6 / tokens * chi2.ppf(0.95, 2 * (differing + 1)) / 2)
 
 
-def requests_of(tts: ChatterboxTTS, first: int, count: int) -> Iterator[DecodeRequest]:
+def requests_of(tts: ChatterboxTTS, first: int, count: int) -> Iterator[Request]:
     """Numbers ``first`` and on: two sentences each, a seed for each."""
     assert tts.conds is not None
     for number in range(first, first + count):
         text = f"{TEXTS[number % len(TEXTS)]} {TEXTS[number // len(TEXTS) % len(TEXTS)]}"
-        yield tts.synthesizer.decode_requests(SpeechRequest(text, tts.conds, tts.sampling, seed=number))[0]
+        yield tts.synthesizer.decode_requests(SynthesisRequest(text, tts.conds, tts.sampling, seed=number))[0]
 
 
 def row(rows: int, counts: dict[str, int]) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def main() -> None:
     tts = ChatterboxTTS.from_pretrained("cpu", model="tiny")
     for start in range(first, first + arguments.requests, AT_ONCE):
         requests = list(requests_of(tts, start, min(AT_ONCE, first + arguments.requests - start)))
-        alone = drawn(tts, requests, 1)
+        alone = decoded(tts, requests, 1)
         for most, count in counts.items():
-            for one, other in zip(alone, drawn(tts, requests, most), strict=True):
+            for one, other in zip(alone, decoded(tts, requests, most), strict=True):
                 tokens, differing = compared(one, other)
                 count["tokens"] += tokens
                 count["differing"] += differing

@@ -39,7 +39,7 @@ def tiny(streams: Sequence[int], turns: int, num_threads: int, paired_turns: int
         heard: dict[int, list[tuple[list[Heard], float, float]]] = {count: [] for count in streams}
         for _ in range(turns):
             for count in streams:
-                answer = process.ask("calls", texts=texts_of(count), at_once=True)
+                answer = process.ask("calls", texts=texts_of(count), concurrently=True)
                 calls = calls_of(answer)
                 heard[count].append((calls, answer["seconds"], answer["peak_mib"] - answer["before_mib"]))
         rows: list[Row] = [{"table": "tiny", "streams": count, **figures(heard[count])} for count in streams]
@@ -67,7 +67,7 @@ def _threads(process: Peer, count: int, turns: int) -> list[Row]:
                 answer = process.ask("batch", texts=texts)
                 audio = Heard.of({"arrived": [], "samples": answer["samples"], "began": 0.0, "error": ""}).audio
             else:
-                answer = process.ask("calls", texts=texts, whole=True, at_once=name == "threads at once")
+                answer = process.ask("calls", texts=texts, whole=True, concurrently=name == "threads at once")
                 audio = sum(call.audio for call in calls_of(answer))
             if turn:
                 seen.append(audio / answer["seconds"])
@@ -96,7 +96,7 @@ def fifth(turns: int, under_way: int = 4) -> Iterator[list[Row]]:
         for _ in range(turns):
             for read, seen in changes.items():
                 plays = read == "as it is played"
-                asked = {"at_once": True, "late_after": UNDER_WAY, "plays": plays}
+                asked = {"concurrently": True, "late_after": UNDER_WAY, "plays": plays}
                 seen.append(change_of_gaps(calls_of(process.ask("calls", texts=[*texts, late], **asked))))
             yield [_fifth(under_way, read, seen) for read, seen in changes.items()]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from chatterbox.checkpoints import Layout, load_models
 from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig
 from chatterbox.engine.guards import check_guard
-from chatterbox.kvcache import GlobalKVCacheManager, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
@@ -29,7 +29,7 @@ from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
 
@@ -97,7 +97,7 @@ class SpeechModel(abc.ABC):
         self.device = device
         self.conds = conds
         self.sampling = self.published if sampling is None else sampling
-        config = SynthesizerConfig(settings_of(kvcache), engine)
+        config = SynthesizerConfig(cache_config(kvcache), engine)
         self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache)
 
     @classmethod
@@ -133,7 +133,7 @@ class SpeechModel(abc.ABC):
         """Compute ahead of time what texts of a voice begin with, so that the first request finds it.
 
         Args:
-            texts: whole texts, or beginnings of texts to come.
+            texts: whole texts, or how texts to come begin.
             audio_prompt_path: recording of the voice; None is ``conds``.
             language_id: for a multilingual model alone.
             pin: keep the voice's own part on the device, whatever else comes.
@@ -142,7 +142,9 @@ class SpeechModel(abc.ABC):
             TypeError, ValueError: as `generate`.
         """
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
-        requests = [SpeechRequest(text, voice, self.sampling, exaggeration, language_id=language_id) for text in texts]
+        requests = [
+            SynthesisRequest(text, voice, self.sampling, exaggeration, language_id=language_id) for text in texts
+        ]
         self.synthesizer.warm(requests, pin=pin)
 
     def get_cache_hit_rate(self) -> float:
@@ -154,7 +156,7 @@ class SpeechModel(abc.ABC):
         return self.synthesizer.prefixes.manager.stats()
 
     def clear_cache(self) -> None:
-        """Forget all recordings, and all voices' and texts' beginnings."""
+        """Forget all recordings, and all voices' and texts' prefixes."""
         self.synthesizer.clear()
 
     def weights_changed(self) -> None:
@@ -179,12 +181,12 @@ class SpeechModel(abc.ABC):
         """
         return astream(self.generate_stream, *arguments, **options)
 
-    def _speak(self, request: SpeechRequest) -> Tensor:
+    def _speak(self, request: SynthesisRequest) -> Tensor:
         """(1, N) float32."""
         return self.synthesizer.speak(request).audio
 
     def _stream(
-        self, request: SpeechRequest, streaming: StreamingConfig, print_metrics: bool
+        self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
         """Audio (1, N) float32 and what it cost, chunk by chunk. ``print_metrics``: one line to stderr at the end."""
         chunks = self.synthesizer.stream(request, streaming)
@@ -226,13 +228,13 @@ class SpeechModel(abc.ABC):
         norm_loudness: bool = True,
         guard: str = "light",
         **knobs: float,
-    ) -> SpeechRequest:
+    ) -> SynthesisRequest:
         """``knobs`` are fields of `SamplingConfig`; a `ModelDefault` among them, or no limit, is the checkpoint's."""
         check_guard(guard, self.t3.hp)  # before a recording is prepared; else where the request enters the engine
         given: dict[str, Any] = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
         if max_new_tokens is not None:
             given["max_new_tokens"] = max_new_tokens
-        return SpeechRequest(
+        return SynthesisRequest(
             text,
             self._conditionals(reference, exaggeration, norm_loudness),
             dataclasses.replace(self.sampling, **given),

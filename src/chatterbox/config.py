@@ -21,11 +21,11 @@ def check_range(name: str, value: float, low: float, high: float, remedy: str) -
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next speech token is drawn, and how many at most. ``temperature`` 0 is greedy."""
+    """How the next speech token is decoded, and how many at most. ``temperature`` 0 is greedy."""
 
     temperature: float = 0.8  # how much is left to chance; 0 takes the likeliest token
     cfg_weight: float = 0.5  # guidance by the text; 0 turns it off and halves the work
-    repetition_penalty: float = 1.2  # divides the logits of tokens that were drawn before; 1 turns it off
+    repetition_penalty: float = 1.2  # divides the logits of tokens that were decoded before; 1 turns it off
     min_p: float = 0.05  # tokens below this share of the likeliest one's probability are out; 0 turns it off
     top_p: float = 1.0  # the likeliest tokens that make up this probability stay; 1 turns it off
     top_k: int = 0  # so many of the likeliest tokens stay; 0 turns it off
@@ -61,7 +61,7 @@ def check_window(name: str, window: int | None, max_cache_size: int) -> None:
 class PressureConfig:
     """Free memory, in MiB, below which the prefix cache gives way. docs/kvcache.md, Pressure, has the order."""
 
-    soft_mib: int = 512  # beginnings leave, until so much is free again; 0 never looks
+    soft_mib: int = 512  # prefixes leave, until so much is free again; 0 never looks
     hard_mib: int = 256  # nothing new is kept, and requests wait for others to end
     process_mib: int | None = None  # what this process may take; None is what the machine or its container has
     interval_ms: int = 100  # between two looks at least
@@ -83,7 +83,7 @@ class KVCacheConfig:
     """What T3 keeps of what it has computed; sizes in MiB (2**20 bytes). docs/kvcache.md explains each."""
 
     policy: str = "static"  # of the rows being decoded; "none" recomputes everything at every step
-    max_cache_size: int = 1024  # positions a row holds at most, where the policy has a ceiling
+    max_cache_size: int = 1024  # positions a row holds at most, where the policy is bounded
     window_size: int = 512  # positions beside prefix that a row keeps when it is trimmed
     uncond_window: int | None = None  # the same for the row that guidance adds; None is window_size
     eviction: str = "silence"  # who leaves first: "attention", "prosody", "recency", "silence"; "+" adds, "*2" weighs
@@ -92,13 +92,13 @@ class KVCacheConfig:
     group_size: int = 32  # positions whose keys share a scale, packed at once
     residual_size: int = 32  # newest positions that stay in full precision
     full_heads: float = 0.5  # share of all layers' heads that keep every position, where the policy tells them apart
-    prefix_mib: int | None = None  # beginnings that requests share, on the device; None is an eighth of T3's own size
-    host_mib: int = 0  # beginnings that left the device, in host memory
+    prefix_mib: int | None = None  # prefixes that requests share, on the device; None is an eighth of T3's own size
+    host_mib: int = 0  # prefixes that left the device, in host memory
     host_codec: str = "none"  # how they are packed there: "none", "int8", "int4"
-    disk_folder: str | None = None  # beginnings that outlive the process; None is nowhere
-    disk_mib: int = 1024  # beginnings on disk
-    total_mib: int | None = None  # beginnings on the device and in host memory together; None is the sum of the two
-    replacement: str = "cost"  # which beginning leaves first: "cost", "lfu", "lru"
+    disk_folder: str | None = None  # prefixes that outlive the process; None is nowhere
+    disk_mib: int = 1024  # prefixes on disk
+    total_mib: int | None = None  # prefixes on the device and in host memory together; None is the sum of the two
+    replacement: str = "cost"  # which prefix leaves first: "cost", "lfu", "lru"
     pressure: PressureConfig = field(default_factory=PressureConfig)
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class StreamingConfig:
     fade_duration: float = 0.02  # seconds over which a chunk takes over from the one before
     continuity: str = "isolated"  # what a sentence knows of those before: "isolated", "history", "append"
     history_len: int = 250  # speech tokens of the sentence before, at most, that "history" gives to the next
-    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 draws and renders in turn
+    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 decodes and renders in turn
 
     def __post_init__(self) -> None:
         for name, low in (

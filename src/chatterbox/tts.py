@@ -162,7 +162,7 @@ class ChatterboxTTS(SpeechModel):
             fade_duration: seconds over which a chunk takes over from the one before; 0 to 0.1.
             print_metrics: print one line to stderr at the end.
             continuity: what a sentence knows of those before: "isolated", "history" or "append".
-            decode_ahead: speech tokens that may be drawn while a waveform is made; 0 does one after the other.
+            decode_ahead: speech tokens that may be decoded while a waveform is made; 0 does one after the other.
             seed: None draws one from torch's global generator.
 
         The other arguments, and what is raised, are those of `generate`. What goes wrong on the way is raised behind
@@ -209,7 +209,7 @@ class ChatterboxTTS(SpeechModel):
         watermark: bool = True,
         guard: str = "light",
     ) -> list[Tensor]:
-        """Speak several texts at once: (1, N_i) float32 of each, as `generate` gives it. Tokens are drawn together.
+        """Speak several texts at once: (1, N_i) float32 of each, as `generate` gives it. Tokens are decoded together.
 
         Args:
             voices: of each text, a recording, conditionals, or None for ``conds``; None is ``conds`` for all.

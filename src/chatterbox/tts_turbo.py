@@ -137,7 +137,7 @@ class ChatterboxTurboTTS(SpeechModel):
                 have neither emotion nor guidance.
             audio_prompt_path: recording of the voice, longer than 5 s, for this call alone; None uses ``conds``.
             temperature: 0 is greedy.
-            top_k: so many of the likeliest tokens are drawn from; 0 is all.
+            top_k: so many of the likeliest tokens are sampled from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.
             max_new_tokens: as `chatterbox.tts.ChatterboxTTS.generate`; so are ``seed``, ``use_cache``, ``watermark``
                 and ``guard``.

@@ -14,7 +14,7 @@ import torch
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from tests.support.folders import recording
 from tests.support.speaking import speak
 from tools.tiny_voice.corpus import evaluation_set
@@ -57,9 +57,9 @@ def test_a_recogniser_understands_what_the_command_says(tmp_path: Path, monkeypa
 
 
 def test_its_silent_tokens_are_those_that_are_heard_as_silence(tts: ChatterboxTTS) -> None:
-    requests = [SpeechRequest(sentence, tts.conds, tts.sampling, seed=1, watermark=False) for sentence in SENTENCES]
+    requests = [SynthesisRequest(sentence, tts.conds, tts.sampling, seed=1, watermark=False) for sentence in SENTENCES]
     said = [speak(tts.t3, tts.s3gen, tts.tokenizer, request) for request in requests]
-    heard = silent_tokens((one.speech_codes, one.audio[0], one.sample_rate) for one in said)
+    heard = silent_tokens((one.speech_tokens, one.audio[0], one.sample_rate) for one in said)
     assert heard == tts.t3.hp.silent_speech_tokens
 
 

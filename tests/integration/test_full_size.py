@@ -21,7 +21,7 @@ from tests.support.folders import write_folder
 
 pytestmark = pytest.mark.slow
 
-NUM_TOKENS = 32  # a second is 25; random weights also draw ids that are no speech, and Turbo appends three
+NUM_TOKENS = 32  # a second is 25; random weights also decode ids that are no speech, and Turbo appends three
 
 
 @dataclass(frozen=True)

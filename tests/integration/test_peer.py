@@ -17,7 +17,7 @@ import torch
 from chatterbox.base import SpeechModel
 from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
@@ -61,7 +61,7 @@ PEERS = {
         options=("--language", "fr"),
         speaking={"language_id": "fr"},
     ),
-    # The analyser is on. No token is drawn twice in a row here, and it forbids the stop token at most.
+    # The analyser is on. No token is decoded twice in a row here, and it forbids the stop token at most.
     "multilingual with its analyser": Peer(
         "multilingual",
         ChatterboxMultilingualTTS,
@@ -111,7 +111,7 @@ def test_conditionals(ours, upstream):
 
 def test_speech_tokens(peer, ours, upstream):
     torch.manual_seed(SEED)
-    request = SpeechRequest(peer.text, ours.conds, ours.sampling, **peer.speaking)
+    request = SynthesisRequest(peer.text, ours.conds, ours.sampling, **peer.speaking)
     [decode] = ours.synthesizer.decode_requests(request)
     tokens = torch.tensor(list(stream(ours.t3, decode)))
     assert len(tokens) == MAX_NEW_TOKENS and tokens.unique().numel() > MAX_NEW_TOKENS // 2

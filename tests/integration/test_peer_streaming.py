@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_SAMPLES = 960  # samples of a speech code at 24 kHz
+TOKEN_SAMPLES = 960  # samples of a speech token at 24 kHz
 
 
 @pytest.mark.peer
@@ -24,5 +24,5 @@ def test_it_loads_a_folder_of_the_published_size_and_streams(monkeypatch, tmp_pa
         peer.ask("conditioning", reference=str(next(new_recordings(folder))))
         answer = peer.ask("stream", text="Hello there.", tokens=7, chunk_size=3, seed=1)
     assert len(answer["samples"]) == 2  # the seventh token is lost: a chunk that is not full is not yielded
-    assert all(0 < samples <= 3 * CODE_SAMPLES for samples in answer["samples"])
+    assert all(0 < samples <= 3 * TOKEN_SAMPLES for samples in answer["samples"])
     assert 0 < answer["arrived_ms"][0] < answer["arrived_ms"][1] <= answer["ms"]

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from chatterbox.cli import main
-from chatterbox.cli.config import BenchmarkConfig
+from chatterbox.cli.config import BenchmarkCommandConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.schema import groups_of, settings_of
 from docs.configuration_tables import PAGE, filled
@@ -32,12 +32,12 @@ def test_tables_are_as_they_would_be_made():
 def test_every_key_and_choice_is_there():
     """Read off the page, not made by what made it."""
     cells = re.findall(r"^\| `([\w.]+)` \|", TEXT, re.MULTILINE)
-    choices = [one.name for group in groups_of(BenchmarkConfig).values() for one in group]
-    assert {one.key for one in settings_of(BenchmarkConfig)} | set(choices) <= set(cells)
+    choices = [one.name for group in groups_of(BenchmarkCommandConfig).values() for one in group]
+    assert {one.key for one in settings_of(BenchmarkCommandConfig)} | set(choices) <= set(cells)
 
 
 def test_every_setting_says_what_it_is():
-    assert not [one.key for one in settings_of(BenchmarkConfig) if not one.about]
+    assert not [one.key for one in settings_of(BenchmarkCommandConfig) if not one.about]
 
 
 def test_a_missing_table_is_an_error():

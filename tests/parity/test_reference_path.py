@@ -159,26 +159,26 @@ def test_tokenizer(tokenizer, k):
     wav = wavs("s3tokenizer")[k]
     check("s3tokenizer", f"out.{k}.log_mel", tokenizer.log_mel_spectrogram(wav))
     with outputs_of(tokenizer.encoder) as hidden, outputs_of(tokenizer.quantizer["_codebook"]) as digits:
-        codes, lengths = tokenizer([wav])
+        speech_tokens, lengths = tokenizer([wav])
     if k == 0:
         check("s3tokenizer", "out.0.encoder", hidden[0][0])
     check("s3tokenizer", f"out.{k}.pre_tanh", digits[0][0])
-    check("s3tokenizer", f"out.{k}.codes", codes)
+    check("s3tokenizer", f"out.{k}.codes", speech_tokens)
     check("s3tokenizer", f"out.{k}.code_len", lengths)
 
 
 def test_tokenizer_max_len(tokenizer):
     max_len = load_meta("s3tokenizer")["max_len"]["max_len"]
-    codes, lengths = tokenizer([wavs("s3tokenizer")[1]], max_len=max_len)
-    check("s3tokenizer", "out.max_len.codes", codes)
+    speech_tokens, lengths = tokenizer([wavs("s3tokenizer")[1]], max_len=max_len)
+    check("s3tokenizer", "out.max_len.codes", speech_tokens)
     check("s3tokenizer", "out.max_len.code_len", lengths)
 
 
 def test_tokenizer_batch(tokenizer):
     with outputs_of(tokenizer.quantizer["_codebook"]) as digits:
-        codes, lengths = tokenizer(wavs("s3tokenizer"))
+        speech_tokens, lengths = tokenizer(wavs("s3tokenizer"))
     check("s3tokenizer", "out.batch.pre_tanh", digits[0])
-    check("s3tokenizer", "out.batch.codes", codes)
+    check("s3tokenizer", "out.batch.codes", speech_tokens)
     check("s3tokenizer", "out.batch.code_len", lengths)
 
 
@@ -186,9 +186,9 @@ def test_tokenizer_over_30_seconds(tokenizer):
     golden = load_golden("s3tokenizer_long")
     wav = torch.cat([golden["in.piece"] * gain for gain in golden["in.gains"]])[: int(golden["in.samples"])]
     with outputs_of(tokenizer.quantizer["_codebook"]) as digits:
-        codes, lengths = tokenizer([wav])
+        speech_tokens, lengths = tokenizer([wav])
     check("s3tokenizer_long", "out.pre_tanh_windows", torch.cat(digits))
-    check("s3tokenizer_long", "out.codes", codes)
+    check("s3tokenizer_long", "out.codes", speech_tokens)
     check("s3tokenizer_long", "out.code_len", lengths)
 
 

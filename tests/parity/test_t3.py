@@ -7,8 +7,8 @@ import torch
 
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
-from chatterbox.engine.sampler import Knobs, draw, draw_exponential, guide, process
+from chatterbox.engine.request import Request, allocate_cache, prefill_embeds
+from chatterbox.engine.sampler import SamplingParams, apply_cfg, draw_exponential, process, sample
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -42,8 +42,8 @@ def condition(golden: dict[str, torch.Tensor]) -> T3Cond:
     )
 
 
-def request_of(golden: dict[str, torch.Tensor], sampling: SamplingConfig, **options) -> DecodeRequest:
-    return DecodeRequest(condition(golden), golden["in.text_tokens"], sampling, **options)
+def request_of(golden: dict[str, torch.Tensor], sampling: SamplingConfig, **options) -> Request:
+    return Request(condition(golden), golden["in.text_tokens"], sampling, **options)
 
 
 def layer_outputs(t3: T3, embeds: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def replay_greedy(t3: T3, golden: dict[str, torch.Tensor]) -> tuple[torch.Tensor
         embeds = new.expand(2, -1, -1)
     assert cache.length == cache.capacity - 1
     cache.check_integrity()
-    return torch.stack([guide(r[0], r[1], CFG_WEIGHT) for r in rows]), rows[0]
+    return torch.stack([apply_cfg(r[0], r[1], CFG_WEIGHT) for r in rows]), rows[0]
 
 
 def check_prefix(t3: T3, case: str) -> dict[str, torch.Tensor]:
@@ -136,7 +136,9 @@ def test_sampling_loop_probabilities(small: T3) -> None:
     probs = []
     for step, token in enumerate(tokens):
         logits = small.speech_head(small.tfmr(embeds, cache)[:, -1])
-        probs.append(process(guide(logits[:1], logits[1:], CFG_WEIGHT), seen, Knobs.of([INFERENCE_SAMPLING]))[0])
+        probs.append(
+            process(apply_cfg(logits[:1], logits[1:], CFG_WEIGHT), seen, SamplingParams.of([INFERENCE_SAMPLING]))[0]
+        )
         seen[0, token] = True
         new = small.speech_emb(torch.tensor([[token]])) + small.speech_pos_emb.get_fixed_embedding(step + 1)
         embeds = new.expand(2, -1, -1)
@@ -160,7 +162,11 @@ def test_sampling_chain() -> None:
         for step, token in enumerate(golden[f"in.{index}.history"].tolist()):
             seen[0, token] = True
             rows.append(
-                process(guide(logits[step, :1], logits[step, 1:], sampling.cfg_weight), seen, Knobs.of([sampling]))[0]
+                process(
+                    apply_cfg(logits[step, :1], logits[step, 1:], sampling.cfg_weight),
+                    seen,
+                    SamplingParams.of([sampling]),
+                )[0]
             )
         probs = torch.stack(rows)
         assert (probs > 0).sum(-1).tolist() == call["kept"]
@@ -169,7 +175,7 @@ def test_sampling_chain() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_guidance_off(small: T3, rows: int) -> None:
-    """Upstream raises for one row and draws the stored arg-maxes for two; here both give them."""
+    """Upstream raises for one row and decodes the stored arg-maxes for two; here both give them."""
     stored = load_json("t3_cfg_zero")
     # The case stores its integers only; the speaker follows from the goldens' input rule, seed 12.
     speaker = torch.from_numpy(uniform("input:cfg_zero:speaker", 256, 12)).abs()[None]
@@ -198,15 +204,15 @@ def test_draw_consumes_the_generator_as_upstream() -> None:
     logits = load_golden("sampling_chain")["in.0.logits"][0, :1]
     seen = torch.zeros_like(logits, dtype=torch.bool)
     torch.manual_seed(3)
-    knobs, noise = Knobs.of([INFERENCE_SAMPLING]), torch.ones_like(logits)
-    probabilities = process(logits, seen, knobs)
+    params, noise = SamplingParams.of([INFERENCE_SAMPLING]), torch.ones_like(logits)
+    probabilities = process(logits, seen, params)
     for seed in range(100):
         torch.manual_seed(seed)
         expected = torch.multinomial(probabilities, num_samples=1)
         after = torch.get_rng_state()
         torch.manual_seed(seed)
         draw_exponential(noise, [0])
-        assert torch.equal(draw(logits, seen, knobs, noise), expected)
+        assert torch.equal(sample(logits, seen, params, noise), expected)
         assert torch.equal(torch.get_rng_state(), after)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chatterbox.config import SamplingConfig
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
-from chatterbox.engine.sampler import Knobs, process
+from chatterbox.engine.request import Request, allocate_cache, prefill_embeds
+from chatterbox.engine.sampler import SamplingParams, process
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.config import GPT2Config, T3Config
 from chatterbox.models.t3 import T3
@@ -37,7 +37,7 @@ def condition(golden: dict[str, torch.Tensor]) -> T3Cond:
 
 def prefilled(t3: T3, golden: dict[str, torch.Tensor], num_tokens: int) -> tuple[torch.Tensor, KVCache]:
     """Logits (1, V) after the prefill, and the cache with room for ``num_tokens``."""
-    embeds = prefill_embeds(t3, DecodeRequest(condition(golden), golden["in.text_tokens"], SAMPLING))
+    embeds = prefill_embeds(t3, Request(condition(golden), golden["in.text_tokens"], SAMPLING))
     cache = allocate_cache(t3, 1, embeds.shape[1] + num_tokens)
     return t3.predict_speech(t3.tfmr(embeds, cache)[:, -1]), cache
 
@@ -46,7 +46,7 @@ def prefilled(t3: T3, golden: dict[str, torch.Tensor], num_tokens: int) -> tuple
 def test_prefix(t3: T3, golden: dict[str, torch.Tensor]) -> None:
     cond = condition(golden)
     assert t3.cond_len_of(cond) == t3.prepare_conditioning(cond).shape[1] == golden["out.cond_len"].item() == 376
-    embeds = prefill_embeds(t3, DecodeRequest(cond, golden["in.text_tokens"], SAMPLING))
+    embeds = prefill_embeds(t3, Request(cond, golden["in.text_tokens"], SAMPLING))
     check(CASE, "out.input_embeds_rows", embeds[:, golden["out.input_embeds_rows_index"]])
     run = Pass(torch.arange(embeds.shape[1]))
     x = embeds + t3.tfmr.wpe(run.positions)
@@ -81,7 +81,7 @@ def test_sampling_loop_probabilities(t3: T3, golden: dict[str, torch.Tensor]) ->
     seen[0, t3.hp.start_speech_token] = True
     rows = []
     for token in tokens:
-        rows.append(process(logits, seen, Knobs.of([SAMPLING]), penalty_last=True))
+        rows.append(process(logits, seen, SamplingParams.of([SAMPLING]), penalty_last=True))
         seen[0, t3.hp.start_speech_token] &= len(rows) > 1
         seen[0, token] = True
         logits = t3.predict_speech(t3.tfmr(t3.embed_speech(token.view(1, 1)), cache)[:, -1])
@@ -97,12 +97,12 @@ def test_sampling_chain() -> None:
     for index, call in enumerate(load_meta("sampling_chain_turbo")["calls"]):
         knobs = {name: call[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
         sampling = SamplingConfig(cfg_weight=0.0, min_p=0.0, **knobs)
-        logits, drawn = golden[f"in.{index}.logits"], golden[f"in.{index}.tokens_drawn"]
+        logits, decoded = golden[f"in.{index}.logits"], golden[f"in.{index}.tokens_drawn"]
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, 6561] = True
         for step in range(1, len(logits)):
-            seen[step, drawn[:step]] = True
-        probs = process(logits, seen, Knobs.of([sampling] * len(logits)), penalty_last=True)
+            seen[step, decoded[:step]] = True
+        probs = process(logits, seen, SamplingParams.of([sampling] * len(logits)), penalty_last=True)
         assert (probs > 0).sum(-1).tolist() == call["kept"]
         check("sampling_chain_turbo", f"out.{index}.probs", probs)
 

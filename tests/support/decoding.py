@@ -9,22 +9,22 @@ from torch import Tensor
 
 from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decode import decoder_on, run
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.engine.scheduler import Scheduler
-from chatterbox.kvcache import GlobalKVCacheManager, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.t3 import T3
 
 
 def stream(
     t3: T3,
-    request: DecodeRequest,
+    request: Request,
     *,
     use_cache: bool = True,
     cache_policy: str | KVCacheConfig = "static",
-    prefixes: PrefixSource | None = None,
+    prefixes: Prefiller | None = None,
 ) -> Iterator[int]:
-    """Tokens of one request as they are drawn, on an engine of its own; ``prefixes``: where its prefix comes from."""
+    """Tokens of one request as they are decoded, on an engine of its own; ``prefixes``: where its prefix comes from."""
     capacity = required_capacity(t3, request)
     cache = allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None
     if prefixes is None or cache is None:
@@ -34,24 +34,24 @@ def stream(
         yield from run(t3, request, decoder_on(t3, cache), prefix=prefix)
 
 
-def scheduler_of(t3: T3, *, prefixes: PrefixSource | None = None, **settings) -> Scheduler:
+def scheduler_of(t3: T3, *, prefixes: Prefiller | None = None, **settings) -> Scheduler:
     """A scheduler; without ``prefixes`` it keeps none. ``settings``: of `EngineConfig`."""
-    prefixes = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=0)) if prefixes is None else prefixes
+    prefixes = Prefiller(t3, GlobalKVCacheManager(budget_bytes=0)) if prefixes is None else prefixes
     return Scheduler(prefixes, EngineConfig(**settings))
 
 
 def generate_batch(
     t3: T3,
-    requests: Sequence[DecodeRequest],
+    requests: Sequence[Request],
     *,
     cache_policy: str | KVCacheConfig = "static",
-    prefixes: PrefixSource | None = None,
+    prefixes: Prefiller | None = None,
     max_rows: int = 32,
 ) -> list[Tensor]:
     """Tokens of several requests decoded together, each (N_i,), through a scheduler of their own."""
     scheduler = scheduler_of(t3, prefixes=prefixes, max_rows=max_rows)
     try:
-        streams = [scheduler.stream(request, policy=settings_of(cache_policy)) for request in requests]
+        streams = [scheduler.stream(request, policy=cache_config(cache_policy)) for request in requests]
         return [torch.tensor(list(one), dtype=torch.long) for one in streams]
     finally:
         scheduler.close()

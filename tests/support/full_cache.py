@@ -1,5 +1,5 @@
-"""The oracle of policies that forget: every key and value stays where it was written, and layers get those positions
-that the policy says it holds.
+"""What policies that forget are compared with: every key and value stays where it was written, and layers get those
+positions that the policy says it holds.
 
 The policy runs along, so that it decides as it would alone; of what it stores, nothing is read.
 """

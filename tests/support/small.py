@@ -10,7 +10,7 @@ import torch
 
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.request import Request
 from chatterbox.models.config import GPT2Config, LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -47,7 +47,7 @@ def build(hp: T3Config) -> T3:
     return T3(hp).eval()
 
 
-def make_request(seed: int, hp: T3Config = SMALL) -> DecodeRequest:
+def make_request(seed: int, hp: T3Config = SMALL) -> Request:
     """A request whose text, voice, knobs, limit and seed all follow from one number."""
     rng = random.Random(seed)
     speaker = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
@@ -61,25 +61,25 @@ def make_request(seed: int, hp: T3Config = SMALL) -> DecodeRequest:
         top_p=rng.choice([1.0, 0.9]),
         top_k=rng.choice([0, 0, 50]),
     )
-    return DecodeRequest(cond, text, sampling, max_new_tokens=rng.randint(1, 20), seed=seed)
+    return Request(cond, text, sampling, max_new_tokens=rng.randint(1, 20), seed=seed)
 
 
 def decode_together(
-    engine: DecodeEngine, requests: Sequence[DecodeRequest], num_rows: int, order: Iterable[int] | None = None
+    engine: DecodeEngine, requests: Sequence[Request], num_rows: int, order: Iterable[int] | None = None
 ) -> tuple[list[list[int]], int]:
     """Tokens of all requests by place, and steps taken; each joins, in ``order``, as soon as ``num_rows`` allow it."""
     waiting = list(range(len(requests)) if order is None else order)
     places: dict[int, int] = {}
-    drawn: list[list[int]] = [[] for _ in requests]
+    decoded: list[list[int]] = [[] for _ in requests]
     num_steps = 0
     while waiting or engine.num_requests:
         while waiting and engine.num_rows + requests[waiting[0]].num_rows <= num_rows:
             place = waiting.pop(0)
             places[engine.join(requests[place])] = place
         for handle, token in engine.step().tokens:
-            drawn[places[handle]].append(token)
+            decoded[places[handle]].append(token)
         num_steps += 1
-    return drawn, num_steps
+    return decoded, num_steps
 
 
 REQUESTS = [make_request(seed) for seed in range(24)]

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from chatterbox.cli.config import SayConfig
+from chatterbox.cli.config import SayCommandConfig
 from chatterbox.config import SamplingConfig, from_dict, to_dict
 from chatterbox.models.config import TURBO_DRIVING, HiFTConfig, ModelConfig, T3Config
 from tests.support.folders import SMALL, SMALL_TURBO
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), SMALL, SayConfig(), T3Config.multilingual()])
+@pytest.mark.parametrize("config", [ModelConfig(), SMALL, SayCommandConfig(), T3Config.multilingual()])
 def test_round_trip_through_json(config):
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
@@ -42,7 +42,7 @@ def test_values_that_do_not_fit(values, message):
         from_dict(ModelConfig, values)
 
 
-@pytest.mark.parametrize("cls", [ModelConfig, T3Config, SamplingConfig, HiFTConfig, SayConfig])
+@pytest.mark.parametrize("cls", [ModelConfig, T3Config, SamplingConfig, HiFTConfig, SayCommandConfig])
 def test_frozen(cls):
     config = cls()
     with pytest.raises(dataclasses.FrozenInstanceError):

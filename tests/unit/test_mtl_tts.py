@@ -16,7 +16,7 @@ from chatterbox.checkpoints import CheckpointError, hub
 from chatterbox.config import SamplingConfig
 from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
-from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.synthesis.token_filter import valid_speech_tokens
 from tests.support.folders import SMALL
 from tests.support.speaking import say_instead
 
@@ -115,8 +115,8 @@ def test_each_version_is_driven_as_published(version, penalty, noise):
     """chatterbox-tts 0.1.7 for v2; v3 has a lighter penalty, and the audio of its last token is noise."""
     config = checkpoints.multilingual(version).config
     assert config.sampling == SamplingConfig(repetition_penalty=penalty)
-    assert valid_codes(torch.tensor([5, 9, 3, 6562]), config.t3).tolist() == [5, 9, 3][: 3 - noise]
-    assert valid_codes(torch.tensor([5, 6562]), config.t3).tolist() == [5]
+    assert valid_speech_tokens(torch.tensor([5, 9, 3, 6562]), config.t3).tolist() == [5, 9, 3][: 3 - noise]
+    assert valid_speech_tokens(torch.tensor([5, 6562]), config.t3).tolist() == [5]
 
 
 def test_a_configuration_wins_over_the_published_defaults(own_mtl_folder, mtl):

@@ -18,8 +18,8 @@ from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR
-from chatterbox.synthesis.request import SpeechRequest
-from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.synthesis.request import SynthesisRequest
+from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.vc import ChatterboxVC
 from chatterbox.watermark.perth import read_watermark
@@ -70,12 +70,12 @@ def test_seed_repeats_and_leaves_the_global_generator_alone(small_tts):
 
 
 def test_without_seed_the_global_generator_decides(small_tts):
-    def draw(seed: int) -> torch.Tensor:
+    def decode(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return say(small_tts, seed=None)
 
-    assert torch.equal(draw(3), draw(3))
-    assert not torch.equal(draw(3), draw(4))
+    assert torch.equal(decode(3), decode(3))
+    assert not torch.equal(decode(3), decode(4))
 
 
 def test_cache_changes_nothing(small_tts):
@@ -178,8 +178,8 @@ def test_temperature_zero_is_greedy(small_tts):
 
 def speak_greedily(tts: ChatterboxTTS, seed: int) -> torch.Tensor:
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=6)
-    request = SpeechRequest(TEXT, tts.conds, greedy, seed=seed, watermark=False)
-    return speak(tts.t3, tts.s3gen, tts.tokenizer, request).speech_codes
+    request = SynthesisRequest(TEXT, tts.conds, greedy, seed=seed, watermark=False)
+    return speak(tts.t3, tts.s3gen, tts.tokenizer, request).speech_tokens
 
 
 def test_generate_assigns_nothing(small_tts, reference_wav):
@@ -367,14 +367,14 @@ def test_reference_as_samples_is_not_changed(small_tts):
 
 
 def test_stray_start_tokens():
-    def codes(*tokens: int) -> list[int]:
-        return valid_codes(torch.tensor(tokens), T3Config()).tolist()
+    def speech_tokens(*tokens: int) -> list[int]:
+        return valid_speech_tokens(torch.tensor(tokens), T3Config()).tolist()
 
-    assert codes(1, 2, 6562) == [1, 2]
-    assert codes(1, 7000, 2, 6562) == [1, 2]
-    assert codes(1, 6561, 2, 6562) == [2]
-    assert codes(6561, 1, 6561, 2, 6562) == [1, 2]
-    assert codes(6562) == []
+    assert speech_tokens(1, 2, 6562) == [1, 2]
+    assert speech_tokens(1, 7000, 2, 6562) == [1, 2]
+    assert speech_tokens(1, 6561, 2, 6562) == [2]
+    assert speech_tokens(6561, 1, 6561, 2, 6562) == [1, 2]
+    assert speech_tokens(6562) == []
 
 
 def test_utterance_without_speech(small_tts, monkeypatch):
@@ -391,7 +391,7 @@ def vc(small_folder) -> ChatterboxVC:
 class TestVoiceConversion:
     def test_length_follows_the_recording(self, vc, reference_wav):
         audio = vc.generate(str(reference_wav), seed=1, watermark=False)
-        assert audio.shape == (1, 50 * 960)  # 2 s at 25 codes a second
+        assert audio.shape == (1, 50 * 960)  # 2 s at 25 speech tokens a second
         assert torch.equal(audio, vc.generate(reference_wav, seed=1, watermark=False))
 
     def test_target_voice(self, vc, reference_wav, tmp_path):
@@ -432,7 +432,7 @@ def test_a_model_that_has_spoken_is_freed_with_its_last_reference(small_folder):
     t3, made = weakref.ref(tts.t3), tts.synthesizer
     workers = [made.scheduler._worker, *made.whole_renders._workers, *made.chunk_renders._workers]
     threads = [worker._thread for worker in workers if worker.is_alive]
-    assert len(threads) >= 3  # one that draws, one that renders what is whole, and one for chunks
+    assert len(threads) >= 3  # one that decodes, one that renders what is whole, and one for chunks
     del made, workers
     gc.collect()
     gc.disable()

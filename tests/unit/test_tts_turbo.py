@@ -23,8 +23,8 @@ from chatterbox.engine.decode import generate
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.tokenizers import TurboTokenizer
-from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of
-from chatterbox.synthesis.token_filter import valid_codes
+from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of
+from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from tests.support.folders import SMALL_TURBO, recording
@@ -84,13 +84,13 @@ def test_a_known_voice_and_text_are_not_computed_again(turbo_folder):
 
 
 def test_three_tokens_of_silence_follow(turbo):
-    result = speak(turbo.t3, turbo.s3gen, turbo.tokenizer, SpeechRequest(TEXT, turbo.conds, turbo.sampling, seed=1))
-    assert result.speech_codes[-3:].tolist() == [S3GEN_SIL] * 3 and len(result.speech_codes) > 3
-    assert result.audio.shape[1] == 960 * len(result.speech_codes)
+    result = speak(turbo.t3, turbo.s3gen, turbo.tokenizer, SynthesisRequest(TEXT, turbo.conds, turbo.sampling, seed=1))
+    assert result.speech_tokens[-3:].tolist() == [S3GEN_SIL] * 3 and len(result.speech_tokens) > 3
+    assert result.audio.shape[1] == 960 * len(result.speech_tokens)
 
 
 def test_start_tokens_are_dropped_one_by_one():
-    assert valid_codes(torch.tensor([1, 6561, 2, 6562]), T3Config.turbo()).tolist() == [1, 2]
+    assert valid_speech_tokens(torch.tensor([1, 6561, 2, 6562]), T3Config.turbo()).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["min_p", "exaggeration", "cfg_weight"])
@@ -116,14 +116,14 @@ def test_loudness_of_the_reference(turbo, long_wav):
 
 
 def test_the_prompt_is_fifteen_seconds(turbo, turbo_folder):
-    """Of the published size: 375 codes; a shorter recording has a shorter prompt, and no more positions."""
+    """Of the published size: 375 speech tokens; a shorter recording has a shorter prompt, and no more positions."""
     hp = dataclasses.replace(turbo.t3.hp, speech_cond_prompt_len=375)
     from chatterbox.voice.conditionals import prepare_conditionals
 
-    for seconds, codes in ((6.0, 150), (15.0, 375), (16.0, 375)):
+    for seconds, speech_tokens in ((6.0, 150), (15.0, 375), (16.0, 375)):
         voice = prepare_conditionals(turbo.s3gen, turbo.ve, recording(seconds), hp=hp)
-        assert voice.t3.cond_prompt_speech_tokens.shape == (1, codes)
-        assert turbo.t3.cond_len_of(voice.t3) == 1 + codes
+        assert voice.t3.cond_prompt_speech_tokens.shape == (1, speech_tokens)
+        assert turbo.t3.cond_len_of(voice.t3) == 1 + speech_tokens
 
 
 def test_a_short_reference_is_refused(turbo, reference_wav):
@@ -133,7 +133,7 @@ def test_a_short_reference_is_refused(turbo, reference_wav):
 
 def test_text_longer_than_the_positions(turbo):
     sampling = dataclasses.replace(turbo.sampling, max_new_tokens=60)
-    request = SpeechRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
+    request = SynthesisRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
     with pytest.raises(ValueError, match=r"180 of text and \d+ of speech are more than the model's 200; split"):
         tokens_of = partial(text_tokens_of, turbo.t3, turbo.tokenizer, request)
         generate(turbo.t3, decode_request(turbo.t3, turbo.conds, request, tokens_of))
@@ -143,7 +143,7 @@ def test_text_longer_than_the_positions(turbo):
 def test_guidance_is_refused_before_any_work(turbo):
     sampling = SamplingConfig(cfg_weight=0.5)
     with pytest.raises(ValueError, match=r"cfg_weight must be 0 for this model, got 0.5; it has no guidance"):
-        speak(turbo.t3, turbo.s3gen, turbo.tokenizer, SpeechRequest(TEXT, turbo.conds, sampling))
+        speak(turbo.t3, turbo.s3gen, turbo.tokenizer, SynthesisRequest(TEXT, turbo.conds, sampling))
 
 
 def test_tokenizer(turbo):

@@ -63,7 +63,7 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
 
 
 def trained_flow(work: Path) -> CausalMaskedDiffWithXvec:
-    """The flow with its averaged weights, in evaluation mode; its code table is still factorised."""
+    """The flow with its averaged weights, in evaluation mode; its speech token table is still factorised."""
     state = averaged_weights(work, "flow")
     flow = CausalMaskedDiffWithXvec(TINY.s3gen.flow)
     factorize(flow.input_embedding, std=0.0)
@@ -89,7 +89,7 @@ TABLE, TABLE_PARTS = (
 def warm_start(stage: Stage[Any], folder: Path) -> None:
     """Fill a stage's module with an exported folder's weights, so that training goes on without its checkpoint.
 
-    A dense code table becomes the residual of its symbol table. What the export leaves out (prototypes, derived
+    A dense token table becomes the residual of its symbol table. What the export leaves out (prototypes, derived
     buffers) keeps its fresh values.
     """
     for file, module_prefix, key_prefix in PLACES[stage.name]:

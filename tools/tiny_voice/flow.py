@@ -1,4 +1,4 @@
-"""Stage `flow`: speech codes and a prompt to mel spectrogram, by conditional flow matching."""
+"""Stage `flow`: speech tokens and a prompt to mel spectrogram, by conditional flow matching."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chatterbox.models.config import FlowConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.mel import mel_spectrogram
-from tools.tiny_voice.codes import NUM_SYMBOLS
 from tools.tiny_voice.loop import Schedule, Stage
 from tools.tiny_voice.recordings import Recordings, SpeakerBank
+from tools.tiny_voice.speech_tokens import NUM_SYMBOLS
 from tools.tiny_voice.tables import factorize
 from tools.tiny_voice.tiny import NATURAL_SPEED
 
@@ -23,7 +23,7 @@ UNCONDITIONAL_SHARE = 0.15  # where the model is guided
 PROMPTED_SHARE = 0.6
 LONGEST_PROMPT_SHARE = 0.5
 START_SHARE = 0.8  # rows at time 0, where a solver of few steps does its work
-MISREAD_SHARE = 0.02  # codes of a reference are recognised, not known
+MISREAD_SHARE = 0.02  # speech tokens of a reference are recognised, not known
 
 
 class FlowBatch(NamedTuple):
@@ -93,12 +93,14 @@ class FlowStage(Stage[FlowBatch]):
             other = source.by_voice[voice][int(rng.integers(len(source.by_voice[voice])))]
             # Two recordings in a row: a prompt and what is to be spoken, as at inference.
             pieces = [read(source, i, speed) for i in (other, index)]
-            codes, spectrum = (torch.cat(parts, -1) for parts in zip(*pieces, strict=True))
-            wrong = torch.from_numpy(rng.random(len(codes)) < MISREAD_SHARE)
-            codes = torch.where(wrong, torch.from_numpy(rng.integers(0, NUM_SYMBOLS**2, len(codes))), codes)
-            start = int(rng.integers(max(1, len(codes) - size + 1)))
-            length = min(size, len(codes) - start)
-            tokens[row, :length] = codes[start : start + length]
+            speech_tokens, spectrum = (torch.cat(parts, -1) for parts in zip(*pieces, strict=True))
+            wrong = torch.from_numpy(rng.random(len(speech_tokens)) < MISREAD_SHARE)
+            speech_tokens = torch.where(
+                wrong, torch.from_numpy(rng.integers(0, NUM_SYMBOLS**2, len(speech_tokens))), speech_tokens
+            )
+            start = int(rng.integers(max(1, len(speech_tokens) - size + 1)))
+            length = min(size, len(speech_tokens) - start)
+            tokens[row, :length] = speech_tokens[start : start + length]
             frames = slice(FRAMES_PER_TOKEN * start, FRAMES_PER_TOKEN * (start + length))
             mel[row, :, : FRAMES_PER_TOKEN * length] = spectrum[:, frames]
             if rng.random() < PROMPTED_SHARE:
@@ -120,7 +122,7 @@ class FlowStage(Stage[FlowBatch]):
 def resynthesize(
     flow: CausalMaskedDiffWithXvec, recordings: Recordings, speakers: SpeakerBank, count: int
 ) -> list[Tensor]:
-    """Mels (80, frames) in half precision of the first ``count`` recordings as the flow speaks their codes.
+    """Mels (80, frames) in half precision of the first ``count`` recordings as the flow speaks their speech tokens.
 
     Natural speed, each prompted with another recording of its voice.
     """
@@ -129,20 +131,22 @@ def resynthesize(
     for index in range(count):
         voice = recordings.voice(index)
         prompt = recordings.by_voice[voice][int(rng.integers(len(recordings.by_voice[voice])))]
-        prompt_codes, prompt_mel = read(recordings, prompt, NATURAL_SPEED)
-        codes = recordings.codes(index, NATURAL_SPEED)[None]
+        prompt_tokens, prompt_mel = read(recordings, prompt, NATURAL_SPEED)
+        speech_tokens = recordings.speech_tokens(index, NATURAL_SPEED)[None]
         embedding = speakers.at(voice, NATURAL_SPEED, rng)
-        mel, _ = flow.inference(codes, None, prompt_codes[None], None, prompt_mel.T[None], None, embedding, True)
+        mel, _ = flow.inference(
+            speech_tokens, None, prompt_tokens[None], None, prompt_mel.T[None], None, embedding, True
+        )
         made.append(mel[0].half())
     return made
 
 
 def read(source: Recordings, index: int, speed: int) -> tuple[Tensor, Tensor]:
-    """Codes (T,) and mel (80, 2T) of one recording."""
-    codes = source.codes(index, speed)
+    """Speech tokens (T,) and mel (80, 2T) of one recording."""
+    speech_tokens = source.speech_tokens(index, speed)
     spectrum = mel_spectrogram(torch.from_numpy(source.audio(index, speed, S3GEN_SR))[None])[0]
-    total = min(len(codes), spectrum.shape[1] // FRAMES_PER_TOKEN)
-    return codes[:total], spectrum[:, : FRAMES_PER_TOKEN * total]
+    total = min(len(speech_tokens), spectrum.shape[1] // FRAMES_PER_TOKEN)
+    return speech_tokens[:total], spectrum[:, : FRAMES_PER_TOKEN * total]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

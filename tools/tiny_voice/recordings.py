@@ -1,6 +1,7 @@
 """Teacher speech in memory: what the stages draw from.
 
-Owns: reading shards, pitch statistics, codes of an utterance, audio at another speed. Does not know: losses, models.
+Owns: reading shards, pitch statistics, speech tokens of an utterance, audio at another speed. Does not know: losses,
+models.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.tiny_voice.codes import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_codes
+from tools.tiny_voice.speech_tokens import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_speech_tokens
 from tools.tiny_voice.teacher import PHONES, SAMPLE_RATE, VOICES, read_shard, track_pitch
 from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
 
@@ -94,7 +95,7 @@ def draw_speed(rng: np.random.Generator) -> int:
 
 
 class Utterances:
-    """Text and codes, sorted by length so that a batch can be drawn from neighbours."""
+    """Text and speech tokens, sorted by length so that a batch can be drawn from neighbours."""
 
     def __init__(self, utterances: list[Utterance], scale: PitchScale) -> None:
         self._items = sorted(utterances, key=lambda u: u.ends[-1])
@@ -118,9 +119,9 @@ class Utterances:
         item = self._items[index]
         return len(item.text) + int(25 * item.ends[-1]) + 10
 
-    def codes(self, index: int, *, stretch: float = 1.0, spread: float = 1.0) -> np.ndarray:
-        """(N,) codes at 25 Hz, ``stretch`` times as long as spoken."""
-        return to_codes(trimmed_symbols(self._items[index], self._scale, stretch=stretch, spread=spread))
+    def speech_tokens(self, index: int, *, stretch: float = 1.0, spread: float = 1.0) -> np.ndarray:
+        """(N,) speech tokens at 25 Hz, ``stretch`` times as long as spoken."""
+        return to_speech_tokens(trimmed_symbols(self._items[index], self._scale, stretch=stretch, spread=spread))
 
     def near(self, anchor: int, size: int, rng: np.random.Generator) -> list[int]:
         """``anchor`` and ``size - 1`` others of about its length."""
@@ -135,11 +136,11 @@ class Utterances:
         return [pool[int(i)] for i in rng.integers(0, max(1, len(pool) // 2), size=count)]
 
     def prompt(self, voice: int, length: int, rng: np.random.Generator) -> np.ndarray:
-        """(length,) codes of other utterances of a voice."""
-        pool, codes = self._by_voice[voice], np.zeros(0, dtype=np.int64)
-        while len(codes) < length:
-            codes = np.concatenate([codes, self.codes(pool[int(rng.integers(len(pool)))])])
-        return codes[:length]
+        """(length,) speech tokens of other utterances of a voice."""
+        pool, speech_tokens = self._by_voice[voice], np.zeros(0, dtype=np.int64)
+        while len(speech_tokens) < length:
+            speech_tokens = np.concatenate([speech_tokens, self.speech_tokens(pool[int(rng.integers(len(pool)))])])
+        return speech_tokens[:length]
 
 
 class SpeakerBank:
@@ -182,8 +183,8 @@ class Recordings:
         """(2 * tokens,) symbols, one per 20 ms of that audio."""
         return trimmed_symbols(self._items[index], self._scale, stretch=1 / SPEEDS[speed])
 
-    def codes(self, index: int, speed: int) -> Tensor:
-        return torch.from_numpy(to_codes(self.symbols(index, speed)))
+    def speech_tokens(self, index: int, speed: int) -> Tensor:
+        return torch.from_numpy(to_speech_tokens(self.symbols(index, speed)))
 
     def f0(self, index: int, speed: int, num_frames: int) -> np.ndarray:
         """(num_frames,) float32 F0 in Hz at the middle of each 20 ms frame of that audio, 0 where unvoiced."""

@@ -31,16 +31,17 @@ def silent_tokens(utterances: Iterable[tuple[Tensor, Tensor, int]]) -> tuple[int
     """Tokens that are silence wherever they stand, ascending.
 
     Args:
-        utterances: codes (T,), the audio (N,) that they stand for, and its sample rate in Hz.
+        utterances: speech tokens (T,), the audio (N,) that they stand for, and its sample rate in Hz.
     """
     levels: dict[int, list[float]] = defaultdict(list)
-    for codes, audio, sample_rate in utterances:
-        for code, level in zip(codes.tolist(), frame_levels(audio, sample_rate, len(codes)).tolist(), strict=True):
-            levels[code].append(level)
+    for speech_tokens, audio, sample_rate in utterances:
+        heard = frame_levels(audio, sample_rate, len(speech_tokens)).tolist()
+        for token, level in zip(speech_tokens.tolist(), heard, strict=True):
+            levels[token].append(level)
     return tuple(
         sorted(
-            code
-            for code, found in levels.items()
+            token
+            for token, found in levels.items()
             if len(found) >= MIN_COUNT and sum(level < BELOW_DB for level in found) >= MIN_SHARE * len(found)
         )
     )

@@ -1,4 +1,4 @@
-"""Code tables built from what the codes mean, so that rare codes learn from frequent ones.
+"""Code tables built from what the speech tokens mean, so that rare speech tokens learn from frequent ones.
 
 A parametrization: rows of an embedding or output matrix are the sum of a vector for the first symbol, one for the
 second and a free residual. The export stores the sum, so the shipped model knows nothing of this.
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox.models.config import SPEECH_CODES
-from tools.tiny_voice.codes import NUM_SYMBOLS
+from chatterbox.models.config import NUM_SPEECH_TOKENS
+from tools.tiny_voice.speech_tokens import NUM_SYMBOLS
 
 
 class SymbolTable(nn.Module):
-    """residual (V, D) + first[symbol] + second[symbol] on the rows of speech codes."""
+    """residual (V, D) + first[symbol] + second[symbol] on the rows of speech tokens."""
 
     first_of: Tensor
     second_of: Tensor
@@ -24,10 +24,10 @@ class SymbolTable(nn.Module):
         super().__init__()
         self.first = nn.Parameter(torch.randn(NUM_SYMBOLS, width) * std)
         self.second = nn.Parameter(torch.randn(NUM_SYMBOLS, width) * std)
-        codes = torch.arange(SPEECH_CODES)
-        self.register_buffer("first_of", codes % NUM_SYMBOLS, persistent=False)
-        self.register_buffer("second_of", codes // NUM_SYMBOLS, persistent=False)
-        self.extra_rows = rows - SPEECH_CODES
+        speech_tokens = torch.arange(NUM_SPEECH_TOKENS)
+        self.register_buffer("first_of", speech_tokens % NUM_SYMBOLS, persistent=False)
+        self.register_buffer("second_of", speech_tokens // NUM_SYMBOLS, persistent=False)
+        self.extra_rows = rows - NUM_SPEECH_TOKENS
 
     def forward(self, residual: Tensor) -> Tensor:
         table = self.first[self.first_of] + self.second[self.second_of]
@@ -35,11 +35,11 @@ class SymbolTable(nn.Module):
 
 
 def factorize(module: nn.Embedding | nn.Linear, std: float) -> None:
-    """Give ``module.weight`` (codes, D) the symbol structure; its residual starts at zero but for the special rows."""
+    """Give ``module.weight`` (tokens, D) the symbol structure; its residual starts at zero but for the special rows."""
     rows, width = module.weight.shape
     with torch.no_grad():
-        module.weight[:SPEECH_CODES] = 0.0
-        module.weight[SPEECH_CODES:].normal_(std=std)
+        module.weight[:NUM_SPEECH_TOKENS] = 0.0
+        module.weight[NUM_SPEECH_TOKENS:].normal_(std=std)
     parametrize.register_parametrization(module, "weight", SymbolTable(rows, width, std), unsafe=True)
 
 

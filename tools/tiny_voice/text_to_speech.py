@@ -1,4 +1,4 @@
-"""Stage `t3`: text to speech codes, teacher-forced.
+"""Stage `t3`: text to speech tokens, teacher-forced.
 
 Owns: layouts of the training sequence, corruption, guidance dropout, the attention guide. Does not know: audio.
 
@@ -21,9 +21,9 @@ from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.backbone import Layer, LlamaBackbone, RotaryPass, rotate
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from tools.tiny_voice.codes import SILENCE, SYMBOL_NAMES, to_symbols
 from tools.tiny_voice.loop import Schedule, Stage
 from tools.tiny_voice.recordings import SpeakerBank, Utterances
+from tools.tiny_voice.speech_tokens import SILENCE, SYMBOL_NAMES, to_symbols
 from tools.tiny_voice.tables import factorize
 
 NEUTRAL_EMOTION = 0.5
@@ -70,8 +70,10 @@ class Sequence:
         return len(self.ids)
 
 
-def add_segment(sequence: Sequence, hp: T3Config, text: list[int], codes: np.ndarray, heard: np.ndarray) -> None:
-    """Append ``[start text stop][BOS BOS][codes]``: targets are ``codes`` and the stop token, inputs are ``heard``."""
+def add_segment(
+    sequence: Sequence, hp: T3Config, text: list[int], speech_tokens: np.ndarray, heard: np.ndarray
+) -> None:
+    """Append ``[start text stop][BOS BOS][speech]``: targets are speech and stop tokens, inputs are ``heard``."""
     text_start = len(sequence)
     tokens = [hp.start_text_token, *text, hp.stop_text_token]
     sequence.ids += tokens
@@ -80,15 +82,15 @@ def add_segment(sequence: Sequence, hp: T3Config, text: list[int], codes: np.nda
     sequence.targets += [IGNORE] * len(tokens)
     sequence.guide += [np.nan] * len(tokens)
     sequence.ids += [hp.start_speech_token] * 2 + heard.tolist()
-    sequence.positions += [0, *range(len(codes) + 1)]
-    sequence.is_text += [False] * (len(codes) + 2)
-    sequence.targets += [IGNORE, *codes.tolist(), hp.stop_speech_token]
-    sequence.guide += [np.nan, *(text_start + 1 + spoken_character(codes, len(text))), np.nan]
+    sequence.positions += [0, *range(len(speech_tokens) + 1)]
+    sequence.is_text += [False] * (len(speech_tokens) + 2)
+    sequence.targets += [IGNORE, *speech_tokens.tolist(), hp.stop_speech_token]
+    sequence.guide += [np.nan, *(text_start + 1 + spoken_character(speech_tokens, len(text))), np.nan]
 
 
-def spoken_character(codes: np.ndarray, num_characters: int) -> np.ndarray:
-    """Rough index of the character each code speaks: phones spread evenly over the text, NaN in pauses."""
-    symbols = to_symbols(codes)[::2]
+def spoken_character(speech_tokens: np.ndarray, num_characters: int) -> np.ndarray:
+    """Rough index of the character each speech token speaks: phones spread evenly over the text, NaN in pauses."""
+    symbols = to_symbols(speech_tokens)[::2]
     silent = np.array([SYMBOL_NAMES.get(s, SILENCE) == SILENCE for s in symbols])
     changes = np.cumsum(np.diff(symbols, prepend=symbols[0]) != 0)
     share = changes / max(1, changes[-1])
@@ -175,11 +177,13 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
                 emotion = float(rng.uniform(0.25, 1.25))
             chosen = [index, *source.same_voice(voice, parts - 1, rng)]
             texts = [source.text_ids(i) for i in chosen]
-            codes = [source.codes(i, stretch=stretch_of(emotion), spread=spread_of(emotion)) for i in chosen]
+            speech_tokens = [
+                source.speech_tokens(i, stretch=stretch_of(emotion), spread=spread_of(emotion)) for i in chosen
+            ]
             if layout == "history":
-                texts, codes = [source.join_texts(texts)], [np.concatenate(codes)]
+                texts, speech_tokens = [source.join_texts(texts)], [np.concatenate(speech_tokens)]
             sequence = Sequence([], [], [], [], [])
-            for text, spoken in zip(texts, codes, strict=True):
+            for text, spoken in zip(texts, speech_tokens, strict=True):
                 heard = spoken.copy()
                 wrong = rng.random(len(heard)) < (0.0 if plain else recipe.corrupted_share)
                 heard[wrong] = rng.choice(spoken, size=int(wrong.sum()))
@@ -257,7 +261,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
 
 
 def initialize(t3: T3) -> None:
-    """Small embeddings, residual branches that start near zero, and code tables by symbol."""
+    """Small embeddings, residual branches that start near zero, and speech token tables by symbol."""
     width = t3.dim
     for name, parameter in t3.named_parameters():
         if parameter.ndim >= 2 and "pre_attention_query" not in name:

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: audio to the speech codes that the alignment names, frame by frame."""
+"""Stage `tokenizer`: audio to the speech tokens that the alignment names, frame by frame."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox.models.config import S3TokenizerConfig
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
-from tools.tiny_voice.codes import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
 from tools.tiny_voice.loop import Schedule, Stage
 from tools.tiny_voice.recordings import Recordings
+from tools.tiny_voice.speech_tokens import DIGITS_PER_SYMBOL, NUM_SYMBOLS, SYMBOL_IDS, digits
 
 SAMPLES_PER_CODE, FRAMES_PER_CODE = S3_SR // 25, 4
 SHARPNESS = 3.0  # of the squared distance between eight read digits and a symbol's
 
 
 class TokenizerBatch(NamedTuple):
-    """Crops that begin on a code."""
+    """Crops that begin on a speech token."""
 
     wav: Tensor  # (B, L) at 16 kHz
-    lens: Tensor  # (B,) codes
-    symbols: Tensor  # (B, codes, 2)
+    lens: Tensor  # (B,) speech tokens
+    symbols: Tensor  # (B, speech tokens, 2)
 
 
 class TokenizerStage(Stage[TokenizerBatch]):
@@ -41,10 +41,10 @@ class TokenizerStage(Stage[TokenizerBatch]):
         schedule: Schedule,
         *,
         batch: int = 12,
-        crop_codes: int = 100,
+        crop_len: int = 100,
     ) -> None:
         self.recordings, self.held_out_recordings, self.schedule = recordings, held_out, schedule
-        self.batch, self.crop_codes = batch, crop_codes
+        self.batch, self.crop_len = batch, crop_len
         self.module = S3Tokenizer(config=config)
         # (symbols in use, 4) digits -1, 0, 1
         self._targets = torch.from_numpy(digits(SYMBOL_IDS)[:, :DIGITS_PER_SYMBOL] - 1).float()
@@ -63,8 +63,8 @@ class TokenizerStage(Stage[TokenizerBatch]):
         device = batch.wav.device
         wavs = [wav[: SAMPLES_PER_CODE * n] for wav, n in zip(batch.wav, batch.lens.tolist(), strict=True)]
         mels = [self.module.log_mel_spectrogram(wav).T for wav in wavs]
-        read, code_lens = self.module.digits(pad_sequence(mels, batch_first=True).mT, FRAMES_PER_CODE * batch.lens)
-        valid = torch.arange(read.shape[1], device=device) < code_lens[:, None]
+        read, token_lens = self.module.digits(pad_sequence(mels, batch_first=True).mT, FRAMES_PER_CODE * batch.lens)
+        valid = torch.arange(read.shape[1], device=device) < token_lens[:, None]
         halves = read.tanh().unflatten(-1, (2, DIGITS_PER_SYMBOL))  # (B, T, 2, 4)
         targets, rank = self._targets.to(device), self._rank.to(device)
         distance = (halves[..., None, :] - targets).square().sum(-1)  # (B, T, 2, symbols in use)
@@ -76,14 +76,14 @@ class TokenizerStage(Stage[TokenizerBatch]):
 
     def _draw(self, source: Recordings, rng: np.random.Generator) -> TokenizerBatch:
         wavs, lens = [], []
-        symbols = torch.zeros(self.batch, self.crop_codes, 2, dtype=torch.long)
+        symbols = torch.zeros(self.batch, self.crop_len, 2, dtype=torch.long)
         for row in range(self.batch):
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, S3_SR) * float(rng.uniform(0.4, 1.4)))
             named = torch.from_numpy(source.symbols(index, speed)).view(-1, 2)
             total = min(len(named), len(audio) // SAMPLES_PER_CODE)
-            start = int(rng.integers(max(1, total - self.crop_codes + 1)))
-            length = min(self.crop_codes, total - start)
+            start = int(rng.integers(max(1, total - self.crop_len + 1)))
+            length = min(self.crop_len, total - start)
             wavs.append(audio[start * SAMPLES_PER_CODE : (start + length) * SAMPLES_PER_CODE])
             symbols[row, :length] = named[start : start + length]
             lens.append(length)

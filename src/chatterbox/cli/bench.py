@@ -14,13 +14,13 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from chatterbox.cli.config import BenchmarkConfig, ModelChoice
+from chatterbox.cli.config import BenchmarkCommandConfig, ModelChoice
 from chatterbox.cli.errors import UsageError, as_usage
-from chatterbox.cli.measure import MIB, Codes, agreement, environment, measure
+from chatterbox.cli.measure import MIB, SpeechTokens, agreement, environment, measure
 from chatterbox.cli.options import add_command, add_settings
 from chatterbox.cli.output import Progress, progress, table
 from chatterbox.cli.plots import can_plot, plot
-from chatterbox.cli.speaker import checked, load_models, make_speaker
+from chatterbox.cli.speaker import checked, make_speaker, models_of
 from chatterbox.config import to_dict
 from chatterbox.runtime.files import whole
 
@@ -79,17 +79,21 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return int(bool(failed))
 
 
-def _jobs(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[tuple[list[str], BenchmarkConfig | str]]:
+def _jobs(
+    arguments: argparse.Namespace, overrides: Sequence[str]
+) -> list[tuple[list[str], BenchmarkCommandConfig | str]]:
     """Overrides and configuration of each job, or why it has none. Raises UsageError if no job has any."""
     from chatterbox.cli.hydra_config import ConfigError, compose_config, split_sweep
 
     with as_usage():
         options = {"config_dir": arguments.config_dir}
         sweep = split_sweep("benchmark", overrides, **options) if arguments.multirun else [list(overrides)]
-        jobs: list[tuple[list[str], BenchmarkConfig | str]] = []
+        jobs: list[tuple[list[str], BenchmarkCommandConfig | str]] = []
         for given in sweep:
             try:
-                jobs.append((given, checked(cast(BenchmarkConfig, compose_config("benchmark", given, **options)))))
+                jobs.append(
+                    (given, checked(cast(BenchmarkCommandConfig, compose_config("benchmark", given, **options))))
+                )
             except (ConfigError, UsageError) as error:
                 jobs.append((given, str(error)))
         if all(isinstance(job, str) for _, job in jobs):
@@ -104,11 +108,11 @@ def _labels(jobs: Sequence[tuple[list[str], object]]) -> list[str]:
 
 
 def _rows(
-    jobs: Sequence[tuple[list[str], BenchmarkConfig | str]], labels: Sequence[str]
+    jobs: Sequence[tuple[list[str], BenchmarkCommandConfig | str]], labels: Sequence[str]
 ) -> Iterator[dict[str, object]]:
     """A line for each job as it ends; one that fails has an error, and the next follows."""
     loaded = _Loaded()
-    reference: Codes | None = None
+    reference: SpeechTokens | None = None
     with progress() as report:
         for number, ((given, config), label) in enumerate(zip(jobs, labels, strict=True)):
             row: dict[str, object] = {"job": label, "overrides": given}
@@ -117,20 +121,22 @@ def _rows(
                 if isinstance(config, str):
                     raise UsageError(config)
                 row["config"] = to_dict(config)
-                figures, codes = _measured(config, loaded, report, f"{number + 1} of {len(jobs)}: {label}")
-                reference = codes if reference is None else reference
-                row |= {**figures, "token_agreement": agreement(codes, reference)}
+                figures, speech_tokens = _measured(config, loaded, report, f"{number + 1} of {len(jobs)}: {label}")
+                reference = speech_tokens if reference is None else reference
+                row |= {**figures, "token_agreement": agreement(speech_tokens, reference)}
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             report.clear()
             yield {**row, "environment": environment()}
 
 
-def _measured(config: BenchmarkConfig, loaded: _Loaded, report: Progress, label: str) -> tuple[dict[str, Any], Codes]:
+def _measured(
+    config: BenchmarkCommandConfig, loaded: _Loaded, report: Progress, label: str
+) -> tuple[dict[str, Any], SpeechTokens]:
     turns = config.benchmark.warmup + config.benchmark.repeats
     with closing(make_speaker(loaded.models(config, report), config, report)) as speaker:
         measured = measure(speaker, config.benchmark, lambda turn: report.bar(turn, turns, f"job {label}"))
-    return {**measured.figures, "cache_mib": (measured.figures["cache_bytes"] or 0) / MIB}, measured.codes
+    return {**measured.figures, "cache_mib": (measured.figures["cache_bytes"] or 0) / MIB}, measured.speech_tokens
 
 
 class _Loaded:
@@ -140,12 +146,12 @@ class _Loaded:
         self._choice: tuple[ModelChoice, bool] | None = None
         self._models: LoadedModels | None = None
 
-    def models(self, config: BenchmarkConfig, report: Progress) -> LoadedModels:
+    def models(self, config: BenchmarkCommandConfig, report: Progress) -> LoadedModels:
         choice = config.model, config.language is None
         if self._models is None or self._choice != choice:
             self._models = None  # before the next weights are read
             gc.collect()
-            self._models, self._choice = load_models(config, report), choice
+            self._models, self._choice = models_of(config, report), choice
         return self._models
 
 

@@ -23,7 +23,7 @@ from chatterbox.cli.output import checked_path, progress, table
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
-    from chatterbox.cli.config import SayConfig
+    from chatterbox.cli.config import SayCommandConfig
     from chatterbox.kvcache.prefix.disk import DiskEntry, DiskTier
 
 MIB = 2**20
@@ -60,7 +60,7 @@ def _add_action(actions: Any, name: str, run: Any, about: str, *, only: Sequence
     parser = add_command(actions, name, run, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("--folder", metavar="FOLDER", help="as kvcache.disk_folder=FOLDER")
     if name == "warm":
-        parser.add_argument("text", nargs="*", metavar="TEXT", help="a text, or the beginning of texts to come")
+        parser.add_argument("text", nargs="*", metavar="TEXT", help="a text, or the prefix of texts to come")
     add_settings(parser, "say", only=only, examples=EXAMPLES)
     return parser
 
@@ -82,11 +82,11 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps(about))
         return 0
     broken = f", {about['broken']} of them broken" if about["broken"] else ""
-    print(f"{disk.folder}: {num_files} beginnings{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
-    rows = [("voice", "beginnings", "positions", "MiB", "last used")]
+    print(f"{disk.folder}: {num_files} prefixes{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
+    rows = [("voice", "prefixes", "positions", "MiB", "last used")]
     for voice in voices:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(voice["last_use"]))
-        rows.append((voice["voice"], voice["beginnings"], voice["positions"], f"{voice['bytes'] / MIB:.1f}", used))
+        rows.append((voice["voice"], voice["prefixes"], voice["positions"], f"{voice['bytes'] / MIB:.1f}", used))
     print("\n".join(table(rows)))
     return 0
 
@@ -101,7 +101,7 @@ def _by_voice(entries: Sequence[DiskEntry]) -> list[dict[str, Any]]:
     return [
         {
             "voice": voice,
-            "beginnings": len(of_voice),
+            "prefixes": len(of_voice),
             "positions": sum(entry.num_positions for entry in of_voice),
             "bytes": sum(entry.nbytes for entry in of_voice),
             "last_use": max(entry.last_use for entry in of_voice),
@@ -145,7 +145,7 @@ def run_export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             if disk.load(entry.key) is not None:  # whole, by its checksum
                 archive.add(entry.path, entry.path.name)
                 num_packed += 1
-    print(f"{output}: {num_packed} beginnings, {output.stat().st_size / MIB:.1f} MiB; tar -xf unpacks it")
+    print(f"{output}: {num_packed} prefixes, {output.stat().st_size / MIB:.1f} MiB; tar -xf unpacks it")
     return 0
 
 
@@ -153,11 +153,11 @@ def run_clear(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     _, disk = _opened(arguments, overrides)
     num_files, nbytes = len(disk.files()), disk.nbytes
     disk.clear()
-    print(f"{disk.folder}: {num_files} beginnings removed, {nbytes / MIB:.1f} MiB")
+    print(f"{disk.folder}: {num_files} prefixes removed, {nbytes / MIB:.1f} MiB")
     return 0
 
 
-def _with_folder(config: SayConfig, arguments: argparse.Namespace) -> SayConfig:
+def _with_folder(config: SayCommandConfig, arguments: argparse.Namespace) -> SayCommandConfig:
     """``config`` with a folder on disk. Raises UsageError if there is none."""
     folder = config.kvcache.disk_folder if arguments.folder is None else arguments.folder
     if folder is None:
@@ -165,7 +165,7 @@ def _with_folder(config: SayConfig, arguments: argparse.Namespace) -> SayConfig:
     return dataclasses.replace(config, kvcache=dataclasses.replace(config.kvcache, disk_folder=folder))
 
 
-def _opened(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[SayConfig, DiskTier]:
+def _opened(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[SayCommandConfig, DiskTier]:
     """The configuration and its folder, which must exist."""
     from chatterbox.kvcache.prefix.disk import DiskTier
 

@@ -21,7 +21,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class SayConfig:
+class SayCommandConfig:
     """One run of ``chatterbox say``, beside its text and output file."""
 
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -39,7 +39,7 @@ class SayConfig:
 
 
 @dataclass(frozen=True)
-class StreamConfig(SayConfig):
+class StreamCommandConfig(SayCommandConfig):
     """One run of ``chatterbox stream``."""
 
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
@@ -66,7 +66,7 @@ class MeasurementConfig:
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig(StreamConfig):
+class BenchmarkCommandConfig(StreamCommandConfig):
     """One job of ``chatterbox bench``."""
 
     benchmark: MeasurementConfig = field(default_factory=MeasurementConfig)

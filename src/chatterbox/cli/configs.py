@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from chatterbox.cli.config import SayConfig
+from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.schema import PRIMARY
 from chatterbox.cli.speaker import checked, sampling_of
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def filled(config: SayConfig) -> SayConfig:
+def filled(config: SayCommandConfig) -> SayCommandConfig:
     """``config`` with what the checkpoint says about sampling, as far as it can be known without loading it."""
     from chatterbox.checkpoints import PUBLISHED, find_model, load_config
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from chatterbox.cli.config import SayConfig
+from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_of
 from chatterbox.config import SamplingConfig, from_dict, to_dict
 
@@ -28,13 +28,16 @@ class ConfigError(ValueError):
     """An override names no setting, or gives it a value of the wrong kind."""
 
 
-def compose_config(name: str, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None) -> SayConfig:
+def compose_config(
+    name: str, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None
+) -> SayCommandConfig:
     """A primary configuration from Hydra overrides (``sampling.temperature=0.5``, ``model=chatterbox``).
 
     ``sampling`` of the result holds the overridden fields alone: the rest is the checkpoint's.
 
     Args:
-        name: "say", "stream" or "benchmark"; the result is a `SayConfig`, `StreamConfig` or `BenchmarkConfig`.
+        name: "say", "stream" or "benchmark"; the result is a `SayCommandConfig`, `StreamCommandConfig` or
+        `BenchmarkCommandConfig`.
         config_dir: a folder of the user's own YAML, ``kvcache/mine.yaml`` in it is the choice ``kvcache=mine``.
 
     Raises:
@@ -52,7 +55,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), *, config_dir: str 
     return config
 
 
-def compose_say(overrides: Sequence[str] = ()) -> SayConfig:
+def compose_say(overrides: Sequence[str] = ()) -> SayCommandConfig:
     """Configuration of ``chatterbox say``; see `compose_config`."""
     return compose_config("say", overrides)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
-Codes = list[list[int]]  # speech codes by text
+SpeechTokens = list[list[int]]  # by text
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Measured:
     """A job's figures by name, None where there is none, and what it said."""
 
     figures: dict[str, float | None]
-    codes: Codes
+    speech_tokens: SpeechTokens
 
 
 @dataclass(frozen=True)
 class _Said:
-    """One text, once: drawn by T3 alone, then streamed. Times in seconds."""
+    """One text, once: decoded by T3 alone, then streamed. Times in seconds."""
 
-    codes: list[int]
+    speech_tokens: list[int]
     token_times: list[float]  # from the start, when each token was there
     first_audio: float
     waited: float
@@ -49,7 +49,7 @@ def measure(speaker: Speaker, config: MeasurementConfig, on_turn: Callable[[int]
 
     Of T3 alone: tokens_per_s, with prefill; ms_per_token, of the steps after the first; first_token_ms. Of the stream:
     first_audio_ms; rtf, what the listener waits for by what there is to hear. cache_bytes: of the rows' cache when the
-    longest utterance ends. prefix_bytes, prefix_hits: of the beginnings that are shared, warm-up included. peak_mib: of
+    longest utterance ends. prefix_bytes, prefix_hits: of the prefixes that are shared, warm-up included. peak_mib: of
     the process, weights included; on CUDA of what torch allocated there.
     """
     memory = PeakMemory(speaker.models.device)
@@ -69,15 +69,15 @@ def measure(speaker: Speaker, config: MeasurementConfig, on_turn: Callable[[int]
         "prefix_hits": stats["hit_rate"],
         "peak_mib": peak,
     }
-    return Measured(figures, [said.codes for said in turns[-1]])
+    return Measured(figures, [said.speech_tokens for said in turns[-1]])
 
 
 def _said(speaker: Speaker, text: str) -> _Said:
-    codes, times = [], []
+    speech_tokens, times = [], []
     started = time.perf_counter()
-    for drawn in speaker.draw(text):
-        codes += drawn.tokens
-        if not drawn.ends:
+    for decoded in speaker.decode(text):
+        speech_tokens += decoded.tokens
+        if not decoded.ends:
             times.append(time.perf_counter() - started)
     if not times:
         raise RuntimeError(f"nothing is said of {text!r}")
@@ -86,7 +86,7 @@ def _said(speaker: Speaker, text: str) -> _Said:
         raise RuntimeError(f"nothing is heard of {text!r}")
     last = metrics[-1]
     return _Said(
-        codes,
+        speech_tokens,
         times,
         last.latency_to_first_chunk or 0.0,
         last.total_generation_time or 0.0,
@@ -99,11 +99,11 @@ def _figures(turn: Sequence[_Said]) -> dict[str, float]:
     num_tokens = sum(len(said.token_times) for said in turn)
     steps = sum(len(said.token_times) - 1 for said in turn)
     stepping = sum(said.token_times[-1] - said.token_times[0] for said in turn)
-    drawing = sum(said.token_times[-1] for said in turn)
+    decoding = sum(said.token_times[-1] for said in turn)
     return {
         "tokens": num_tokens,
-        "tokens_per_s": num_tokens / drawing,
-        "ms_per_token": 1000 * (stepping / steps if steps else drawing / num_tokens),
+        "tokens_per_s": num_tokens / decoding,
+        "ms_per_token": 1000 * (stepping / steps if steps else decoding / num_tokens),
         "first_token_ms": 1000 * statistics.median(said.token_times[0] for said in turn),
         "first_audio_ms": 1000 * statistics.median(said.first_audio for said in turn),
         "rtf": sum(said.waited for said in turn) / sum(said.duration for said in turn),
@@ -111,7 +111,7 @@ def _figures(turn: Sequence[_Said]) -> dict[str, float]:
 
 
 def cache_bytes(speaker: Speaker, texts: Sequence[str]) -> int:
-    """Bytes of the decode cache when the longest utterance ends, which is drawn once more for that; 0 without one."""
+    """Bytes of the decode cache when the longest utterance ends, which is decoded once more for that; 0 without one."""
     from chatterbox.engine.decode import decode
 
     config, requests = speaker.config, [request for text in texts for request in speaker.decode_requests(text)]
@@ -120,9 +120,9 @@ def cache_bytes(speaker: Speaker, texts: Sequence[str]) -> int:
     return 0 if cache is None else cache.nbytes
 
 
-def agreement(codes: Codes, reference: Codes) -> float:
-    """Share of speech codes that are the same at the same place of the same text, of the longer of the two."""
-    pairs = list(zip(codes, reference, strict=True))
+def agreement(speech_tokens: SpeechTokens, reference: SpeechTokens) -> float:
+    """Share of speech tokens that are the same at the same place of the same text, of the longer of the two."""
+    pairs = list(zip(speech_tokens, reference, strict=True))
     same = sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
     return same / max(1, sum(max(len(mine), len(theirs)) for mine, theirs in pairs))
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from chatterbox.cli.config import SayConfig
+from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.errors import as_usage
 from chatterbox.cli.schema import PRIMARY, Choice, Setting, groups_of, settings_of, shown
 
 MAX_WIDTH = 100
 
-Config = TypeVar("Config", bound=SayConfig)
+Config = TypeVar("Config", bound=SayCommandConfig)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +75,7 @@ def add_speaker(parser: argparse.ArgumentParser, *, voice: bool = True) -> None:
         parser.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
 
 
-def configuration(arguments: argparse.Namespace, overrides: Sequence[str], primary: str) -> SayConfig:
+def configuration(arguments: argparse.Namespace, overrides: Sequence[str], primary: str) -> SayCommandConfig:
     """What flags and settings ask for; flags win. Raises UsageError."""
     from chatterbox.cli.hydra_config import compose_config
 

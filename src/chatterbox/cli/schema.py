@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatterbox.cli.config import BenchmarkConfig, SayConfig, StreamConfig
+from chatterbox.cli.config import BenchmarkCommandConfig, SayCommandConfig, StreamCommandConfig
 
-PRIMARY: dict[str, type] = {"say": SayConfig, "stream": StreamConfig, "benchmark": BenchmarkConfig}
+PRIMARY: dict[str, type] = {"say": SayCommandConfig, "stream": StreamCommandConfig, "benchmark": BenchmarkCommandConfig}
 
 _COMMENTED = re.compile(r"^    (\w+): [^#\n]*# (.+)$", re.MULTILINE)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chatterbox.cli.config import SayConfig, StreamConfig
+from chatterbox.cli.config import SayCommandConfig, StreamCommandConfig
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import Config
 from chatterbox.cli.output import Progress
@@ -20,8 +20,8 @@ from chatterbox.voice.library import BUILT_IN, find_voice, load_prepared
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
-    from chatterbox.engine.request import DecodeRequest
-    from chatterbox.synthesis.request import SpeechRequest
+    from chatterbox.engine.request import Request
+    from chatterbox.synthesis.request import SynthesisRequest
     from chatterbox.synthesis.speech_stream import SpeechChunk
     from chatterbox.synthesis.synthesizer import SpeechResult, Synthesizer
     from chatterbox.synthesis.utterances import TokenChunk
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 class Speaker:
     """A loaded model with one voice, its caches and the settings it speaks with."""
 
-    config: SayConfig
+    config: SayCommandConfig
     models: LoadedModels
     voice: Conditionals
     synthesizer: Synthesizer
 
-    def request(self, text: str | Iterable[str]) -> SpeechRequest:
+    def request(self, text: str | Iterable[str]) -> SynthesisRequest:
         """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
         from chatterbox.engine.guards import check_guard
-        from chatterbox.synthesis.request import SpeechRequest
+        from chatterbox.synthesis.request import SynthesisRequest
 
         config = self.config
         with as_usage():
             check_guard(config.guard, self.models.t3.hp)
-            return SpeechRequest(
+            return SynthesisRequest(
                 text=text,
                 conditionals=self.voice,
                 sampling=sampling_of(config, self.models.config.sampling),
@@ -59,20 +59,20 @@ class Speaker:
             )
 
     def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
-        """Speech of ``text``; ``on_token`` is told how many speech tokens were drawn so far."""
+        """Speech of ``text``; ``on_token`` is told how many speech tokens were decoded so far."""
         return self.synthesizer.speak(self.request(text), on_token=on_token)
 
     def stream(
         self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None
     ) -> Generator[SpeechChunk, None, None]:
-        """Speech of ``text``, or of its pieces as they come, while it is made, as `StreamConfig.streaming` says."""
+        """Speech of ``text``, or of its pieces as they come, as `StreamCommandConfig.streaming` says."""
         return self.synthesizer.stream(self.request(text), self._streaming, on_token=on_token)
 
-    def draw(self, text: str) -> Iterator[TokenChunk]:
-        """Speech codes of ``text`` as T3 draws them, without any audio."""
-        return self.synthesizer.draw(self.request(text), self._streaming)
+    def decode(self, text: str) -> Iterator[TokenChunk]:
+        """Speech tokens of ``text`` as T3 decodes them, without any audio."""
+        return self.synthesizer.decode(self.request(text), self._streaming)
 
-    def decode_requests(self, text: str) -> list[DecodeRequest]:
+    def decode_requests(self, text: str) -> list[Request]:
         """What T3 is asked for when ``text`` is spoken, one utterance after the other."""
         by_sentence = self._streaming.continuity != "isolated"
         return self.synthesizer.decode_requests(self.request(text), by_sentence=by_sentence)
@@ -83,10 +83,10 @@ class Speaker:
 
     @property
     def _streaming(self) -> StreamingConfig:
-        return self.config.streaming if isinstance(self.config, StreamConfig) else StreamingConfig()
+        return self.config.streaming if isinstance(self.config, StreamCommandConfig) else StreamingConfig()
 
 
-def load_speaker(config: SayConfig, report: Progress) -> Speaker:
+def load_speaker(config: SayCommandConfig, report: Progress) -> Speaker:
     """Load what ``config`` names.
 
     Raises:
@@ -96,10 +96,10 @@ def load_speaker(config: SayConfig, report: Progress) -> Speaker:
     config = checked(config)
     if config.voice not in (None, BUILT_IN):
         find_voice(config.voice)  # before the weights are read
-    return make_speaker(load_models(config, report), config, report)
+    return make_speaker(models_of(config, report), config, report)
 
 
-def load_models(config: SayConfig, report: Progress, *, any_language: bool = False) -> LoadedModels:
+def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool = False) -> LoadedModels:
     """The weights that ``config`` (of `checked`) names. ``any_language``: nothing will be spoken.
 
     Raises:
@@ -118,7 +118,7 @@ def load_models(config: SayConfig, report: Progress, *, any_language: bool = Fal
     return checkpoints.load_models(folder, config.model.device, layout)
 
 
-def make_speaker(models: LoadedModels, config: SayConfig, report: Progress) -> Speaker:
+def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Speaker:
     """A speaker on loaded weights, with caches of its own. ``config`` is of `checked`."""
     from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 
@@ -144,7 +144,7 @@ def checked(config: Config) -> Config:
         return dataclasses.replace(config, language=check_language(config.language))
 
 
-def load_voice(models: LoadedModels, config: SayConfig, report: Progress) -> Conditionals:
+def load_voice(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Conditionals:
     """The voice that ``config`` means: the checkpoint's own, one that was prepared, or a recording's.
 
     Raises:
@@ -164,6 +164,6 @@ def load_voice(models: LoadedModels, config: SayConfig, report: Progress) -> Con
     return prepare_conditionals(models.s3gen, models.voice_encoder, path, hp=models.config.t3)
 
 
-def sampling_of(config: SayConfig, checkpoint: SamplingConfig) -> SamplingConfig:
+def sampling_of(config: SayCommandConfig, checkpoint: SamplingConfig) -> SamplingConfig:
     """The checkpoint's sampling with what ``config`` replaces of it."""
     return from_dict(SamplingConfig, {**to_dict(checkpoint), **config.sampling}, "sampling")

@@ -70,7 +70,7 @@ def run_list(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from chatterbox.cli.speaker import checked, load_models
+    from chatterbox.cli.speaker import checked, models_of
     from chatterbox.voice.conditionals import prepare_conditionals
 
     library, recording = _library(arguments), Path(arguments.recording)
@@ -79,7 +79,7 @@ def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise FileNotFoundError(f"recording {str(recording)!r} does not exist")
     config = checked(configuration(arguments, overrides, "say"))
     with progress() as report:
-        models = load_models(config, report, any_language=True)
+        models = models_of(config, report, any_language=True)
         report.stage("listening to the recording")
         voice = prepare_conditionals(models.s3gen, models.voice_encoder, recording, hp=models.config.t3)
         about = {"model": config.model.source, "recording": recording.name, "family": family(models)}

@@ -1,1 +1,1 @@
-"""Drawing speech tokens: `request` (what is asked), `scheduler` (for whom), `engine` (steps), `sampler` (one draw)."""
+"""Decoding: `request` (what is asked), `scheduler` (for whom), `engine` (steps), `sampler` (one token)."""

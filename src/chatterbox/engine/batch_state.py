@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from chatterbox.engine.guards.batch import Guards, join_guards, select_guards
-from chatterbox.engine.request import DecodeRequest
-from chatterbox.engine.sampler import Knobs
+from chatterbox.engine.request import Request
+from chatterbox.engine.sampler import SamplingParams
 
 
 @dataclass
@@ -23,8 +23,8 @@ class SamplerState:
     """Of N requests, all that their next tokens depend on beside the logits. A request keeps it while it is on hold."""
 
     names: list[str | None]  # the guard that each asked for
-    tokens: Tensor  # (N, 1), the last drawn
-    num_drawn: Tensor  # (N, 1), the speech position of `tokens`: how many were drawn, or forced before
+    tokens: Tensor  # (N, 1), the last decoded
+    num_decoded: Tensor  # (N, 1), the speech position of `tokens`: how many were decoded, or forced before
     num_forced: Tensor  # (N, 1), how many of them were forced
     seen: Tensor  # (N, V) bool
     guards: Guards = field(default_factory=dict)  # by name, of those requests that asked for it
@@ -42,7 +42,7 @@ class SamplerState:
         return SamplerState(
             [*self.names, *other.names],
             torch.cat([self.tokens, other.tokens]),
-            torch.cat([self.num_drawn, other.num_drawn]),
+            torch.cat([self.num_decoded, other.num_decoded]),
             torch.cat([self.num_forced, other.num_forced]),
             torch.cat([self.seen, other.seen]),
             join_guards(self.guards, len(self), other.guards),
@@ -53,7 +53,7 @@ class SamplerState:
         return SamplerState(
             [self.names[place] for place in keep],
             self.tokens[keep],
-            self.num_drawn[keep],
+            self.num_decoded[keep],
             self.num_forced[keep],
             self.seen[keep],
             select_guards(self.guards, self.names, keep),
@@ -65,7 +65,7 @@ class BatchState:
     """A step's own view of `SamplerState`, and of the rows: N requests on R rows."""
 
     tokens: Tensor
-    num_drawn: Tensor
+    num_decoded: Tensor
     num_forced: Tensor
     seen: Tensor
     noise: Tensor | None  # (N, V), fresh Exp(1) of torch's global generator before every step; None: nobody uses it
@@ -74,14 +74,14 @@ class BatchState:
     owners: Tensor  # (R,), the request of each row
     conditional: Tensor  # (N,), its first row
     unconditional: Tensor  # (N,), its last: the same one without guidance
-    forced: Tensor  # (N, 1), 1 where a guard made the last drawn the stop token
+    guard_stopped: Tensor  # (N, 1), 1 where a guard made the last token the stop token
     broken: Tensor  # (N, 1), 1 once the logits were not finite
-    knobs: Knobs
+    params: SamplingParams
     guards: Guards = field(default_factory=dict)
     from_global: tuple[int, ...] = ()  # places whose noise torch's global generator draws
 
     @classmethod
-    def of(cls, sampler: SamplerState, requests: Sequence[DecodeRequest], rows: Sequence[Sequence[int]]) -> BatchState:
+    def of(cls, sampler: SamplerState, requests: Sequence[Request], rows: Sequence[Sequence[int]]) -> BatchState:
         """For the steps of ``requests``, whose ``rows`` these are, all of 0 to R - 1 among them."""
         device = sampler.tokens.device
         seeds = [None if _is_greedy(request) else request.seed for request in requests]
@@ -98,7 +98,7 @@ class BatchState:
 
         return cls(
             tokens=sampler.tokens,
-            num_drawn=sampler.num_drawn,
+            num_decoded=sampler.num_decoded,
             num_forced=sampler.num_forced,
             seen=sampler.seen,
             noise=torch.ones(sampler.seen.shape, dtype=torch.float32, device=device) if places else None,
@@ -108,20 +108,20 @@ class BatchState:
             conditional=index([held[0] for held in rows]),
             # Without guidance a request's own row stands in: it is guided by a difference of 0.
             unconditional=index([held[-1] for held in rows]),
-            forced=torch.zeros_like(sampler.tokens),
+            guard_stopped=torch.zeros_like(sampler.tokens),
             broken=torch.zeros_like(sampler.tokens),
-            knobs=Knobs.of([request.sampling for request in requests], device),
+            params=SamplingParams.of([request.sampling for request in requests], device),
             guards=sampler.guards,
             from_global=places,
         )
 
     def sampler(self, names: list[str | None]) -> SamplerState:
         """The requests' own part; ``names`` as there."""
-        return SamplerState(names, self.tokens, self.num_drawn, self.num_forced, self.seen, self.guards)
+        return SamplerState(names, self.tokens, self.num_decoded, self.num_forced, self.seen, self.guards)
 
     def named_tensors(self) -> dict[str, Tensor]:
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NO_TENSORS}
-        named |= {f"knobs.{f.name}": getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
+        named |= {f"params.{f.name}": getattr(self.params, f.name) for f in dataclasses.fields(self.params)}
         for guard in self.guards:
             named |= {f"{guard}.{name}": tensor for name, tensor in self.guards[guard].tensors().items()}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
@@ -132,8 +132,8 @@ class BatchState:
         return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in self.named_tensors().items())
 
 
-_NO_TENSORS = ("knobs", "guards", "from_global")
+_NO_TENSORS = ("params", "guards", "from_global")
 
 
-def _is_greedy(request: DecodeRequest) -> bool:
+def _is_greedy(request: Request) -> bool:
     return request.sampling.temperature == 0.0

@@ -18,8 +18,8 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.cached import CachedDecoder
 from chatterbox.engine.decoder import RowDecoder
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import RowPrefixes
-from chatterbox.engine.request import DecodeRequest, allocate_cache, check_request, required_capacity
+from chatterbox.engine.prefill import CachedPrefix
+from chatterbox.engine.request import Request, allocate_cache, check_request, required_capacity
 from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
@@ -31,7 +31,7 @@ def decoder_on(t3: T3, cache: KVCache | None) -> RowDecoder:
 
 
 def generate(
-    t3: T3, request: DecodeRequest, *, use_cache: bool = True, cache_policy: str | KVCacheConfig = "static"
+    t3: T3, request: Request, *, use_cache: bool = True, cache_policy: str | KVCacheConfig = "static"
 ) -> Tensor:
     """All tokens of one request, (N,), the stop token included.
 
@@ -44,7 +44,7 @@ def generate(
 
 def decode(
     t3: T3,
-    request: DecodeRequest,
+    request: Request,
     *,
     use_cache: bool = True,
     cache_policy: str | KVCacheConfig = "static",
@@ -77,7 +77,7 @@ def decode(
     return torch.tensor(tokens, dtype=torch.long, device=t3.device), cache
 
 
-def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) -> None:
+def _check_past(t3: T3, request: Request, past: KVCache, kept_len: int) -> None:
     if past.num_rows != request.num_rows:
         raise ValueError(
             f"past_key_values has {past.num_rows} rows, the request needs {request.num_rows}; "
@@ -94,9 +94,9 @@ def _check_past(t3: T3, request: DecodeRequest, past: KVCache, kept_len: int) ->
 
 
 def run(
-    t3: T3, request: DecodeRequest, decoder: RowDecoder, *, kept_len: int = 0, prefix: RowPrefixes | None = None
+    t3: T3, request: Request, decoder: RowDecoder, *, kept_len: int = 0, prefix: CachedPrefix | None = None
 ) -> Iterator[int]:
-    """Tokens of one request as they are drawn, on an engine of its own; arguments as `DecodeEngine.join`.
+    """Tokens of one request as they are decoded, on an engine of its own; arguments as `DecodeEngine.join`.
 
     The rows of ``decoder`` hold it all afterwards, but for the last token.
 

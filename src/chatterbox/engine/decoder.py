@@ -72,8 +72,8 @@ class RowDecoder(abc.ABC):
             num_rows: in use by others.
             num_new: rows of the request.
             kept_len: positions of its rows that are there and stay.
-            prompt_len: positions that come before its first drawn token.
-            limit: tokens that it may draw.
+            prompt_len: positions that come before its first decoded token.
+            limit: tokens that it may decode.
 
         Raises:
             ValueError: there never can be; the message says what to change.

@@ -17,12 +17,11 @@ from torch import Tensor
 from chatterbox.engine.batch_state import BatchState, SamplerState
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decoder import RowDecoder, RowStart
-from chatterbox.engine.drawing import Rewind, draw_next
 from chatterbox.engine.guards.batch import Guards, readers_of, start_guards
-from chatterbox.engine.prefill import RowPrefixes
+from chatterbox.engine.prefill import CachedPrefix
 from chatterbox.engine.request import (
     Between,
-    DecodeRequest,
+    Request,
     Turn,
     limit_of,
     pieces,
@@ -32,6 +31,7 @@ from chatterbox.engine.request import (
 )
 from chatterbox.engine.rows import RowTable
 from chatterbox.engine.sampler import draw_exponential
+from chatterbox.engine.sampling import Rewind, sample_next
 from chatterbox.engine.sequence import DecodeSequence, StepResult
 from chatterbox.kvcache import Segment
 from chatterbox.models.t3.attention import HeadReader
@@ -55,7 +55,7 @@ class DecodeEngine:
         prefill_len: int | None = None,
     ) -> None:
         """Args:
-        stop_stride: steps between two looks at the tokens. More than 1 spares a device its waits; requests draw up to
+        stop_stride: steps between two looks at the tokens. More than 1 spares a device its waits; requests decode up to
             ``stop_stride - 1`` tokens for nothing.
         graphs: where steps are captured and replayed; None is as the device has it: on CUDA yes, else no.
         prefill_len: positions of a prefix that are run at once; a longer one is cut at its multiples. None never cuts.
@@ -64,7 +64,7 @@ class DecodeEngine:
             raise ValueError(f"stop_stride must be at least 1, got {stop_stride}")
         self.t3, self.decoder, self.stop_stride, self.prefill_len = t3, decoder, stop_stride, prefill_len
         self._graphs = StepGraphs() if graphs is None and t3.device.type == "cuda" else graphs
-        self._running: list[DecodeSequence] = []  # those whose first token is still to be drawn come last
+        self._running: list[DecodeSequence] = []  # those whose first token is still to be decoded come last
         self._held: dict[int, DecodeSequence] = {}
         self._rows = RowTable(decoder)
         with torch.inference_mode():
@@ -72,7 +72,7 @@ class DecodeEngine:
 
     @property
     def num_requests(self) -> int:
-        """Requests that the next step draws for."""
+        """Requests that the next step decodes for."""
         return len(self._running)
 
     @property
@@ -82,25 +82,25 @@ class DecodeEngine:
 
     @property
     def running(self) -> list[int]:
-        """Handles of the requests that the next step draws for."""
+        """Handles of the requests that the next step decodes for."""
         return [one.handle for one in self._running]
 
     @torch.inference_mode()
     def join(
         self,
-        request: DecodeRequest,
+        request: Request,
         *,
         kept_len: int = 0,
-        prefix: RowPrefixes | None = None,
+        prefix: CachedPrefix | None = None,
         keeps_rows: bool = False,
         between: Between | None = None,
     ) -> int:
-        """Take a request in: run its prefix, so that the next `step` draws its first token. Returns its handle.
+        """Take a request in: run its prefix, so that the next `step` decodes its first token. Returns its handle.
 
         Args:
             kept_len: positions that the rows of an empty engine already hold and that stay; what comes after them is
                 forgotten. With any, the conditioning is taken to be among them, and only text and start tokens are run.
-            prefix: of `PrefixSource.acquire` for this request; only the start tokens are run. May be released after.
+            prefix: of `Prefiller.acquire` for this request; only the start tokens are run. May be released after.
             keeps_rows: its rows stay when it ends, for a request that continues it, until it leaves.
             between: called between two pieces of a long prefix; it may call `step`.
 
@@ -112,7 +112,7 @@ class DecodeEngine:
         one = DecodeSequence(next(_HANDLES), [Turn(request)], limit, keeps_rows)
         first_len = kept_len if prefix is None else prefix.length
         embeds = self._prompt(request, prefix, has_cond=not kept_len)
-        self.decoder.require(self.num_rows, request.num_rows, first_len, embeds.shape[1] + request.spoken_len, limit)
+        self.decoder.require(self.num_rows, request.num_rows, first_len, embeds.shape[1] + request.num_forced, limit)
         cond_len = self.t3.cond_len_of(request.t3_cond)
         # What a continued sequence had before, its voice apart, may go where a policy forgets.
         pinned = range(cond_len if prefix is None else first_len), range(first_len, first_len + embeds.shape[1])
@@ -126,7 +126,7 @@ class DecodeEngine:
         return one.handle
 
     @torch.inference_mode()
-    def follow(self, handle: int, request: DecodeRequest, *, between: Between | None = None) -> None:
+    def follow(self, handle: int, request: Request, *, between: Between | None = None) -> None:
         """Let ``request`` continue one that ended and kept its rows: its text and speech come behind that one's.
 
         Raises:
@@ -135,7 +135,7 @@ class DecodeEngine:
         one = self._held[handle]
         limit, kept_len = limit_of(self.t3, request), self.decoder.length(one.rows[0])
         embeds = self._prompt(request, None, has_cond=False)
-        self.decoder.require(self.num_rows, 0, kept_len, embeds.shape[1] + request.spoken_len, limit)
+        self.decoder.require(self.num_rows, 0, kept_len, embeds.shape[1] + request.num_forced, limit)
         pinned = range(self.t3.cond_len_of(request.t3_cond)), range(kept_len, kept_len + embeds.shape[1])
         self._begin(one, (), pinned, kept_len)
         try:
@@ -155,8 +155,8 @@ class DecodeEngine:
         """Positions of a request that ended and kept its rows. Raises KeyError: it is not here."""
         return self.decoder.length(self._held[handle].rows[0])
 
-    def has_drawn(self, handle: int) -> bool:
-        """Whether a running request's first token is drawn. Raises KeyError: it is not running."""
+    def has_decoded(self, handle: int) -> bool:
+        """Whether a running request's first token is decoded. Raises KeyError: it is not running."""
         return self._running[self._place(handle)].fresh is None
 
     @torch.inference_mode()
@@ -175,17 +175,17 @@ class DecodeEngine:
 
     @torch.inference_mode()
     def hold(self, handle: int) -> None:
-        """Let steps pass a request by; its rows stay. Not before its first token is drawn."""
+        """Let steps pass a request by; its rows stay. Not before its first token is decoded."""
         place = self._place(handle)
         one = self._running[place]
-        assert one.fresh is None, "a request draws its first token before it is put on hold"
+        assert one.fresh is None, "a request decodes its first token before it is put on hold"
         one.sampler = self._state.sampler(self._names).select([place])
         self._held[handle] = one
         self._settle(self._take_out([place])[1])
 
     @torch.inference_mode()
     def resume(self, handle: int) -> None:
-        """Let steps draw for a request that was on hold."""
+        """Let steps decode for a request that was on hold."""
         one = self._held.pop(handle)
         sampler, one.sampler = one.sampler, None
         assert sampler is not None, "a request that ended is followed, not resumed"
@@ -197,7 +197,7 @@ class DecodeEngine:
 
     @torch.inference_mode()
     def withdraw(self, handle: int) -> DecodeSequence | None:
-        """Take out a request whose first token is not drawn yet, for it to come again as if it had never been here.
+        """Take out a request whose first token is not decoded yet, for it to come again as if it had never been here.
 
         Returns what it continued, parked; None: nothing.
         """
@@ -205,14 +205,14 @@ class DecodeEngine:
         self._rows.free(out[0])
         self._settle(sampler)
         out[0].turns.pop()
-        out[0].fresh, out[0].limit = None, out[0].num_drawn if out[0].turns else 0
+        out[0].fresh, out[0].limit = None, out[0].num_decoded if out[0].turns else 0
         return out[0] if out[0].turns else None
 
     @torch.inference_mode()
     def park(self, handle: int) -> DecodeSequence:
         """Take a request out with all that `rejoin` needs to bring it back; its rows are free meanwhile.
 
-        Not before its first token is drawn; see `withdraw`.
+        Not before its first token is decoded; see `withdraw`.
         """
         if handle not in self._held:
             self.hold(handle)
@@ -221,7 +221,9 @@ class DecodeEngine:
         return one
 
     @torch.inference_mode()
-    def rejoin(self, one: DecodeSequence, *, prefix: RowPrefixes | None = None, between: Between | None = None) -> None:
+    def rejoin(
+        self, one: DecodeSequence, *, prefix: CachedPrefix | None = None, between: Between | None = None
+    ) -> None:
         """Bring back what was parked, on hold: its rows are computed anew. ``prefix``: of its first turn's request.
 
         Raises:
@@ -234,7 +236,7 @@ class DecodeEngine:
             if len(tokens := turn.run_tokens()):
                 parts.append(speech_embeds(self.t3, tokens, first.num_rows))
         embeds, first_len = torch.cat(parts, dim=1), 0 if prefix is None else prefix.length
-        self.decoder.require(self.num_rows, first.num_rows, first_len, embeds.shape[1], one.limit - one.num_drawn)
+        self.decoder.require(self.num_rows, first.num_rows, first_len, embeds.shape[1], one.limit - one.num_decoded)
         prompt_len = first_len + parts[0].shape[1]
         try:
             self._take_rows(one, prefix, (range(prompt_len),), None)
@@ -256,7 +258,7 @@ class DecodeEngine:
         result = StepResult()
         if not self._running:
             return result
-        stride = min([self.stop_stride, *(one.limit - one.num_drawn for one in self._running)])
+        stride = min([self.stop_stride, *(one.limit - one.num_decoded for one in self._running)])
         self.decoder.require_step(self._num_running_rows, stride)
         rewind = Rewind(self.t3.device, self._from_global, stride)
         columns = []
@@ -270,15 +272,15 @@ class DecodeEngine:
                     continue
                 if broken:
                     result.failed[one.handle] = RuntimeError(
-                        f"T3 computed NaN or infinite logits at speech token {one.num_drawn + 1}; "
+                        f"T3 computed NaN or infinite logits at speech token {one.num_decoded + 1}; "
                         "check the weights, their dtype and the voice"
                     )
                     gone.add(place)
                     continue
-                one.turns[-1].drawn.append(token)
+                one.turns[-1].decoded.append(token)
                 result.tokens.append((one.handle, token))
                 stopped = one.request.stop_on_eos and token == self.t3.hp.stop_speech_token
-                if stopped or one.num_drawn == one.limit:
+                if stopped or one.num_decoded == one.limit:
                     result.ended.add(one.handle)
                     gone.add(place)
                     rewind.ended(place, number)
@@ -300,11 +302,11 @@ class DecodeEngine:
     def _report(self, one: DecodeSequence, forced: bool) -> None:
         """Log it where a guard ended a request: it chose the stop token (``forced``) or lowered the limit."""
         most = one.request.max_new_tokens or self.t3.hp.max_speech_tokens
-        if forced or one.num_drawn == one.limit < most:
+        if forced or one.num_decoded == one.limit < most:
             why = "it went on without saying more" if forced else "longer than its text can be"
-            logger.warning("guard %r ended an utterance at %d tokens: %s", one.request.guard, one.num_drawn, why)
+            logger.warning("guard %r ended an utterance at %d tokens: %s", one.request.guard, one.num_decoded, why)
 
-    def _prompt(self, request: DecodeRequest, prefix: RowPrefixes | None, *, has_cond: bool) -> Tensor:
+    def _prompt(self, request: Request, prefix: CachedPrefix | None, *, has_cond: bool) -> Tensor:
         """(rows, T, hidden): what comes before a request's speech, as far as it is not there yet."""
         if prefix is not None:
             return start_embeds(self.t3, request.num_rows)
@@ -312,7 +314,7 @@ class DecodeEngine:
         return embeds if has_cond else embeds[:, self.t3.cond_len_of(request.t3_cond) :]
 
     def _take_rows(
-        self, one: DecodeSequence, prefix: RowPrefixes | None, pinned: tuple[range, ...], kept_len: int | None
+        self, one: DecodeSequence, prefix: CachedPrefix | None, pinned: tuple[range, ...], kept_len: int | None
     ) -> None:
         self._rows.take(one, one.turns[0].request.num_rows, self._num_running_rows)
         self._begin(one, () if prefix is None else prefix.rows, pinned, kept_len)
@@ -329,7 +331,7 @@ class DecodeEngine:
             self.decoder.begin(row, start, kept_len)
 
     def _run_prompt(self, one: DecodeSequence, embeds: Tensor, text_start: int, between: Between | None) -> None:
-        """Run what comes before the first drawn token, and let the request take part in steps."""
+        """Run what comes before the first decoded token, and let the request take part in steps."""
         request, device = one.request, self.t3.device
         new_text = request.new_text
         guards = start_guards(request.guard, text_start + new_text.start, len(new_text), device)
@@ -363,16 +365,16 @@ class DecodeEngine:
             )
         return hidden
 
-    def _first_state(self, request: DecodeRequest, guards: Guards) -> SamplerState:
-        """Of a request whose first token is to be drawn."""
+    def _first_state(self, request: Request, guards: Guards) -> SamplerState:
+        """Of a request whose first token is to be decoded."""
         hp = self.t3.hp
         state = SamplerState.empty(hp.speech_tokens_dict_size, self.t3.device)
         last = state.tokens.new_full((1, 1), hp.start_speech_token)
-        num_forced = state.tokens.new_full((1, 1), request.spoken_len)
+        num_forced = state.tokens.new_full((1, 1), request.num_forced)
         seen = state.seen.new_zeros(1, state.seen.shape[1])
-        seen[:, hp.start_speech_token] = hp.start_stays_seen or not request.spoken_len
-        if request.spoken is not None and request.spoken_len:
-            forced = request.spoken.tokens.to(last)[None]
+        seen[:, hp.start_speech_token] = hp.start_stays_seen or not request.num_forced
+        if request.forced is not None and request.num_forced:
+            forced = request.forced.tokens.to(last)[None]
             last = forced[:, -1:]
             seen.scatter_(1, forced, True)
         return SamplerState([request.guard], last, num_forced, num_forced.clone(), seen, guards)
@@ -394,21 +396,21 @@ class DecodeEngine:
         fresh = self._fresh_logits()
         num_old = self._num_running_rows - len(fresh)
         if not num_old:
-            draw_next(self._state, torch.cat(fresh), self.t3.hp)
+            sample_next(self._state, torch.cat(fresh), self.t3.hp)
         else:
             self.decoder.reserve(num_old)
             shape = self.decoder.step_shape
             if self._graphs is None or fresh or shape is None:
-                draw_next(self._state, torch.cat([self._decoded(num_old), *fresh]), self.t3.hp)
+                sample_next(self._state, torch.cat([self._decoded(num_old), *fresh]), self.t3.hp)
             else:
-                step = partial(self._decode_and_draw, num_old)
+                step = partial(self._decode_and_decode, num_old)
                 self._graphs.run(state, shape, step, memory_id=self.decoder.memory_id)
         for one in self._running:
             one.fresh = None
-        return torch.cat([state.tokens, state.forced, state.broken], dim=1)
+        return torch.cat([state.tokens, state.guard_stopped, state.broken], dim=1)
 
-    def _decode_and_draw(self, num_rows: int) -> None:
-        draw_next(self._state, self._decoded(num_rows), self.t3.hp)
+    def _decode_and_decode(self, num_rows: int) -> None:
+        sample_next(self._state, self._decoded(num_rows), self.t3.hp)
 
     def _fresh_logits(self) -> list[Tensor]:
         """(1, V) of each row that joined since the last step, by row."""
@@ -419,10 +421,10 @@ class DecodeEngine:
         return [logits[row] for row in sorted(logits)]
 
     def _decoded(self, num_rows: int) -> Tensor:
-        """Logits (rows, V) after the last drawn tokens of the first ``num_rows`` rows."""
+        """Logits (rows, V) after the last decoded tokens of the first ``num_rows`` rows."""
         state = self._state
         spans = [one.rows for one in self._running if one.fresh is None]
-        embeds = self.t3.embed_speech(state.tokens, state.num_drawn)[state.owners[:num_rows]]
+        embeds = self.t3.embed_speech(state.tokens, state.num_decoded)[state.owners[:num_rows]]
         return self._logits(self.decoder.decode(embeds, state.tokens[state.owners[:num_rows]], spans, self._readers))
 
     @property

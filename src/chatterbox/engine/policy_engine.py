@@ -1,4 +1,4 @@
-"""All requests of one cache policy: the engine that draws for them, and the sinks that their tokens go to.
+"""All requests of one cache policy: the engine that decodes for them, and the sinks that their tokens go to.
 
 Owns: who joins how, who is passed by because nobody reads, who gives rows back and comes back. Does not know: threads,
 queues, how much memory there is.
@@ -15,8 +15,8 @@ from typing import Any
 from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decoder import RowDecoder
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource, RowPrefixes
-from chatterbox.engine.request import Between, DecodeRequest, prefix_len, required_capacity
+from chatterbox.engine.prefill import CachedPrefix, Prefiller
+from chatterbox.engine.request import Between, Request, prefix_len, required_capacity
 from chatterbox.engine.row_pool import ENDLESS, PooledDecoder, RowBudget
 from chatterbox.engine.sequence import DecodeSequence
 from chatterbox.engine.token_stream import TokenSink
@@ -46,12 +46,12 @@ class Entry:
     """A request on its way. ``order``: of its submission; who came first goes first, also when coming back."""
 
     order: int
-    request: DecodeRequest
+    request: Request
     sink: TokenSink
     policy: KVCacheConfig
     continuation: Continuation | None = None
     deadline: float | None = None
-    is_streamed: bool = False  # its audio is rendered while it is drawn
+    is_streamed: bool = False  # its audio is rendered while it is decoded
     handle: int | None = None  # in the engine, running or on hold
     parked: DecodeSequence | None = None
     idle_since: float | None = None  # since when nobody wants more tokens
@@ -85,9 +85,9 @@ class Entry:
 class PolicyEngine:
     """`DecodeEngine` of one policy with the requests in it."""
 
-    def __init__(self, prefixes: PrefixSource, config: KVCacheConfig, engine: EngineConfig, budget: RowBudget) -> None:
+    def __init__(self, prefixes: Prefiller, config: KVCacheConfig, engine: EngineConfig, budget: RowBudget) -> None:
         self._prefixes, self._t3, kind = prefixes, prefixes.t3, policy(config.policy)
-        self._has_ceiling = kind is not None and kind.has_ceiling
+        self._is_bounded = kind is not None and kind.is_bounded
         invariant = engine.batch_invariant
         decoder: RowDecoder = UncachedDecoder(self._t3, batch_invariant=invariant)
         if kind is not None:
@@ -148,7 +148,7 @@ class PolicyEngine:
         if not eager:
             return False
         for handle, entry in zip(self.engine.running, running, strict=True):
-            if entry not in eager and entry.sink.is_full and self.engine.has_drawn(handle):
+            if entry not in eager and entry.sink.is_full and self.engine.has_decoded(handle):
                 self.engine.hold(handle)
                 self._held.add(handle)
         # By what is asked for, not by what is rendered just then: what a seed gives must not depend on the time.
@@ -156,10 +156,10 @@ class PolicyEngine:
         with alone() if leaves_cores else nullcontext():
             result = self.engine.step()
         self.num_steps += 1
-        drawn: dict[int, list[int]] = {}
+        decoded: dict[int, list[int]] = {}
         for handle, token in result.tokens:
-            drawn.setdefault(handle, []).append(token)
-        for handle, tokens in drawn.items():
+            decoded.setdefault(handle, []).append(token)
+        for handle, tokens in decoded.items():
             self._entries[handle].tell(self._entries[handle].sink.push, tokens)
         for handle, error in result.failed.items():
             self._over(handle, error)
@@ -183,7 +183,7 @@ class PolicyEngine:
         assert entry.handle is not None
         handle, entry.handle = entry.handle, None
         del self._entries[handle]
-        if handle in self._held or self.engine.has_drawn(handle):
+        if handle in self._held or self.engine.has_decoded(handle):
             self._held.discard(handle)
             entry.parked = self.engine.park(handle)
             return
@@ -219,7 +219,7 @@ class PolicyEngine:
 
     def _keep_parked(self, one: Continuation, parked: DecodeSequence | None) -> None:
         # What a policy forgot cannot be computed anew: such a sequence begins anew from the voice.
-        one.parked = None if self._has_ceiling else parked
+        one.parked = None if self._is_bounded else parked
 
     def next_park(self) -> float | None:
         """When `park_idle` has something to do again; None: not while nothing happens."""
@@ -251,7 +251,7 @@ class PolicyEngine:
         entry.end(error)
         return entry
 
-    def _prefix(self, request: DecodeRequest, between: Between) -> AbstractContextManager[RowPrefixes | None]:
+    def _prefix(self, request: Request, between: Between) -> AbstractContextManager[CachedPrefix | None]:
         return self._prefixes.acquire(request, between) if self._is_cached else nullcontext()
 
     def _joined(self, entry: Entry, between: Between) -> int:
@@ -261,8 +261,8 @@ class PolicyEngine:
             handle = self.engine.join(
                 request, prefix=prefix, keeps_rows=entry.continuation is not None, between=between
             )
-            num_cached = 0 if prefix is None else prefix.num_served
-        length = request.num_rows * (prefix_len(self._t3, request) + request.spoken_len)
+            num_cached = 0 if prefix is None else prefix.num_cached_tokens
+        length = request.num_rows * (prefix_len(self._t3, request) + request.num_forced)
         entry.begin(num_cached, length - num_cached)
         if entry.continuation is not None:
             self._continuations.add(entry.continuation)
@@ -292,7 +292,7 @@ class PolicyEngine:
         except BaseException:
             one.handle = handle if self.engine.keeps(handle) else None
             raise
-        num_new = prefix_len(self._t3, request) - self._t3.cond_len_of(request.t3_cond) + request.spoken_len
+        num_new = prefix_len(self._t3, request) - self._t3.cond_len_of(request.t3_cond) + request.num_forced
         entry.begin(request.num_rows * kept_len, request.num_rows * num_new)
         return handle
 
@@ -300,4 +300,4 @@ class PolicyEngine:
         """Positions that a continued sequence may have."""
         backbone = self._t3.hp.backbone
         most = backbone.max_positions if isinstance(backbone, GPT2Config) else ENDLESS
-        return min(most, ENDLESS if self._has_ceiling else max(CONTINUED_LEN, 2 * needed))
+        return min(most, ENDLESS if self._is_bounded else max(CONTINUED_LEN, 2 * needed))

@@ -1,4 +1,4 @@
-"""T3's beginnings through the prefix cache: what a voice and a text have computed before is not computed again.
+"""T3's prefixes through the prefix cache: what a voice and a text have computed before is not computed again.
 
 Owns: which positions may be shared by whom, and how a missing part is computed. Does not know: budgets, threads,
 eviction.
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.request import Between, DecodeRequest, allocate_cache, pieces, prefill_embeds
+from chatterbox.engine.request import Between, Request, allocate_cache, pieces, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.prefix.keys import content_hash
-from chatterbox.kvcache.prefix.manager import Computed, GlobalKVCacheManager, Lease
+from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager, Lease, PrefillResult
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
@@ -37,11 +37,11 @@ DEFAULTS = KVCacheConfig()
 
 
 @dataclass(frozen=True)
-class RowPrefixes:
+class CachedPrefix:
     """Leased segments of each row of a request, all up to its start tokens. Use it in a ``with`` block."""
 
     leases: tuple[Lease, ...]
-    num_served: int = 0  # positions of all rows that the manager knew before this request
+    num_cached_tokens: int = 0  # positions of all rows that the manager knew before this request
 
     @property
     def rows(self) -> tuple[Segments, ...]:
@@ -56,15 +56,15 @@ class RowPrefixes:
         for lease in self.leases:
             lease.release()
 
-    def __enter__(self) -> RowPrefixes:
+    def __enter__(self) -> CachedPrefix:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
 
-class PrefixSource:
-    """One T3 and the manager that keeps its beginnings. A change of its weights or layers begins anew."""
+class Prefiller:
+    """One T3 and the manager that keeps its prefixes. A change of its weights or layers begins anew."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class PrefixSource:
         self._batch_invariant = batch_invariant
 
     def clear(self) -> None:
-        """Forget all beginnings that nobody holds, and what is known of the weights."""
+        """Forget all prefixes that nobody holds, and what is known of the weights."""
         self.manager.clear()
         self.t3.watch.forget()
 
@@ -96,7 +96,7 @@ class PrefixSource:
         model += " batch_invariant" if self._batch_invariant else ""
         return content_hash(model, cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.cond_prompt_speech_emb)
 
-    def acquire(self, request: DecodeRequest, between: Between | None = None) -> RowPrefixes:
+    def acquire(self, request: Request, between: Between | None = None) -> CachedPrefix:
         """Lease, and compute where needed, all that comes before a request's start tokens.
 
         ``between``: called between two pieces of a long one.
@@ -110,30 +110,30 @@ class PrefixSource:
                 return prefixes
             prefixes.release()  # of weights that are there no more
 
-    def _acquire(self, voice: str, request: DecodeRequest, between: Between | None) -> RowPrefixes:
+    def _acquire(self, voice: str, request: Request, between: Between | None) -> CachedPrefix:
         emotion = self._emotion(request.t3_cond)
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
-        num_served = 0
-        texts: list[Computed] = []  # of each row, if they are computed with the conditioning
+        num_cached_tokens = 0
+        texts: list[PrefillResult] = []  # of each row, if they are computed with the conditioning
         try:
-            begin = partial(self._beginning, request, texts, between)
-            with self.manager.acquire(voice, emotion, begin, device=self.t3.device) as base:
-                for row, (labels, spoken) in enumerate(rows[: request.num_rows]):
+            prefill_cond = partial(self._prefill_conditioning, request, texts, between)
+            with self.manager.acquire(voice, emotion, prefill_cond, device=self.t3.device) as base:
+                for row, (labels, is_conditional) in enumerate(rows[: request.num_rows]):
                     computed = texts[row] if texts else None
-                    fill = partial(self._text, text, spoken, base.segments, computed, between)
-                    leases.append(self.manager.acquire(voice, [*emotion, *labels], fill, device=self.t3.device))
-                    known = leases[-1].num_served
+                    prefill_text = partial(self._prefill_text, text, is_conditional, base.segments, computed, between)
+                    leases.append(self.manager.acquire(voice, [*emotion, *labels], prefill_text, device=self.t3.device))
+                    known = leases[-1].num_cached_tokens
                     # No more than the base is known: by this very request, where it was computed just now.
-                    num_served += known if known > len_of(base.segments) else base.num_served
+                    num_cached_tokens += known if known > len_of(base.segments) else base.num_cached_tokens
         except BaseException:
-            RowPrefixes(tuple(leases)).release()
+            CachedPrefix(tuple(leases)).release()
             raise
-        return RowPrefixes(tuple(leases), num_served)
+        return CachedPrefix(tuple(leases), num_cached_tokens)
 
-    def warm(self, requests: Sequence[DecodeRequest], *, pin: bool = False, between: Between | None = None) -> None:
-        """Compute the beginnings of requests ahead of time. ``pin``: keep their voices' own parts on the device."""
+    def warm(self, requests: Sequence[Request], *, pin: bool = False, between: Between | None = None) -> None:
+        """Compute the prefixes of requests ahead of time. ``pin``: keep their voices' own parts on the device."""
         for request in requests:
             self.acquire(request, between).release()
             if pin:
@@ -146,9 +146,9 @@ class PrefixSource:
         return [("emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0]))]
 
     @torch.inference_mode()
-    def _beginning(
-        self, request: DecodeRequest, texts: list[Computed], between: Between | None, known: Segments
-    ) -> Computed:
+    def _prefill_conditioning(
+        self, request: Request, texts: list[PrefillResult], between: Between | None, known: Segments
+    ) -> PrefillResult:
         """The conditioning, and into ``texts`` what follows it in each row, all in one pass."""
         started, first = time.perf_counter(), len_of(known)
         embeds = prefill_embeds(self.t3, request)[:, first : -self.t3.hp.num_start_tokens]
@@ -158,25 +158,25 @@ class PrefixSource:
         require_finite(*parts)
         # Where there are two rows, the conditioning was computed in both.
         ms_per_position = 1000 * (time.perf_counter() - started) / (cache.num_rows * (end - first))
-        texts += [Computed(part, ms_per_position * len(part)) for part in parts[1:]]
-        return Computed(parts[0], ms_per_position * len(parts[0]) * cache.num_rows)
+        texts += [PrefillResult(part, ms_per_position * len(part)) for part in parts[1:]]
+        return PrefillResult(parts[0], ms_per_position * len(parts[0]) * cache.num_rows)
 
     @torch.inference_mode()
-    def _text(
+    def _prefill_text(
         self,
         text: list[int],
-        spoken: bool,
+        is_conditional: bool,
         base: Segments,
-        computed: Computed | None,
+        computed: PrefillResult | None,
         between: Between | None,
         known: Segments,
-    ) -> Segment | Computed:
+    ) -> Segment | PrefillResult:
         first, start = len_of(base), len_of(known)
         if computed is not None and start >= first:
             rest = computed.segment[start - first :]
-            return Computed(rest, computed.ms * len(rest) / len(computed.segment))
+            return PrefillResult(rest, computed.ms * len(rest) / len(computed.segment))
         ids = torch.tensor([text], device=self.t3.device)
-        embeds = self.t3.embed_text(ids) if spoken else self.t3.embed_no_text(ids)  # (1, S, hidden)
+        embeds = self.t3.embed_text(ids) if is_conditional else self.t3.embed_no_text(ids)  # (1, S, hidden)
         # The manager may not know the base any more, but this request holds it.
         before = max(base, known, key=len_of)
         cache = self._run(embeds[:, len_of(before) - first :], before, between)

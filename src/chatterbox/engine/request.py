@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.guards import guard_of
-from chatterbox.kvcache import KVCache, make_cache, settings_of
+from chatterbox.kvcache import KVCache, cache_config, make_cache
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
 
@@ -22,10 +22,10 @@ Between = Callable[[], None]  # called between two pieces of a long prefix
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """The beginning of a text that has been spoken before.
+class ForcedPrefix:
+    """The previous utterance, which the request continues.
 
-    tokens: (k,) speech tokens, which follow the start tokens and are not drawn again. text_len: ids of the request's
+    tokens: (k,) speech tokens, which follow the start tokens and are not decoded again. text_len: ids of the request's
     text, its start token among them, that they say.
     """
 
@@ -34,12 +34,12 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class DecodeRequest:
+class Request:
     """One text to speak.
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
     is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
-    `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. spoken: how the text
+    `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. forced: its text
     begins was said before, and this request goes on behind it.
     """
 
@@ -50,17 +50,17 @@ class DecodeRequest:
     stop_on_eos: bool = True
     seed: int | None = None
     guard: str | None = None
-    spoken: Spoken | None = None
+    forced: ForcedPrefix | None = None
 
     @property
-    def spoken_len(self) -> int:
+    def num_forced(self) -> int:
         """Speech tokens that are given."""
-        return 0 if self.spoken is None else len(self.spoken.tokens)
+        return 0 if self.forced is None else len(self.forced.tokens)
 
     @property
     def new_text(self) -> range:
         """Places in the text of what is to be said."""
-        return range(0 if self.spoken is None else self.spoken.text_len, torch.atleast_2d(self.text_tokens).shape[1])
+        return range(0 if self.forced is None else self.forced.text_len, torch.atleast_2d(self.text_tokens).shape[1])
 
     @property
     def num_rows(self) -> int:
@@ -69,16 +69,16 @@ class DecodeRequest:
 
 @dataclass
 class Turn:
-    """A request in a sequence, and the tokens drawn for it so far."""
+    """A request in a sequence, and the tokens decoded for it so far."""
 
-    request: DecodeRequest
-    drawn: list[int] = field(default_factory=list)
+    request: Request
+    decoded: list[int] = field(default_factory=list)
 
     def run_tokens(self) -> Tensor:
-        """(k,) speech tokens behind the start tokens that T3 has run: forced and drawn, but for the last drawn."""
-        drawn = torch.tensor(self.drawn[:-1], dtype=torch.long)
-        spoken = self.request.spoken
-        return drawn if spoken is None else torch.cat([spoken.tokens.cpu().long(), drawn])
+        """(k,) speech tokens behind the start tokens that T3 has run: forced and decoded, but for the last decoded."""
+        decoded = torch.tensor(self.decoded[:-1], dtype=torch.long)
+        forced = self.request.forced
+        return decoded if forced is None else torch.cat([forced.tokens.cpu().long(), decoded])
 
 
 def check_seed(seed: int | None) -> None:
@@ -87,7 +87,7 @@ def check_seed(seed: int | None) -> None:
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
 
 
-def check_request(t3: T3, request: DecodeRequest) -> None:
+def check_request(t3: T3, request: Request) -> None:
     """Raise ValueError if this model cannot serve the request. Once, where it comes in; what follows relies on it."""
     text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
     if request.num_rows > 1 and not hp.has_guidance:
@@ -102,37 +102,37 @@ def check_request(t3: T3, request: DecodeRequest) -> None:
         worst = smallest if smallest < 0 else largest
         raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
     check_seed(request.seed)
-    most = hp.max_speech_tokens - request.spoken_len
+    most = hp.max_speech_tokens - request.num_forced
     limit = most if request.max_new_tokens is None else request.max_new_tokens
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
-        behind = f" behind {request.spoken_len} that are given" if request.spoken_len else ""
+        behind = f" behind {request.num_forced} that are given" if request.num_forced else ""
         raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit!r}")
     if guard := guard_of(request.guard):
         guard.check(hp)
-    num_speech = hp.num_start_tokens + request.spoken_len + limit_of(t3, request)
+    num_speech = hp.num_start_tokens + request.num_forced + limit_of(t3, request)
     t3.check_lens(t3.cond_len_of(request.t3_cond), len(text), num_speech)
 
 
-def limit_of(t3: T3, request: DecodeRequest) -> int:
-    """Number of tokens this request may draw."""
-    limit = request.max_new_tokens or t3.hp.max_speech_tokens - request.spoken_len
+def limit_of(t3: T3, request: Request) -> int:
+    """Number of tokens this request may decode."""
+    limit = request.max_new_tokens or t3.hp.max_speech_tokens - request.num_forced
     guard = guard_of(request.guard)
     bound = None if guard is None else guard.max_tokens(t3.hp, len(request.new_text))
     return limit if bound is None else min(limit, bound)
 
 
-def prefix_len(t3: T3, request: DecodeRequest) -> int:
-    """Positions of each row before the first speech token, given or drawn."""
+def prefix_len(t3: T3, request: Request) -> int:
+    """Positions of each row before the first speech token, given or decoded."""
     text_len = torch.atleast_2d(request.text_tokens).shape[1]
     return t3.cond_len_of(request.t3_cond) + text_len + t3.hp.num_start_tokens
 
 
-def required_capacity(t3: T3, request: DecodeRequest) -> int:
+def required_capacity(t3: T3, request: Request) -> int:
     """Positions that a request may come to have."""
-    return prefix_len(t3, request) + request.spoken_len + limit_of(t3, request)
+    return prefix_len(t3, request) + request.num_forced + limit_of(t3, request)
 
 
-def prefill_embeds(t3: T3, request: DecodeRequest) -> Tensor:
+def prefill_embeds(t3: T3, request: Request) -> Tensor:
     """``[conditioning][text][start tokens]``, (rows, T, hidden): rows is 2 with guidance, else 1."""
     rows = request.num_rows
     text = torch.atleast_2d(request.text_tokens)[:1].to(t3.device).long().expand(rows, -1)
@@ -164,7 +164,7 @@ def pieces(start: int, length: int, piece_len: int | None) -> list[slice]:
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCacheConfig = "static") -> KVCache | None:
     """An empty cache of a policy, a name or settings, that fits this model; None for "none"."""
-    config, backbone = settings_of(cache_policy), t3.hp.backbone
+    config, backbone = cache_config(cache_policy), t3.hp.backbone
     if config.silent_tokens is None:
         config = dataclasses.replace(config, silent_tokens=t3.hp.silent_speech_tokens)
     return make_cache(

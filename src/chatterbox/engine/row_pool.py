@@ -57,7 +57,7 @@ class PooledDecoder(CachedDecoder):
         """``config``: of any policy but "none". Nothing is allocated yet."""
         kind = policy(config.policy)
         assert kind is not None, "a pool is of a policy that keeps something"
-        self._has_ceiling = kind.has_ceiling
+        self._is_bounded = kind.is_bounded
         self._t3, self._config, self._budget = t3, config, budget
         self._num_moves = 0
         super().__init__(t3, self._allocated(1, 1), batch_invariant=batch_invariant)
@@ -126,7 +126,7 @@ class PooledDecoder(CachedDecoder):
         return planned_nbytes(self._config, *sizes, capacity, dtype=self._t3.dtype)
 
     def _len_bucket(self, length: int) -> int:
-        if self._has_ceiling:
+        if self._is_bounded:
             return ENDLESS
         capacity = FIRST_CAPACITY
         while capacity < length:

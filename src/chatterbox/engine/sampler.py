@@ -1,6 +1,6 @@
 """From logits to the next token, as pure functions.
 
-Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the noise, the draw. Does not know: models,
+Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the noise, the sample. Does not know: models,
 caches, requests.
 All work on (N, V) tensors, return new tensors, and mark dropped tokens with -inf. A knob is a number, or one per row
 as an (N, 1) tensor; both give the same bits.
@@ -17,11 +17,11 @@ from torch import Tensor
 from chatterbox.config import SamplingConfig
 
 DROPPED = float("-inf")
-Knob = float | Tensor
+Param = float | Tensor
 
 
 @dataclass(frozen=True)
-class Knobs:
+class SamplingParams:
     """Sampling settings of N requests, each (N, 1). None: no request uses it, so it costs nothing."""
 
     temperature: Tensor  # 1 where greedy
@@ -33,7 +33,7 @@ class Knobs:
     top_k: Tensor | None
 
     @classmethod
-    def of(cls, settings: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> Knobs:
+    def of(cls, settings: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> SamplingParams:
         def column(name: str, off: float) -> Tensor | None:
             values = [getattr(one, name) for one in settings]
             if all(value == off for value in values):
@@ -54,24 +54,24 @@ class Knobs:
         )
 
 
-def guide(conditional: Tensor, unconditional: Tensor, cfg_weight: Knob) -> Tensor:
+def apply_cfg(conditional: Tensor, unconditional: Tensor, cfg_weight: Param) -> Tensor:
     """Classifier-free guidance: ``cond + w * (cond - uncond)``."""
     return conditional + cfg_weight * (conditional - unconditional)
 
 
-def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Knob) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Param) -> Tensor:
     """Make tokens with ``seen`` (bool, (N, V)) less likely, once however often they occurred (Keskar et al. 2019)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def keep_min_p(logits: Tensor, min_p: Knob) -> Tensor:
+def apply_min_p(logits: Tensor, min_p: Param) -> Tensor:
     """Drop tokens less likely than ``min_p`` times the likeliest (Nguyen et al. 2024)."""
     probs = logits.softmax(-1)
     top = probs.amax(-1, keepdim=True)
     return logits.masked_fill((probs < min_p * top) & (probs < top), DROPPED)
 
 
-def keep_top_p(logits: Tensor, top_p: Knob) -> Tensor:
+def apply_top_p(logits: Tensor, top_p: Param) -> Tensor:
     """Drop the least likely tokens whose cumulative probability is at most ``1 - top_p`` (Holtzman et al. 2020)."""
     ascending, order = logits.sort(dim=-1, descending=False)
     drop = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
@@ -79,7 +79,7 @@ def keep_top_p(logits: Tensor, top_p: Knob) -> Tensor:
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), DROPPED)
 
 
-def keep_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
+def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     """Drop all but the ``top_k`` likeliest tokens (ties with the k-th stay); 0 keeps all."""
     size = logits.shape[-1]
     rank = torch.as_tensor(top_k, device=logits.device).clamp(max=size)
@@ -87,25 +87,27 @@ def keep_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     return logits.masked_fill(logits < logits.sort(dim=-1, descending=True).values.gather(-1, last), DROPPED)
 
 
-def process(logits: Tensor, seen: Tensor, knobs: Knobs, *, penalty_last: bool = False) -> Tensor:
+def process(logits: Tensor, seen: Tensor, params: SamplingParams, *, penalty_last: bool = False) -> Tensor:
     """Probabilities of the next token, (N, V), from guided logits, in the order of the published models' loops.
 
     top-k, which the Llama models' loop does not have, comes between min-p and top-p. ``penalty_last``: as Turbo's
     loop, which penalises repetition after all filters.
     """
-    return _shape(logits, seen, knobs, penalty_last)[1]
+    return _shape(logits, seen, params, penalty_last)[1]
 
 
-def draw(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor | None, *, penalty_last: bool = False) -> Tensor:
+def sample(
+    logits: Tensor, seen: Tensor, params: SamplingParams, noise: Tensor | None, *, penalty_last: bool = False
+) -> Tensor:
     """Next token ids, (N, 1), from guided logits (N, V) and noise (N, V) of Exp(1).
 
-    The likeliest of ``probability / noise`` is a draw from the distribution; with the noise of a torch generator it is
+    The likeliest of ``probability / noise`` is a sample of the distribution; with the noise of a torch generator it is
     the very one that `torch.multinomial` makes of it. Greedy rows take the likeliest; where all are, there is no noise.
     """
-    penalized, probabilities = _shape(logits, seen, knobs, penalty_last)
+    penalized, probabilities = _shape(logits, seen, params, penalty_last)
     if noise is None:
         return penalized.argmax(-1, keepdim=True)
-    return torch.where(knobs.greedy, penalized, probabilities / noise).argmax(-1, keepdim=True)
+    return torch.where(params.greedy, penalized, probabilities / noise).argmax(-1, keepdim=True)
 
 
 def draw_exponential(out: Tensor, rows: Sequence[int]) -> None:
@@ -138,25 +140,29 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _SCALE = 2.0**-31 * (1 - 2.0**-24)
 
 
-def _penalize(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
-    return logits if knobs.repetition_penalty is None else penalize_repetition(logits, seen, knobs.repetition_penalty)
+def _penalize(logits: Tensor, seen: Tensor, params: SamplingParams) -> Tensor:
+    return (
+        logits
+        if params.repetition_penalty is None
+        else apply_repetition_penalty(logits, seen, params.repetition_penalty)
+    )
 
 
-def _shape(logits: Tensor, seen: Tensor, knobs: Knobs, penalty_last: bool) -> tuple[Tensor, Tensor]:
+def _shape(logits: Tensor, seen: Tensor, params: SamplingParams, penalty_last: bool) -> tuple[Tensor, Tensor]:
     """Penalised logits, of which greedy rows take the likeliest, and probabilities."""
     if penalty_last:
-        penalized = _penalize(_filter(logits, knobs), seen, knobs)
+        penalized = _penalize(_filter(logits, params), seen, params)
         return penalized, penalized.softmax(-1)
-    penalized = _penalize(logits, seen, knobs)
-    return penalized, _filter(penalized, knobs).softmax(-1)
+    penalized = _penalize(logits, seen, params)
+    return penalized, _filter(penalized, params).softmax(-1)
 
 
-def _filter(logits: Tensor, knobs: Knobs) -> Tensor:
-    logits = logits / knobs.temperature
-    if knobs.min_p is not None:
-        logits = keep_min_p(logits, knobs.min_p)
-    if knobs.top_k is not None:
-        logits = keep_top_k(logits, knobs.top_k)
-    if knobs.top_p is not None:
-        logits = keep_top_p(logits, knobs.top_p)
+def _filter(logits: Tensor, params: SamplingParams) -> Tensor:
+    logits = logits / params.temperature
+    if params.min_p is not None:
+        logits = apply_min_p(logits, params.min_p)
+    if params.top_k is not None:
+        logits = apply_top_k(logits, params.top_k)
+    if params.top_p is not None:
+        logits = apply_top_p(logits, params.top_p)
     return logits

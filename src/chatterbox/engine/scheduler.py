@@ -29,8 +29,8 @@ import torch
 from chatterbox.config import EngineConfig, KVCacheConfig
 from chatterbox.engine.decoder import NoRoomError
 from chatterbox.engine.policy_engine import Continuation, Entry, PolicyEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import Between, DecodeRequest, check_request
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Between, Request, check_request
 from chatterbox.engine.row_pool import MIB, RowBudget
 from chatterbox.engine.token_stream import TokenSink, TokenStream
 from chatterbox.engine.worker import Worker
@@ -60,7 +60,7 @@ class Scheduler:
     """Decode steps of one T3, shared by all who submit. Thread-safe."""
 
     def __init__(
-        self, prefixes: PrefixSource, config: EngineConfig = DEFAULTS, *, clock: Callable[[], float] = time.monotonic
+        self, prefixes: Prefiller, config: EngineConfig = DEFAULTS, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Args:
         prefixes: of the T3 that decodes.
@@ -90,7 +90,7 @@ class Scheduler:
 
     def submit(
         self,
-        request: DecodeRequest,
+        request: Request,
         sink: TokenSink,
         *,
         policy: KVCacheConfig,
@@ -99,7 +99,7 @@ class Scheduler:
         is_queued: bool = True,
         is_streamed: bool = False,
     ) -> Callable[[], None]:
-        """Have the tokens of a request drawn; returns what cancels it. From any thread; does not wait.
+        """Have the tokens of a request decoded; returns what cancels it. From any thread; does not wait.
 
         Args:
             sink: gets the tokens, and what goes wrong from now on.
@@ -107,7 +107,7 @@ class Scheduler:
             continuation: of `continuation`: the request goes on behind those that had it before. One at a time.
             timeout: seconds in which it must be over; then it fails with TimeoutError.
             is_queued: False is never refused for the queue's length: a part of work that was taken on before.
-            is_streamed: its audio is rendered while it is drawn: a small T3 leaves cores for that.
+            is_streamed: its audio is rendered while it is decoded: a small T3 leaves cores for that.
 
         Raises:
             ValueError: the request cannot be served by this model; see `check_request`.
@@ -133,7 +133,7 @@ class Scheduler:
 
     def stream(
         self,
-        request: DecodeRequest,
+        request: Request,
         *,
         policy: KVCacheConfig,
         continuation: Continuation | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from chatterbox.engine.batch_state import SamplerState
-from chatterbox.engine.request import DecodeRequest, Turn
+from chatterbox.engine.request import Request, Turn
 
 
 @dataclass(eq=False)
@@ -19,24 +19,24 @@ class DecodeSequence:
 
     handle: int
     turns: list[Turn]
-    limit: int = 0  # tokens that the last turn may draw
+    limit: int = 0  # tokens that the last turn may decode
     keeps_rows: bool = False
     rows: list[int] = field(default_factory=list)  # the conditional one first; none while it is parked
-    fresh: Tensor | None = None  # logits (rows, V) behind its prefix, until its first token is drawn
+    fresh: Tensor | None = None  # logits (rows, V) behind its prefix, until its first token is decoded
     sampler: SamplerState | None = None  # while it is on hold or parked
 
     @property
-    def request(self) -> DecodeRequest:
+    def request(self) -> Request:
         return self.turns[-1].request
 
     @property
-    def num_drawn(self) -> int:
-        return len(self.turns[-1].drawn)
+    def num_decoded(self) -> int:
+        return len(self.turns[-1].decoded)
 
 
 @dataclass
 class StepResult:
-    """tokens: (handle, token) in the order they were drawn. ended, failed: handles that have left with that."""
+    """tokens: (handle, token) in the order they were decoded. ended, failed: handles that have left with that."""
 
     tokens: list[tuple[int, int]] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)

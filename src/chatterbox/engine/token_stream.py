@@ -1,6 +1,6 @@
 """What a request's speech tokens go to.
 
-Owns: the contract `TokenSink`, and `TokenStream`, a sink that is iterated. Does not know: who draws.
+Owns: the contract `TokenSink`, and `TokenStream`, a sink that is iterated. Does not know: who decodes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class TokenSink(Protocol):
     """Gets one request's tokens in the scheduler's thread; no call may wait for anything."""
 
     def begin(self, num_cached: int, num_computed: int) -> None:
-        """The request has its rows. Positions, over all of them, that come before its first drawn token: found in
+        """The request has its rows. Positions, over all of them, that come before its first decoded token: found in
         memory, and computed. Called once."""
 
     def push(self, tokens: list[int]) -> None:
-        """Tokens were drawn; the last of all is the stop token, or the limit's."""
+        """Tokens were decoded; the last of all is the stop token, or the limit's."""
 
     def finish(self) -> None:
         """There are no more."""
@@ -39,10 +39,10 @@ class TokenSink(Protocol):
 
 
 class TokenStream:
-    """Speech tokens of one request as they are drawn, to be iterated once."""
+    """Speech tokens of one request as they are decoded, to be iterated once."""
 
     def __init__(self, limit: int | None = None) -> None:
-        """``limit``: tokens that may be drawn ahead of the reader, and as many again by others' steps; None: all."""
+        """``limit``: tokens that may be decoded ahead of the reader, and as many again by others' steps; None: all."""
         self._limit = limit
         self._tokens: deque[int] = deque()
         self._changed = threading.Condition()

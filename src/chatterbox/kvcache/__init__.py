@@ -9,13 +9,13 @@ from chatterbox.kvcache.dynamic import DynamicKVCache
 from chatterbox.kvcache.evicting import EvictingKVCache
 from chatterbox.kvcache.factory import (
     POLICIES,
+    cache_config,
     check_names,
     make_cache,
     make_manager,
     make_monitor,
     planned_nbytes,
     policy,
-    settings_of,
 )
 from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager, Lease
@@ -36,6 +36,7 @@ __all__ = [
     "Segment",
     "SlidingKVCache",
     "StaticKVCache",
+    "cache_config",
     "check_names",
     "compress_cache",
     "identify_important_heads",
@@ -44,5 +45,4 @@ __all__ = [
     "make_monitor",
     "planned_nbytes",
     "policy",
-    "settings_of",
 ]

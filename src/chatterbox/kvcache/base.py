@@ -77,12 +77,12 @@ class Segment:
 class KVCache(abc.ABC):
     """Keys and values of one or more rows, all layers.
 
-    An exact policy keeps every position of a row; one with a ceiling forgets some. What such a policy needs to know,
+    An exact policy keeps every position of a row; one with a bound forgets some. What such a policy needs to know,
     whoever decodes tells it, through methods that do nothing here: `begin` always, `note_tokens` and `observe` where
     `wants_tokens` and `wants_queries` say so.
     """
 
-    has_ceiling: bool = False  # whether memory stays as it is however large `capacity`
+    is_bounded: bool = False  # whether memory stays as it is however large `capacity`
     wants_tokens: bool = False  # whether `note_tokens` is to be called
     wants_queries: bool = False  # whether `observe` is to be called
 
@@ -174,7 +174,7 @@ class KVCache(abc.ABC):
     def note_tokens(self, tokens: Tensor) -> None:  # noqa: B027
         """Say which speech tokens (rows, new) the positions of the pass under way stand for, before its appends.
 
-        Called where `wants_tokens`, for passes of drawn tokens; a prefix has none. Like `append`, works on device
+        Called where `wants_tokens`, for passes of decoded tokens; a prefix has none. Like `append`, works on device
         tensors alone, with addresses that do not change.
         """
 
@@ -188,7 +188,7 @@ class KVCache(abc.ABC):
     def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
         """Announce that every layer will append ``new_len`` positions to ``rows``. Mutates the cache.
 
-        A policy with a ceiling may forget positions of these rows now, to make room.
+        A bounded policy may forget positions of these rows now, to make room.
 
         Returns:
             The absolute positions they get, (rows, new_len). Valid until the next call.

@@ -1,4 +1,4 @@
-"""What caches with a ceiling share: rows that hold some of their positions, and are trimmed when they are full.
+"""What bounded caches share: rows that hold some of their positions, and are trimmed when they are full.
 
 Owns: which positions a row holds, which of them are pinned, when a pass needs a row trimmed. Does not know: who leaves,
 which is a policy's `_trim`; what a row is.
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, NOWHERE
-from chatterbox.kvcache.preallocated import SlottedKVCache
+from chatterbox.kvcache.preallocated import PreallocatedKVCache
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class CeilingKVCache(SlottedKVCache):
+class BoundedKVCache(PreallocatedKVCache):
     """At most ``max_cache_size`` positions a row, and ``window_size`` beside the pinned ones after a trim."""
 
     max_cache_size: int
@@ -30,13 +30,13 @@ class CeilingKVCache(SlottedKVCache):
     GONE: ClassVar[str] = "it no longer holds"  # how a position that was forgotten is told of
 
     @property
-    def ceiling(self) -> int:
+    def bound(self) -> int:
         """Positions that a row can hold."""
         return min(self.max_cache_size, self.capacity)
 
     @property
     def num_slots(self) -> int:
-        return self.ceiling
+        return self.bound
 
     def _allocate(self) -> None:
         super()._allocate()
@@ -67,7 +67,7 @@ class CeilingKVCache(SlottedKVCache):
     def reserve(self, new_len: int, rows: slice = ALL_ROWS) -> Tensor:
         places = range(self.num_rows)[rows]
         self._require_room(max(self._row_lens[row] for row in places), new_len)
-        full = [row for row in places if self._num_held[row] + new_len > self.ceiling]
+        full = [row for row in places if self._num_held[row] + new_len > self.bound]
         for row in full:
             self._require_slots(row, new_len)
         for row in full:
@@ -136,12 +136,12 @@ class CeilingKVCache(SlottedKVCache):
 
     def _window(self, row: int, new_len: int) -> int:
         """Positions beside the pinned ones that stay when ``new_len`` more must find room."""
-        room = self.ceiling - self._num_pinned(row) - new_len
+        room = self.bound - self._num_pinned(row) - new_len
         window = self._windows[row]
         return window if window <= room else room // 2  # half, so that trimming stays rare
 
     def _require_slots(self, row: int, new_len: int) -> None:
-        if (num_pinned := self._num_pinned(row)) + new_len > self.ceiling:
+        if (num_pinned := self._num_pinned(row)) + new_len > self.bound:
             raise ValueError(
                 f"row {row} has {num_pinned} pinned positions and gets {new_len} at once, more than max_cache_size "
                 f"{self.max_cache_size}; raise it or split the text"

@@ -1,4 +1,4 @@
-"""Cache with a ceiling: a row that is full forgets what a scorer values least, in place.
+"""Bounded cache: a row that is full forgets what a scorer values least, in place.
 
 Owns: who leaves, what is kept of each position for that, taking over other caches. Does not know: what makes a position
 worth keeping (`eviction`), when a row is full (`bounded`), what tokens mean, where a prefix ends; `begin` says that.
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_window
 from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.bounded import CeilingKVCache, merged
+from chatterbox.kvcache.bounded import BoundedKVCache, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
-from chatterbox.kvcache.eviction.base import NO_TOKEN, Held, survivors, within
+from chatterbox.kvcache.eviction.scorer import NO_TOKEN, Held, survivors, within
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 RECENT_SHARE = 0.5
 
 
-class EvictingKVCache(CeilingKVCache):
+class EvictingKVCache(BoundedKVCache):
     """Lossy cache with at most ``max_cache_size`` positions a row; exact until a row has had more."""
 
-    has_ceiling = True
+    is_bounded = True
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class EvictingKVCache(CeilingKVCache):
 
 
 def windows(source: KVCacheConfig | EvictingKVCache) -> dict[str, int | None]:
-    """The sizes of a policy with a ceiling, by name."""
+    """The sizes of a bounded policy, by name."""
     return {name: getattr(source, name) for name in ("max_cache_size", "window_size", "uncond_window")}
 
 

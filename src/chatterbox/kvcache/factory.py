@@ -17,7 +17,7 @@ from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
-from chatterbox.kvcache.prefix.policy import replacement
+from chatterbox.kvcache.prefix.policy import prefix_eviction
 from chatterbox.kvcache.sliding import SlidingKVCache
 from chatterbox.kvcache.static import StaticKVCache
 
@@ -40,7 +40,7 @@ def policy(name: str) -> type[KVCache] | None:
     return POLICIES[name]
 
 
-def settings_of(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
+def cache_config(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
     """Settings as they are; a policy's name with the default settings."""
     return KVCacheConfig(policy=cache_policy) if isinstance(cache_policy, str) else cache_policy
 
@@ -71,12 +71,12 @@ def planned_nbytes(
 
 
 def check_names(config: KVCacheConfig) -> None:
-    """Raise ValueError if ``config`` names a policy, scorer, codec or replacement that does not exist."""
+    """Raise ValueError if ``config`` names a policy, scorer, codec or prefix eviction policy that does not exist."""
     policy(config.policy)
     scorer(config.eviction)
     codec(config.host_codec)
     check_codec(config.decode_codec)
-    replacement(config.replacement)
+    prefix_eviction(config.replacement)
 
 
 def make_monitor(config: PressureConfig, device: torch.device | str | None = None) -> MemoryMonitor | None:
@@ -97,6 +97,6 @@ def make_manager(
         host_codec=config.host_codec,
         total_bytes=None if config.total_mib is None else config.total_mib * MIB,
         disk=None if config.disk_folder is None else DiskTier(config.disk_folder, budget_bytes=config.disk_mib * MIB),
-        replacement_policy=config.replacement,
+        eviction_policy=config.replacement,
         monitor=make_monitor(config.pressure, device),
     )

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, check_range, check_window
 from chatterbox.kvcache.base import NOWHERE, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.bounded import CeilingKVCache
+from chatterbox.kvcache.bounded import BoundedKVCache
 from chatterbox.kvcache.compression.heads import identify_important_heads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class HeadWindowKVCache(CeilingKVCache):
+class HeadWindowKVCache(BoundedKVCache):
     """Lossy, exact up to ``max_cache_size`` positions. Memory fixed at construction, and never moved.
 
     A row holds what all of its heads hold: the positions of the windowed ones. Once heads differ, layers see both
@@ -74,13 +74,13 @@ class HeadWindowKVCache(CeilingKVCache):
     @property
     def num_slots(self) -> int:
         """Of the base, the last being where what no head keeps is written."""
-        return self.ceiling + 1
+        return self.bound + 1
 
     def _allocate(self) -> None:
         super()._allocate()
         rows, device, heads = self.num_rows, self.device, self.num_layers * self.num_heads
         self.num_full = round(self.full_heads * heads)
-        self._num_extra = self.capacity - self.ceiling if self.num_full else 0
+        self._num_extra = self.capacity - self.bound if self.num_full else 0
         shape = (self.num_full if self._num_extra else 0, rows, self._num_extra + 1, self.head_dim)
         self._more_keys = torch.empty(shape, dtype=self.dtype, device=device)
         self._more_values = torch.empty(shape, dtype=self.dtype, device=device)
@@ -123,10 +123,10 @@ class HeadWindowKVCache(CeilingKVCache):
         slots = self._slots[:, None].expand(-1, self.num_heads, -1)  # (rows, heads, new)
         if self._differ:
             own = self._new[:, None]
-            slots = torch.where(is_full, own.clamp_max(self.ceiling), slots)
+            slots = torch.where(is_full, own.clamp_max(self.bound), slots)
             if self._num_extra:
                 place = self._place_of[layer, rows, :, None]
-                more = torch.where(is_full & (own >= self.ceiling), own - self.ceiling, self._num_extra)
+                more = torch.where(is_full & (own >= self.bound), own - self.bound, self._num_extra)
                 index = (place, self._row_index[rows, :, None], more)
                 self._more_keys[index], self._more_values[index] = keys, values
         index = (self._row_index[: len(slots), :, None], self._head_index, slots)
@@ -140,7 +140,7 @@ class HeadWindowKVCache(CeilingKVCache):
     def load(self, row: int, *segments: Segment) -> None:
         length = require_chain(segments)
         self._require_room(0, length)
-        if length > self.ceiling:
+        if length > self.bound:
             raise ValueError(f"{length} positions do not fit into max_cache_size {self.max_cache_size}; raise it")
         self._empty(row)
         self._expose(length)
@@ -180,15 +180,15 @@ class HeadWindowKVCache(CeilingKVCache):
                 raise RuntimeError(f"row {row} does not have {self.num_full} heads that keep everything")
             for layer in range(self.num_layers):
                 full = self._is_full[layer, row]
-                for heads, num in ((full, min(length, self.ceiling)), (~full, len(held))):
+                for heads, num in ((full, min(length, self.bound)), (~full, len(held))):
                     require_finite(self._keys[layer, row, heads, :num], self._values[layer, row, heads, :num])
-                places, num = self._place_of[layer, row, full], max(0, length - self.ceiling)
+                places, num = self._place_of[layer, row, full], max(0, length - self.bound)
                 if self._num_extra:
                     require_finite(self._more_keys[places, row, :num], self._more_values[places, row, :num])
 
     def _seen(self, layer: int, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (rows, heads, extent, head_dim): the base, and behind it the extension."""
-        base, num = min(extent, self.ceiling), extent - self.ceiling
+        base, num = min(extent, self.bound), extent - self.bound
         keys, values = self._keys[layer, rows, :, :base], self._values[layer, rows, :, :base]
         if num <= 0:
             return keys, values
@@ -197,17 +197,17 @@ class HeadWindowKVCache(CeilingKVCache):
 
     def _see_extension(self, num_used: int) -> int:
         """Make the base visible, and the extension up to position ``num_used``, rounded up; returns the extent."""
-        self._expose(self.ceiling)
-        extent = min(self._num_extra, -(-max(0, num_used - self.ceiling) // self.extent_step) * self.extent_step)
+        self._expose(self.bound)
+        extent = min(self._num_extra, -(-max(0, num_used - self.bound) // self.extent_step) * self.extent_step)
         if extent > self._num_more_clean:
             self._more_keys[:, :, self._num_more_clean : extent] = 0.0
             self._more_values[:, :, self._num_more_clean : extent] = 0.0
             self._num_more_clean = extent
-        return self.ceiling + extent
+        return self.bound + extent
 
     def _reveal(self, places: Sequence[int], num_held: int, length: int) -> int:
         self._differ = any(self._is_split[row] for row in places)
-        self._extent = self._see_extension(length) if self._differ else min(self.ceiling, self._expose(length))
+        self._extent = self._see_extension(length) if self._differ else min(self.bound, self._expose(length))
         return self._extent
 
     def _trim(self, row: int, new_len: int) -> None:
@@ -239,10 +239,10 @@ class HeadWindowKVCache(CeilingKVCache):
         return torch.stack([identify_important_heads(k, v, prefix_len=prefix_len, window=window) for k, v in parts])
 
     def _copy_row(self, row: int, source: Self, source_row: int, length: int) -> None:
-        """The other cache has as many heads that keep everything; its ceiling differs only where it never forgot."""
+        """The other cache has as many heads that keep everything; its bound differs only where it never forgot."""
         super()._copy_row(row, source, source_row, length)
-        self._copy_slots(row, source, source_row, min(length, source.ceiling))
-        if (num := length - source.ceiling) > 0 and source._num_extra:
+        self._copy_slots(row, source, source_row, min(length, source.bound))
+        if (num := length - source.bound) > 0 and source._num_extra:
             self._see_extension(length)
             self._more_keys[:, row, :num] = source._more_keys[:, source_row, :num]
             self._more_values[:, row, :num] = source._more_values[:, source_row, :num]

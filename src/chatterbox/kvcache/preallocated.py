@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class SlottedKVCache(KVCache):
+class PreallocatedKVCache(KVCache):
     """Memory fixed at construction: 2 x layers x rows x heads x num_slots x head_dim elements, never moved.
 
     A pass is under way once the policy's `reserve` has set `_slots`, where each row's new positions go, (rows, new),

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, Segment, require_chain, require_equal_appends, require_finite
-from chatterbox.kvcache.preallocated import SlottedKVCache
+from chatterbox.kvcache.preallocated import PreallocatedKVCache
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class StaticKVCache(SlottedKVCache):
+class StaticKVCache(PreallocatedKVCache):
     """Exact cache with a slot for every position up to `capacity`."""
 
     def _allocate(self) -> None:

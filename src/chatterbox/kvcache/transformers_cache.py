@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache
-from chatterbox.kvcache.factory import make_cache, settings_of
+from chatterbox.kvcache.factory import cache_config, make_cache
 
 CROP_COUNTS_REMOVED = "tokens_to_remove" in inspect.signature(Cache.crop).parameters
 
@@ -50,7 +50,7 @@ class TransformersCache(Cache):
     def __init__(self, kvcache: KVCache, *, pinned_len: int = 0) -> None:
         """Wrap an empty cache, with one row per sequence of the batch (times beams).
 
-        ``pinned_len``: first positions that a policy with a ceiling never forgets.
+        ``pinned_len``: first positions that a bounded policy never forgets.
 
         Raises:
             ValueError: the policy wants to see tokens or queries, which transformers shows no cache; or it cannot pin
@@ -87,7 +87,7 @@ class TransformersCache(Cache):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
         sizes = (config.num_hidden_layers, rows, kv_heads, head_dim, capacity)
-        cache = make_cache(settings_of(policy), *sizes, dtype=dtype, device=device)
+        cache = make_cache(cache_config(policy), *sizes, dtype=dtype, device=device)
         if cache is None:
             raise ValueError("policy 'none' is no cache; pass use_cache=False to the model instead")
         return cls(cache, pinned_len=pinned_len)

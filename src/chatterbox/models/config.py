@@ -12,7 +12,7 @@ from typing import Any
 
 from chatterbox.config import SamplingConfig
 
-SPEECH_CODES = 6561  # 3 ** 8 FSQ codes; also the start token's id
+NUM_SPEECH_TOKENS = 6561  # 3 ** 8 FSQ codes; also the start token's id
 SILENT_SPEECH_TOKEN = 4299  # silence in the published codebook
 START_SPEECH_TOKEN = 6561
 STOP_SPEECH_TOKEN = 6562
@@ -88,7 +88,7 @@ class T3Config:
     speaker_embed_size: int = 256
     perceiver_queries: int = 32
     perceiver_heads: int = 4
-    use_perceiver_resampler: bool = True  # False: every code of the speech prompt is a position of its own
+    use_perceiver_resampler: bool = True  # False: every speech token of the speech prompt is a position of its own
     emotion_adv: bool = True
     input_pos_emb: str | None = "learned"  # added to text and speech embeddings; None: the backbone's own only
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
@@ -100,8 +100,8 @@ class T3Config:
     has_guidance: bool = True  # classifier-free, by a row without text; it needs learned positions
     speech_head_bias: bool = False
     penalty_last: bool = False  # the repetition penalty comes after temperature, top-k and top-p, not before
-    start_stays_seen: bool = True  # the start token is penalised to the end; False: until a token is drawn
-    start_discards: bool = True  # a start token that is drawn discards the speech before it
+    start_stays_seen: bool = True  # the start token is penalised to the end; False: until a token is decoded
+    start_discards: bool = True  # a start token that is decoded discards the speech before it
     num_trailing_silence: int = 0  # silent speech tokens rendered behind an utterance
     # What the light guard allows. The Llama models' text tokens are parts of words of about 5 speech tokens (0.2 s) in
     # slow speech; CosyVoice, of the same speech tokens, bounds them at 20.
@@ -183,7 +183,7 @@ class VoiceEncoderConfig:
 
 @dataclass(frozen=True)
 class S3TokenizerConfig:
-    """S3 speech tokenizer v2, 25 codes a second."""
+    """S3 speech tokenizer v2, 25 speech tokens a second."""
 
     num_mels: int = 128
     hidden_size: int = 1280
@@ -235,7 +235,7 @@ class EstimatorConfig:
 class FlowConfig:
     """Speech tokens to mel spectrogram."""
 
-    vocab_size: int = SPEECH_CODES
+    vocab_size: int = NUM_SPEECH_TOKENS
     num_mels: int = 80
     speaker_embed_size: int = 192
     num_steps: int = 10

@@ -117,7 +117,7 @@ def _marks_of(module: nn.Module) -> list[object]:
             functions = own.get("forward"), *own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()
             marks.append(tuple(map(id, functions)))
         if not _is_ours(kind):
-            marks.append(_settings_of(one))
+            marks.append(_hyperparameters_of(one))
         for weights in (own["_parameters"], own["_buffers"]):
             for weight in weights.values():
                 if weight is not None:
@@ -156,7 +156,7 @@ def _about(module: nn.Module) -> list[str]:
     for one in module.modules():
         kind = type(one)
         if not _is_ours(kind):
-            about.append(f"{kind.__module__}.{kind.__qualname__} {_settings_of(one)}")
+            about.append(f"{kind.__module__}.{kind.__qualname__} {_hyperparameters_of(one)}")
         if _has_functions(one.__dict__):
             about.append(uuid.uuid4().hex)  # functions have no content to name them by
     return about
@@ -170,7 +170,7 @@ def _is_ours(kind: type) -> bool:
     return kind in PLAIN_TYPES or kind.__module__.startswith("chatterbox.")
 
 
-def _settings_of(module: nn.Module) -> str:
+def _hyperparameters_of(module: nn.Module) -> str:
     """Attributes that are plain data."""
     every_module_has = vars(nn.Module())
     plain = [(name, value) for name, value in vars(module).items() if name not in every_module_has and _is_plain(value)]

@@ -1,7 +1,7 @@
 """What is heard while it is made: when a chunk is due, how its waveform follows the last one's, what it cost.
 
 Owns: the schedule of chunks, the waveform streams of utterances and the seams between them, the metrics of a stream.
-Does not know: text, T3, where codes come from.
+Does not know: text, T3, where speech tokens come from.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class StreamingMetrics:
     chunk_count: int = 0
     gap: float = 0.0  # that the caller waited for this chunk
     tokens_time: float = 0.0  # of which T3 took, that was not ahead by so much
-    num_tokens: int = 0  # speech tokens drawn so far for what was heard, stop tokens included
+    num_tokens: int = 0  # speech tokens decoded so far for what was heard, stop tokens included
     utterance: int = 0  # which of the stream's utterances this chunk is of
-    positions_served: int = 0  # before drawn tokens: those that were in memory
+    positions_served: int = 0  # before decoded tokens: those that were in memory
     positions_computed: int = 0  # and those that were not
 
     @property
     def cache_hit_rate(self) -> float:
-        """Share of the positions before drawn tokens that were in memory."""
+        """Share of the positions before decoded tokens that were in memory."""
         positions = self.positions_served + self.positions_computed
         return self.positions_served / positions if positions else 0.0
 
@@ -103,7 +103,8 @@ def chunk_lens(config: StreamingConfig) -> Iterator[int]:
 
 
 class SpeechRenderer:
-    """Speech codes to audible chunks: one stream of codes per utterance, or one for all that follow one another.
+    """Speech tokens to audible chunks: one stream of speech tokens per utterance, or one for all that follow one
+    another.
 
     With ``config`` None a chunk is a whole utterance.
     """
@@ -121,7 +122,7 @@ class SpeechRenderer:
         self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
         self._due = next(self._lens)
         self._stream: S3GenStream | None = None
-        self._codes: list[int] = []  # that the stream has not got yet
+        self._speech_tokens: list[int] = []  # that the stream has not got yet
         self._last = 0.0  # sample of the utterance before
         self._watermarker = watermarker
         self._marks = None if config is None or watermarker is None else WatermarkStream(watermarker, S3GEN_SR)
@@ -132,35 +133,35 @@ class SpeechRenderer:
         return self._stream is not None
 
     def begin(self, seed: int | None) -> None:
-        """The next codes are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
+        """The next speech tokens are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
         context_len, fade = self._config.context_window, self._config.fade_duration
         self._stream = S3GenStream(self._s3gen, self._gen, seed=seed, context_len=context_len, fade=fade)
 
     @property
     def num_missing(self) -> int:
-        """Codes that complete the next chunk."""
+        """Speech tokens that complete the next chunk."""
         num_waiting = 0 if self._stream is None else self._stream.num_waiting
-        return self._due + self._lookahead_len - len(self._codes) - num_waiting
+        return self._due + self._lookahead_len - len(self._speech_tokens) - num_waiting
 
     @property
     def num_seen_again(self) -> int:
-        """Codes that S3Gen computes with the next chunk although they are not new: the voice's and the context's."""
+        """Speech tokens that S3Gen computes again with the next chunk: the voice's and the context's."""
         return prompt_len(self._gen) if self._stream is None else self._stream.num_seen_again
 
     @property
     def num_to_follow(self) -> int:
-        """Codes that complete the next chunk and the one behind it."""
+        """Speech tokens that complete the next chunk and the one behind it."""
         return self.num_missing + min(2 * self._due, self._config.chunk_size)
 
-    def push(self, codes: list[int]) -> Tensor | None:
-        """Codes follow; (1, N) samples on the CPU where they complete a chunk."""
-        self._codes += codes
+    def push(self, speech_tokens: list[int]) -> Tensor | None:
+        """Speech tokens follow; (1, N) samples on the CPU where they complete a chunk."""
+        self._speech_tokens += speech_tokens
         if self._stream is None or self.num_missing > 0:
             return None
         return self._said(self._stream.push(self._handed_over()))
 
     def flush(self) -> Tensor:
-        """Say all there is, although codes may follow in the same stream."""
+        """Say all there is, although speech tokens may follow in the same stream."""
         assert self._stream is not None, "nothing has begun"
         return self._said(self._stream.finish(self._handed_over()), is_all=True)
 
@@ -172,9 +173,9 @@ class SpeechRenderer:
         return said
 
     def _handed_over(self) -> Tensor:
-        codes, self._codes = torch.tensor(self._codes, dtype=torch.long), []
+        speech_tokens, self._speech_tokens = torch.tensor(self._speech_tokens, dtype=torch.long), []
         self._due = next(self._lens, WHOLE)
-        return codes
+        return speech_tokens
 
     def _said(self, wav: Tensor, *, is_all: bool = False) -> Tensor:
         """``wav`` (1, N) as it is heard: behind the utterance before, and marked. ``is_all``: nothing is held back."""

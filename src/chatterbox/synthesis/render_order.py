@@ -44,7 +44,7 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True)
 class Expected:
-    """The next chunk of a listener, whose tokens are still being drawn; ``deadline`` as that of a job."""
+    """The next chunk of a listener, whose tokens are still being decoded; ``deadline`` as that of a job."""
 
     num_tokens: int
     deadline: float
@@ -57,7 +57,7 @@ def pick(
     last_whole: float = -math.inf,
     *,
     expected: Sequence[Expected] = (),
-    num_at_once: int = 1,
+    num_workers: int = 1,
 ) -> RenderJob | None:
     """The job to run at ``now``, of ``jobs`` in the order of their submission; at least one. None: better none yet.
 
@@ -102,7 +102,7 @@ def pick(
     ahead = [(due(job), job.num_tokens) for job in later] + [(one.deadline, one.num_tokens) for one in expected]
     for deadline, num_tokens in sorted(ahead):
         num_ahead += num_tokens
-        is_worth_it = deadline < due(first) and can_be_met(deadline, num_ahead / num_at_once)
-        if is_worth_it and could_be_missed(deadline, (num_ahead + first.num_tokens) / num_at_once):
+        is_worth_it = deadline < due(first) and can_be_met(deadline, num_ahead / num_workers)
+        if is_worth_it and could_be_missed(deadline, (num_ahead + first.num_tokens) / num_workers):
             return later[0] if later else None
     return first

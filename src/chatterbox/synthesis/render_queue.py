@@ -82,9 +82,9 @@ class RenderQueue:
             num_jobs = len(self._jobs)
         is_woken = False
         try:
-            num_at_once = self._allowed()
+            num_workers = self._allowed()
             # More than one: others may have waited for what was expected.
-            is_woken = all(self._wake(num_at_once) for _ in range(min(num_jobs, num_at_once)))
+            is_woken = all(self._wake(num_workers) for _ in range(min(num_jobs, num_workers)))
         finally:
             if not is_woken:
                 self._remove(lambda waiting: waiting is job)
@@ -92,7 +92,7 @@ class RenderQueue:
             raise RuntimeError(CLOSED)
 
     def announce(self, owner: Hashable) -> None:
-        """A listener waits for a first chunk whose tokens are not drawn yet, and counts as one who starts."""
+        """A listener waits for a first chunk whose tokens are not decoded yet, and counts as one who starts."""
         if self._runs_alone:
             with self._lock:
                 self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
@@ -111,11 +111,11 @@ class RenderQueue:
             may_start, is_known_to_wait = self._may_start(owner), start.ask_again is not None
             start.ask_again = None if may_start else ask_again
         if not may_start and not is_known_to_wait:  # a worker that sleeps does not know when to ask
-            self._wake(self._num_at_once)
+            self._wake(self._num_workers)
         return may_start
 
     def expect(self, owner: Hashable, num_tokens: int, deadline: float) -> None:
-        """A listener of ``owner`` will need a chunk by ``deadline``, which is submitted when its tokens are drawn."""
+        """A listener of ``owner`` will need a chunk by ``deadline``, which is submitted when its tokens are decoded."""
         with self._lock:
             self._expected[owner] = Expected(num_tokens, deadline)
 
@@ -127,7 +127,7 @@ class RenderQueue:
             self._starting.pop(owner, None)
             is_awaited = bool(self._jobs) or any(start.ask_again for start in self._starting.values())
         if is_awaited:  # by whichever number of threads is known: this may be a destructor
-            self._wake(self._num_at_once)
+            self._wake(self._num_workers)
 
     def close(self) -> None:
         """End the threads behind the jobs under way; those that wait fail. Closing twice is harmless."""
@@ -149,18 +149,18 @@ class RenderQueue:
         self._running: set[Hashable] = set()  # owners
         self._starting: dict[Hashable, _Start] = {}  # owners whose second chunk is not rendered, in their order
         self._busy: set[int] = set()  # workers that will look at the jobs once more before they sleep
-        self._num_at_once = 1
+        self._num_workers = 1
         self._checked = -math.inf  # monotonic seconds
         self._per_token: deque[float] = deque(maxlen=NUM_RECENT)  # seconds of the last jobs
         self._last_whole = -math.inf
         return self._lock
 
-    def _wake(self, num_at_once: int) -> bool:
+    def _wake(self, num_workers: int) -> bool:
         """Have one of so many workers look at the jobs that is not at it yet; False: the queue is closed."""
         index = None
         try:
             with self._lock:
-                index = next((one for one in range(num_at_once) if one not in self._busy), None)
+                index = next((one for one in range(num_workers) if one not in self._busy), None)
                 if index is None:
                     return not self._is_closed
                 self._busy.add(index)
@@ -174,13 +174,13 @@ class RenderQueue:
         """Jobs that may run at once: the number of torch's threads, as it is now."""
         if self._runs_alone and time.monotonic() - self._checked > CHECK_SECONDS:
             self._checked = time.monotonic()
-            self._num_at_once = min(len(self._workers), process_num_threads(default=1))
-        return self._num_at_once
+            self._num_workers = min(len(self._workers), process_num_threads(default=1))
+        return self._num_workers
 
     def _may_start(self, owner: Hashable) -> bool:
         """Whether few enough start or are rendered for, or ``owner`` has waited; with the lock held."""
         now = self._clock()
-        return self._starting[owner].until <= now or len(self._busy_for(now)) <= self._num_at_once
+        return self._starting[owner].until <= now or len(self._busy_for(now)) <= self._num_workers
 
     def _busy_for(self, now: float) -> set[Hashable]:
         """Owners who start, and those whose jobs run or wait; with the lock held."""
@@ -213,11 +213,11 @@ class RenderQueue:
         self._ask()
         now = self._clock()
         with self._lock:
-            job, pause = self._next(now) if index < self._num_at_once else (None, math.inf)
+            job, pause = self._next(now) if index < self._num_workers else (None, math.inf)
             if job is None:
                 self._busy.discard(index)
-                if index >= self._num_at_once:  # torch has fewer threads by now
-                    self._wake(self._num_at_once)
+                if index >= self._num_workers:  # torch has fewer threads by now
+                    self._wake(self._num_workers)
                 return pause
             self._busy.add(index)
             self._running.add(job.owner)
@@ -250,7 +250,7 @@ class RenderQueue:
             Pace.of(self._per_token),
             self._last_whole,
             expected=expected,
-            num_at_once=self._num_at_once,
+            num_workers=self._num_workers,
         )
         return job, min([held_until, *(one.deadline for one in expected)]) - now
 

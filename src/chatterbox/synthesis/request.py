@@ -1,6 +1,6 @@
 """What a user asks for, and what that asks of T3.
 
-Owns: the request and its checks, its utterances, the ids and the seed of each. Does not know: how tokens are drawn,
+Owns: the request and its checks, its utterances, the ids and the seed of each. Does not know: how tokens are decoded,
 audio.
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
-from chatterbox.engine.request import DecodeRequest, Spoken, check_seed
+from chatterbox.engine.request import ForcedPrefix, Request, check_seed
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.text import utterances
@@ -25,7 +25,7 @@ SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's uttera
 
 
 @dataclass(frozen=True)
-class SpeechRequest:
+class SynthesisRequest:
     """One text to speak in one voice: plain data, nothing of it is changed.
 
     text: a string of any length, or its pieces as they are written, of any size.
@@ -53,7 +53,7 @@ class SpeechRequest:
 
 
 def utterance_texts(
-    t3: T3, request: SpeechRequest, tokens_of: Callable[[str], Tensor], *, by_sentence: bool = False
+    t3: T3, request: SynthesisRequest, tokens_of: Callable[[str], Tensor], *, by_sentence: bool = False
 ) -> list[str] | Iterator[str]:
     """What is spoken in one piece each; all of a string is known at once, of pieces as they come.
 
@@ -80,19 +80,19 @@ def utterance_texts(
 def decode_request(
     t3: T3,
     voice: Conditionals,
-    request: SpeechRequest,
+    request: SynthesisRequest,
     tokens_of: Callable[[str], Tensor],
     text: str | None = None,
     *,
     previous: tuple[str, list[int]] | None = None,
     index: int = 0,
-) -> DecodeRequest:
+) -> Request:
     """What T3 is asked for.
 
     Args:
         tokens_of: as `utterance_texts` has it.
         text: the utterance; None is all of the request's text.
-        previous: text and codes of the utterance before, that this one is to be a continuation of.
+        previous: text and speech tokens of the utterance before, that this one is to be a continuation of.
         index: which of the request's utterances it is.
 
     Raises:
@@ -101,29 +101,29 @@ def decode_request(
     words = request.text if text is None else text
     if not isinstance(words, str):
         raise TypeError(f"text must be a string, got {type(words).__name__}; pass the words to speak")
-    spoken = None
+    forced = None
     if previous is not None:
-        before, codes = previous
+        before, speech_tokens = previous
         text_tokens = tokens_of(before)
-        spoken = Spoken(torch.tensor(codes), len(text_tokens) + t3.hp.mark_text)
+        forced = ForcedPrefix(torch.tensor(speech_tokens), len(text_tokens) + t3.hp.mark_text)
         words = f"{before} {words}"
     text_tokens = tokens_of(words)
     if t3.hp.mark_text:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
-    room = t3.hp.max_speech_tokens - (0 if spoken is None else len(spoken.tokens))
-    return DecodeRequest(
+    room = t3.hp.max_speech_tokens - (0 if forced is None else len(forced.tokens))
+    return Request(
         t3_cond=voice.t3,
         text_tokens=text_tokens,
         sampling=request.sampling,
         max_new_tokens=min(request.sampling.max_new_tokens, room),
         seed=utterance_seed(request.seed, index),
         guard=request.guard,
-        spoken=spoken,
+        forced=forced,
     )
 
 
-def text_tokens_of(t3: T3, tokenizer: TextTokenizer, request: SpeechRequest, text: str) -> Tensor:
+def text_tokens_of(t3: T3, tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
     """Ids (S,) of a text, without marks."""
     language = {} if request.language_id is None else {"language_id": request.language_id}
     return tokenizer.text_to_tokens(speakable(text, tokenizer.rules), **language)[0]
@@ -134,6 +134,6 @@ def utterance_seed(seed: int | None, index: int) -> int | None:
     return None if seed is None else (seed + index * SEED_STEP) % 2**63
 
 
-def with_seed(request: SpeechRequest) -> SpeechRequest:
+def with_seed(request: SynthesisRequest) -> SynthesisRequest:
     """The request with a seed; one that has none gets it from torch's global generator."""
     return request if request.seed is not None else replace(request, seed=int(torch.randint(2**62, (1,))))

@@ -1,7 +1,7 @@
 """One request from text to audio while it is made: tokens are pushed to a renderer, chunks wait for their reader.
 
 Owns: when a chunk is rendered, what waits, what a reader is told, the end of all of it. Does not know: how tokens are
-drawn (`utterances`), what a chunk sounds like (`render`), whose turn it is (`render_queue`).
+decoded (`utterances`), what a chunk sounds like (`render`), whose turn it is (`render_queue`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from chatterbox.runtime.openmp import release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
 from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.render_queue import RenderQueue
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed, with_seed
+from chatterbox.synthesis.request import SynthesisRequest, utterance_seed, with_seed
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
 from chatterbox.watermark.perth import PerthWatermarker
 
@@ -37,10 +37,10 @@ DEFAULTS = StreamingConfig()
 
 @dataclass(frozen=True)
 class SpeechChunk:
-    """A part of the speech: audio (1, N) float32 on the CPU at 24 kHz, the codes drawn for it so far, what it cost."""
+    """Audio (1, N) float32 on the CPU at 24 kHz, the speech tokens decoded for it so far, what it cost."""
 
     audio: Tensor
-    speech_codes: tuple[int, ...]
+    speech_tokens: tuple[int, ...]
     metrics: StreamingMetrics
 
 
@@ -49,7 +49,7 @@ class _Rendered:
     """A chunk that waits for its reader."""
 
     audio: Tensor
-    codes: tuple[int, ...]
+    speech_tokens: tuple[int, ...]
     last: TokenChunk  # the last tokens that it was made of
     started: float  # seconds of `time.perf_counter`, when rendering began
 
@@ -63,7 +63,7 @@ class SpeechStream:
         renders: RenderQueue,
         s3gen: S3Gen,
         tokenizer: TextTokenizer,
-        request: SpeechRequest,
+        request: SynthesisRequest,
         streaming: StreamingConfig | None,
         watermarker: PerthWatermarker,
         *,
@@ -94,7 +94,7 @@ class SpeechStream:
         self._may_stall = not isinstance(request.text, str)
         self._changed = self._utterances.changed  # guards what follows
         self._unread: deque[_Rendered] = deque()
-        self._codes: list[int] = []  # since the last chunk
+        self._speech_tokens: list[int] = []  # since the last chunk
         self._last: TokenChunk | None = None
         self._is_started = self._is_rendering = self._is_over = self._is_closed = False
         self._num_told = 0
@@ -115,7 +115,7 @@ class SpeechStream:
     def chunks(self, on_token: Callable[[int], None] | None = None) -> Generator[SpeechChunk, None, None]:
         """Chunks as they are there; what goes wrong is raised behind those that came before it.
 
-        ``on_token`` is told how many speech tokens were drawn so far. Leaving early, or Ctrl-C while it waits, closes
+        ``on_token`` is told how many speech tokens were decoded so far. Leaving early, or Ctrl-C while it waits, closes
         the stream.
         """
         try:
@@ -161,9 +161,11 @@ class SpeechStream:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._unread or self._is_over or (on_token and self._utterances.num_drawn > self._num_told)
+                    lambda: (
+                        self._unread or self._is_over or (on_token and self._utterances.num_decoded > self._num_told)
+                    )
                 )
-                told, self._num_told = self._num_told, self._utterances.num_drawn
+                told, self._num_told = self._num_told, self._utterances.num_decoded
                 rendered = self._unread.popleft() if self._unread else None
                 is_over, error = self._is_over, self._error
                 has_room = rendered is not None and len(self._unread) == MAX_UNREAD - 1
@@ -189,7 +191,7 @@ class SpeechStream:
             positions_served=last.num_cached,
             positions_computed=last.num_computed,
         )
-        return SpeechChunk(rendered.audio, rendered.codes, metrics)
+        return SpeechChunk(rendered.audio, rendered.speech_tokens, metrics)
 
     def _wants(self, num_waiting: int) -> bool:
         """Whether T3 should go on while so many tokens wait."""
@@ -200,7 +202,7 @@ class SpeechStream:
         if self._is_on_cpu and self._num_rendered < 2:  # rendering shares it: what starts needs next goes first
             if self._is_rendering and not self._num_rendered and self._renders.is_for_none_but(self):
                 return False
-            # Tokens of which S3Gen gets no code do not fill a chunk, however many wait.
+            # Tokens of which S3Gen gets no speech token do not fill a chunk, however many wait.
             if not self._may_stall and (self._is_rendering or self._due() is not None):
                 enough = min(enough, self._num_to_start)
         return num_waiting < enough
@@ -243,7 +245,7 @@ class SpeechStream:
             total += num_tokens
             if total >= missing or (ends and self._ends_a_chunk):
                 return total
-        is_last = self._utterances.is_drawn and not self._utterances.error
+        is_last = self._utterances.is_decoded and not self._utterances.error
         return total if is_last and (total or ends or self._renderer.is_open) else None
 
     @property
@@ -254,7 +256,7 @@ class SpeechStream:
             num_tokens += num_more
             if ends or num_tokens >= self._renderer.num_to_follow:
                 return True
-        return self._utterances.is_drawn
+        return self._utterances.is_decoded
 
     @property
     def _ends_a_chunk(self) -> bool:
@@ -280,7 +282,7 @@ class SpeechStream:
             self._is_rendering = False
             if error is not None:
                 self._end(error)
-            goes_on = not (self._is_over or self._is_closed or self._utterances.is_drawn)
+            goes_on = not (self._is_over or self._is_closed or self._utterances.is_decoded)
             if goes_on and rendered and self._streaming is not None and self._plays_until is not None:
                 num_tokens = self._renderer.num_missing + self._renderer.num_seen_again
                 self._renders.expect(self, num_tokens, self._plays_until)
@@ -297,7 +299,7 @@ class SpeechStream:
         """Audio that tokens complete."""
         if chunk.tokens and not self._renderer.is_open:
             self._renderer.begin(utterance_seed(self._request.seed, chunk.utterance))
-        self._codes += chunk.tokens
+        self._speech_tokens += chunk.tokens
         self._last = chunk
         audio = self._renderer.push(chunk.tokens)
         rendered = [] if audio is None else [audio]
@@ -310,8 +312,8 @@ class SpeechStream:
         if not audio.shape[1] or self._is_closed:
             return
         assert self._last is not None
-        self._unread.append(_Rendered(audio, tuple(self._codes), self._last, started))
-        self._codes.clear()
+        self._unread.append(_Rendered(audio, tuple(self._speech_tokens), self._last, started))
+        self._speech_tokens.clear()
         self._changed.notify_all()
         now = time.monotonic()
         self._plays_until = max(now, self._plays_until or now) + audio.shape[1] / S3GEN_SR

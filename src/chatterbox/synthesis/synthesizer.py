@@ -23,8 +23,8 @@ from torch import Tensor
 
 from chatterbox.audio.recordings import load_reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, check_seed
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, check_seed
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -36,7 +36,7 @@ from chatterbox.runtime.openmp import is_small, release_idle_threads
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import (
-    SpeechRequest,
+    SynthesisRequest,
     decode_request,
     text_tokens_of,
     utterance_texts,
@@ -64,11 +64,11 @@ class SynthesizerConfig:
 
 @dataclass(frozen=True)
 class SpeechResult:
-    """audio: (1, N) float32 on the CPU at ``sample_rate`` Hz. speech_codes: (T,), 25 a second. Times in seconds."""
+    """audio: (1, N) float32 on the CPU at ``sample_rate`` Hz. speech_tokens: (T,), 25 a second. Times in seconds."""
 
     audio: Tensor
     sample_rate: int
-    speech_codes: Tensor
+    speech_tokens: Tensor
     tokens_time: float
     audio_time: float
 
@@ -132,7 +132,7 @@ class Synthesizer:
 
     def stream(
         self,
-        request: SpeechRequest,
+        request: SynthesisRequest,
         streaming: StreamingConfig | None = DEFAULTS,
         *,
         on_token: Callable[[int], None] | None = None,
@@ -141,7 +141,7 @@ class Synthesizer:
 
         Args:
             streaming: None hands out whole utterances.
-            on_token: is told how many speech tokens were drawn so far.
+            on_token: is told how many speech tokens were decoded so far.
 
         Closing the iterator, at any point, frees what it holds within a step. What goes wrong on the way is raised
         behind the audio that came before it.
@@ -156,11 +156,11 @@ class Synthesizer:
         if request.use_cache:
             logger.info(self.prefixes.manager.summary())
 
-    def speak(self, request: SpeechRequest, *, on_token: Callable[[int], None] | None = None) -> SpeechResult:
+    def speak(self, request: SynthesisRequest, *, on_token: Callable[[int], None] | None = None) -> SpeechResult:
         """`stream` in whole utterances, all of them in one. Raises RuntimeError too if the model said nothing."""
         return collect(self.stream(request, None, on_token=on_token))
 
-    def speak_batch(self, requests: Sequence[SpeechRequest]) -> list[SpeechResult]:
+    def speak_batch(self, requests: Sequence[SynthesisRequest]) -> list[SpeechResult]:
         """Speak several texts at once, each as `speak` does alone with the same seed. Their steps are shared.
 
         Raises:
@@ -170,7 +170,7 @@ class Synthesizer:
         results: list[SpeechResult | None] = []
         errors: dict[int, BaseException] = {}
         with ExitStack() as under_way:
-            # Requests of a batch draw in no order that upstream would know: each has a seed.
+            # Requests of a batch decode in no order that upstream would know: each has a seed.
             streams = [self._speech(request, None, has_own_seed=True) for request in requests]
             for stream in streams:
                 under_way.callback(stream.close)
@@ -185,19 +185,19 @@ class Synthesizer:
             raise BatchError(errors, results)
         return [result for result in results if result is not None]
 
-    def draw(self, request: SpeechRequest, streaming: StreamingConfig = DEFAULTS) -> Iterator[TokenChunk]:
-        """Speech tokens of a request as they are drawn, without any audio."""
+    def decode(self, request: SynthesisRequest, streaming: StreamingConfig = DEFAULTS) -> Iterator[TokenChunk]:
+        """Speech tokens of a request as they are decoded, without any audio."""
         request = with_seed(request)
         reader = TokenReader()
         utterances = Utterances(self.scheduler, self.tokenizer, request, streaming, on_change=reader.notify)
         return reader.read(utterances)
 
-    def utterances(self, request: SpeechRequest, *, by_sentence: bool = False) -> list[str]:
+    def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
         tokens_of = partial(text_tokens_of, self.t3, self.tokenizer, request)
         return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
 
-    def decode_requests(self, request: SpeechRequest, *, by_sentence: bool = False) -> list[DecodeRequest]:
+    def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
         tokens_of = partial(text_tokens_of, self.t3, self.tokenizer, request)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
@@ -206,7 +206,7 @@ class Synthesizer:
             decode_request(self.t3, voice, request, tokens_of, text, index=index) for index, text in enumerate(texts)
         ]
 
-    def warm(self, requests: Sequence[SpeechRequest], *, pin: bool = False) -> None:
+    def warm(self, requests: Sequence[SynthesisRequest], *, pin: bool = False) -> None:
         """Compute ahead of time what texts begin with. ``pin``: keep the voices' own parts on the device."""
         decodes = [decode for request in requests for decode in self.decode_requests(request)]
         self.scheduler.call(lambda between: self.prefixes.warm(decodes, pin=pin, between=between))
@@ -237,7 +237,7 @@ class Synthesizer:
     def _drive(self, manager: GlobalKVCacheManager | KVCacheConfig) -> None:
         """Let requests from now on be decoded by `t3`."""
         engine = self.config.engine
-        self.prefixes = PrefixSource(
+        self.prefixes = Prefiller(
             self.t3, manager, prefill_len=engine.prefill_len, batch_invariant=engine.batch_invariant
         )
         self.scheduler = Scheduler(self.prefixes, engine)
@@ -249,7 +249,7 @@ class Synthesizer:
             self.chunk_renders = RenderQueue(runs_alone=True)
 
     def _speech(
-        self, request: SpeechRequest, streaming: StreamingConfig | None, *, has_own_seed: bool = False
+        self, request: SynthesisRequest, streaming: StreamingConfig | None, *, has_own_seed: bool = False
     ) -> SpeechStream:
         return SpeechStream(
             self.scheduler,
@@ -266,27 +266,32 @@ class Synthesizer:
 def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
     """All chunks of a speech in one. Raises RuntimeError if there is nothing."""
     parts: list[Tensor] = []
-    codes: list[int] = []
+    speech_tokens: list[int] = []
     tokens_time = waited = 0.0
     for chunk in chunks:
         parts.append(chunk.audio)
-        codes += chunk.speech_codes
+        speech_tokens += chunk.speech_tokens
         tokens_time += chunk.metrics.tokens_time
         waited += chunk.metrics.gap
-    if not codes:
+    if not speech_tokens:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
     audio = torch.cat(parts, dim=1)
     release_idle_threads()
-    return SpeechResult(audio, S3GEN_SR, torch.tensor(codes), tokens_time, max(0.0, waited - tokens_time))
+    return SpeechResult(audio, S3GEN_SR, torch.tensor(speech_tokens), tokens_time, max(0.0, waited - tokens_time))
 
 
-def render_codes(
-    s3gen: S3Gen, codes: Tensor, gen: Mapping[str, Any], *, seed: int | None, watermarker: PerthWatermarker | None
+def render_speech_tokens(
+    s3gen: S3Gen,
+    speech_tokens: Tensor,
+    gen: Mapping[str, Any],
+    *,
+    seed: int | None,
+    watermarker: PerthWatermarker | None,
 ) -> Tensor:
-    """Waveform (1, N), float32 on the CPU at 24 kHz, of speech codes (T,) or (1, T) in the voice of ``gen``."""
+    """Waveform (1, N), float32 on the CPU at 24 kHz, of speech tokens (T,) or (1, T) in the voice of ``gen``."""
     renderer = SpeechRenderer(s3gen, gen, None, watermarker)
     renderer.begin(seed)
-    renderer.push(codes.reshape(-1).tolist())
+    renderer.push(speech_tokens.reshape(-1).tolist())
     wav = renderer.close()
     release_idle_threads()
     return wav
@@ -300,7 +305,7 @@ def convert(
     seed: int | None = None,
     watermarker: PerthWatermarker | None = PERTH,
 ) -> Tensor:
-    """Waveform (1, N), as `render_codes`, that says what ``recording`` says in the voice of ``gen``.
+    """Waveform (1, N), as `render_speech_tokens`, that says what ``recording`` says in the voice of ``gen``.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.recordings.load_reference`, or a bad seed.
@@ -308,5 +313,5 @@ def convert(
     check_seed(seed)
     wav = load_reference(recording, S3_SR)
     with torch.inference_mode():
-        codes, _ = s3gen.tokenizer([wav])  # (1, T)
-    return render_codes(s3gen, codes, gen, seed=seed, watermarker=watermarker)
+        speech_tokens, _ = s3gen.tokenizer([wav])  # (1, T)
+    return render_speech_tokens(s3gen, speech_tokens, gen, seed=seed, watermarker=watermarker)

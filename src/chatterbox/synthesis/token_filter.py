@@ -1,6 +1,7 @@
-"""Which of the tokens that T3 draws S3Gen renders.
+"""Which of the tokens that T3 decodes S3Gen renders.
 
-Owns: the clean-up of an utterance's tokens, while they are drawn and as a whole. Does not know: who draws or renders.
+Owns: the clean-up of an utterance's tokens, while they are decoded and as a whole. Does not know: who decodes or
+renders.
 """
 
 from __future__ import annotations
@@ -9,26 +10,26 @@ import torch
 from torch import Tensor
 
 from chatterbox.engine.guards import guard_of
-from chatterbox.models.config import SPEECH_CODES, START_SPEECH_TOKEN, T3Config
+from chatterbox.models.config import NUM_SPEECH_TOKENS, START_SPEECH_TOKEN, T3Config
 from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import drop_invalid_tokens
 
 
-class SpeechCodes:
-    """What S3Gen can render of an utterance's tokens, as they are drawn."""
+class SpeechTokenFilter:
+    """What S3Gen can render of an utterance's tokens, as they are decoded."""
 
-    def __init__(self, hp: T3Config, guard: str | None, *, at_once: bool) -> None:
-        """``at_once``: nothing is certain before the end; then all is as if it had been looked at as a whole."""
+    def __init__(self, hp: T3Config, guard: str | None, *, streaming: bool) -> None:
+        """``streaming``: `push` returns tokens as soon as they are certain; else `finish` returns all."""
         self._hp, self._guard = hp, guard_of(guard)
-        self._num_held = None if at_once else hp.num_trailing_noise
+        self._num_held = hp.num_trailing_noise if streaming else None
         self._num_certain = 0
-        self.drawn: list[int] = []
-        self.kept: list[int] = []  # codes of all that was drawn
+        self.decoded: list[int] = []
+        self.kept: list[int] = []  # speech tokens of all that was decoded
 
     def push(self, token: int) -> list[int]:
-        """Codes that are certain now, in order."""
-        self.drawn.append(token)
-        if token < SPEECH_CODES:
+        """Speech tokens that are certain now, in order."""
+        self.decoded.append(token)
+        if token < NUM_SPEECH_TOKENS:
             self.kept.append(token)
         if self._num_held is None:
             return []
@@ -37,26 +38,26 @@ class SpeechCodes:
         return certain
 
     def finish(self) -> list[int]:
-        """The codes that are left, now that all is drawn, without what a guard saw repeated and is unsaid."""
-        tokens = torch.tensor(self.drawn, dtype=torch.long)
+        """The speech tokens that are left, now that all is decoded, without what a guard saw repeated and is unsaid."""
+        tokens = torch.tensor(self.decoded, dtype=torch.long)
         if self._guard is not None:
             tokens = self._guard.trim(tokens)
-        codes = valid_codes(tokens, self._hp).tolist()
-        if self.kept[: self._num_certain] == codes[: self._num_certain]:
-            self.kept = codes
+        speech_tokens = valid_speech_tokens(tokens, self._hp).tolist()
+        if self.kept[: self._num_certain] == speech_tokens[: self._num_certain]:
+            self.kept = speech_tokens
         rest = self.kept[self._num_certain :]
         if self.kept:
             rest += [S3GEN_SIL] * self._hp.num_trailing_silence
         return rest
 
 
-def valid_codes(tokens: Tensor, hp: T3Config) -> Tensor:
-    """What S3Gen can render of the drawn tokens (N,): the ids below 6561 between start and stop.
+def valid_speech_tokens(tokens: Tensor, hp: T3Config) -> Tensor:
+    """What S3Gen can render of the decoded tokens (N,): the ids below 6561 between start and stop.
 
-    One stray start token of a Llama model discards what was drawn before it, as upstream. On a second one upstream
-    fails; here all codes stay.
+    One stray start token of a Llama model discards what was decoded before it, as upstream. On a second one upstream
+    fails; here all speech tokens stay.
     """
     if hp.start_discards and int((tokens == START_SPEECH_TOKEN).sum()) <= 1:
         tokens = drop_invalid_tokens(tokens)
-    codes = tokens[tokens < SPEECH_CODES]
-    return codes[: max(1, len(codes) - hp.num_trailing_noise)]
+    speech_tokens = tokens[tokens < NUM_SPEECH_TOKENS]
+    return speech_tokens[: max(1, len(speech_tokens) - hp.num_trailing_noise)]

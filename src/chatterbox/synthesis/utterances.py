@@ -1,7 +1,7 @@
 """A request's utterances to speech tokens: each is prepared, submitted, filtered, and handed on in the text's order.
 
 Owns: when the next utterance is submitted and what it knows of the one before, tokens that nobody has taken yet. Does
-not know: audio, how tokens are drawn, how the text was split.
+not know: audio, how tokens are decoded, how the text was split.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.engine.policy_engine import Continuation
 from chatterbox.engine.scheduler import Scheduler
-from chatterbox.kvcache import settings_of
+from chatterbox.kvcache import cache_config
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
-from chatterbox.synthesis.request import SpeechRequest, decode_request, text_tokens_of, utterance_texts
-from chatterbox.synthesis.token_filter import SpeechCodes
+from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of, utterance_texts
+from chatterbox.synthesis.token_filter import SpeechTokenFilter
 
 logger = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 4  # utterances of one request that share steps, where none has to know another
+MAX_CONCURRENT = 4  # utterances of one request that share steps, where none has to know another
 DEFAULTS = StreamingConfig()
 
 
@@ -38,8 +38,8 @@ class TokenChunk:
     tokens: list[int]
     utterance: int
     ends: bool  # the utterance is over
-    num_tokens: int  # drawn so far, of this utterance and those before
-    num_cached: int  # positions before drawn tokens, likewise: found in memory
+    num_tokens: int  # decoded so far, of this utterance and those before
+    num_cached: int  # positions before decoded tokens, likewise: found in memory
     num_computed: int  # and computed
 
 
@@ -51,9 +51,9 @@ class _Utterance:
     index: int
     text: str
     limit: int
-    codes: SpeechCodes
-    chunks: deque[tuple[list[int], bool, int]] = field(default_factory=deque)  # tokens, ends, drawn so far
-    num_drawn: int = 0
+    filter: SpeechTokenFilter
+    chunks: deque[tuple[list[int], bool, int]] = field(default_factory=deque)  # tokens, ends, decoded so far
+    num_decoded: int = 0
     num_cached: int = 0
     num_computed: int = 0
     cancel: Callable[[], None] | None = None
@@ -72,8 +72,8 @@ class _Utterance:
     def push(self, tokens: list[int]) -> None:
         with self.owner.changed:
             for token in tokens:
-                self.num_drawn += 1
-                self.chunks.append((self.codes.push(token), False, self.num_drawn))
+                self.num_decoded += 1
+                self.chunks.append((self.filter.push(token), False, self.num_decoded))
         self.owner.on_change()
 
     def finish(self) -> None:
@@ -93,7 +93,7 @@ class Utterances:
         self,
         scheduler: Scheduler,
         tokenizer: TextTokenizer,
-        request: SpeechRequest,
+        request: SynthesisRequest,
         streaming: StreamingConfig | None,
         *,
         on_change: Callable[[], None],
@@ -122,10 +122,10 @@ class Utterances:
             self._t3, request, self._tokens_of, by_sentence=self._plan.continuity != "isolated"
         )
         self._left: Iterator[str] = iter(self.texts)
-        self._most_at_once = MOST_AT_ONCE if streaming is None and self._plan.continuity == "isolated" else 1
+        self._max_concurrent = MAX_CONCURRENT if streaming is None and self._plan.continuity == "isolated" else 1
         self._under_way: deque[_Utterance] = deque()  # in the text's order
         self._previous: tuple[str, list[int]] | None = None  # text and tokens, where the next utterance knows of them
-        self._num_submitted = self._num_drawing = 0
+        self._num_submitted = self._num_decoding = 0
         self._totals = [0, 0, 0]  # tokens, positions cached and computed of the utterances that are over
         self._text_is_over = self._is_closed = False
         self.error: BaseException | None = None
@@ -139,7 +139,7 @@ class Utterances:
 
     @property
     def num_waiting(self) -> int:
-        """Tokens that were drawn and not taken."""
+        """Tokens that were decoded and not taken."""
         return sum(len(one.chunks) for one in self._under_way)
 
     @property
@@ -151,14 +151,14 @@ class Utterances:
         return self._streaming is not None and self.num_waiting > 2 * self._plan.decode_ahead
 
     @property
-    def num_drawn(self) -> int:
-        """Tokens drawn so far."""
-        return self._totals[0] + sum(one.num_drawn for one in self._under_way)
+    def num_decoded(self) -> int:
+        """Tokens decoded so far."""
+        return self._totals[0] + sum(one.num_decoded for one in self._under_way)
 
     @property
-    def is_drawn(self) -> bool:
+    def is_decoded(self) -> bool:
         """Whether no more tokens will come than those that wait."""
-        return self._text_is_over and not self._num_drawing
+        return self._text_is_over and not self._num_decoding
 
     @property
     def is_over(self) -> bool:
@@ -167,7 +167,7 @@ class Utterances:
             return not self._under_way or self._under_way[0].index >= self._error_at
         return self._text_is_over and not self._under_way
 
-    def start(self, request: SpeechRequest | None = None) -> None:
+    def start(self, request: SynthesisRequest | None = None) -> None:
         """Submit the first utterances. ``request``: in place of the one given before, with another seed."""
         self._request = request or self._request
         if isinstance(self.texts, list):
@@ -190,10 +190,10 @@ class Utterances:
                 return None
             one = self._under_way[0]
             was_eager = self.is_eager
-            tokens, ends, num_drawn = one.chunks.popleft()
+            tokens, ends, num_decoded = one.chunks.popleft()
             num_tokens, num_cached, num_computed = self._totals
             num_cached, num_computed = num_cached + one.num_cached, num_computed + one.num_computed
-            chunk = TokenChunk(tokens, one.index, ends, num_tokens + num_drawn, num_cached, num_computed)
+            chunk = TokenChunk(tokens, one.index, ends, num_tokens + num_decoded, num_cached, num_computed)
             if ends:
                 self._under_way.popleft()
                 self._totals = [chunk.num_tokens, num_cached, num_computed]
@@ -232,16 +232,16 @@ class Utterances:
         self.on_change()
 
     def finished(self, one: _Utterance) -> None:
-        """All tokens of an utterance are drawn."""
+        """All tokens of an utterance are decoded."""
         with self.changed:
             self._warn_if_cut(one)
-            one.chunks.append((one.codes.finish(), True, one.num_drawn))
-            if not one.codes.kept:
+            one.chunks.append((one.filter.finish(), True, one.num_decoded))
+            if not one.filter.kept:
                 logger.warning("the model said nothing of %r; try another seed", one.text[:80])
             if self._plan.continuity == "history":
-                kept = one.codes.kept
+                kept = one.filter.kept
                 self._previous = (one.text, kept) if 0 < len(kept) <= self._plan.history_len else None
-            self._num_drawing -= 1
+            self._num_decoding -= 1
             one.cancel = None
             self.changed.notify_all()
         if isinstance(self.texts, list):
@@ -249,15 +249,15 @@ class Utterances:
         self.on_change()
 
     def _warn_if_cut(self, one: _Utterance) -> None:
-        drawn = one.codes.drawn
-        if len(drawn) == one.limit and drawn[-1] != self._t3.hp.stop_speech_token:
+        decoded = one.filter.decoded
+        if len(decoded) == one.limit and decoded[-1] != self._t3.hp.stop_speech_token:
             logger.warning("an utterance was cut off at max_new_tokens %d: %r; raise it", one.limit, one.text[:80])
 
     def _submit_more(self) -> None:
         """Submit what is left of a text that is known, so far as utterances may share steps."""
         try:
             with self.changed:
-                while self._num_drawing < self._most_at_once and not self._is_closed and self.error is None:
+                while self._num_decoding < self._max_concurrent and not self._is_closed and self.error is None:
                     text = next(self._left, None)
                     if text is None:
                         self._text_is_over = True
@@ -271,7 +271,7 @@ class Utterances:
         try:
             for text in self._left:
                 with self.changed:
-                    self.changed.wait_for(lambda: not self._num_drawing or self._is_closed or self.error is not None)
+                    self.changed.wait_for(lambda: not self._num_decoding or self._is_closed or self.error is not None)
                     if self._is_closed or self.error is not None:
                         return
                     self._submit(text)
@@ -289,10 +289,10 @@ class Utterances:
         decode = decode_request(
             self._t3, self._voice, self._request, self._tokens_of, text, previous=self._previous, index=index
         )
-        codes = SpeechCodes(self._t3.hp, self._request.guard, at_once=self._streaming is None)
-        one = _Utterance(self, index, text, decode.max_new_tokens or 0, codes)
+        token_filter = SpeechTokenFilter(self._t3.hp, self._request.guard, streaming=self._streaming is not None)
+        one = _Utterance(self, index, text, decode.max_new_tokens or 0, token_filter)
         self._num_submitted += 1
-        self._num_drawing += 1
+        self._num_decoding += 1
         self._under_way.append(one)
         try:
             one.cancel = self._scheduler.submit(
@@ -305,14 +305,14 @@ class Utterances:
             )
         except BaseException:
             self._under_way.remove(one)
-            self._num_drawing -= 1
+            self._num_decoding -= 1
             self._num_submitted -= 1
             raise
 
 
-def policy_of(request: SpeechRequest) -> KVCacheConfig:
+def policy_of(request: SynthesisRequest) -> KVCacheConfig:
     """The cache policy of a request's rows."""
-    return settings_of(request.cache_policy) if request.use_cache else KVCacheConfig(policy="none")
+    return cache_config(request.cache_policy) if request.use_cache else KVCacheConfig(policy="none")
 
 
 def _nothing() -> None:

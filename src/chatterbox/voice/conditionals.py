@@ -132,11 +132,11 @@ def prepare_conditionals(
     with torch.no_grad():
         gen = s3gen.embed_ref(wav_24[: DEC_COND_SECONDS * S3GEN_SR], S3GEN_SR, device=s3gen.device)
         prompt = wav_16[: hp.prompt_seconds * S3_SR]
-        codes, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
+        speech_tokens, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
     speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
     t3 = T3Cond(
         speaker_emb=speaker,
-        cond_prompt_speech_tokens=codes.to(s3gen.device),
+        cond_prompt_speech_tokens=speech_tokens.to(s3gen.device),
         emotion_adv=torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=s3gen.device),
     )
     return Conditionals(t3, gen)

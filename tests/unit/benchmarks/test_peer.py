@@ -33,7 +33,7 @@ class Fake(System):
 
         self.tts = Speech()
         self.watch_s3gen()
-        return self.calls(texts, at_once=True)
+        return self.calls(texts, concurrently=True)
 
     def draw(self, count):
         return {{"drawn": torch.randint(0, 1000, (count,)).tolist()}}

@@ -151,21 +151,21 @@ def audio_of(counts: list[int]):
     return audio
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_each_call_has_its_chunks_and_its_own_error(calls, at_once):
-    seconds, made = calls.run_calls(audio_of([2, -1, 3]), 3, at_once=at_once)
+@pytest.mark.parametrize("concurrently", [True, False])
+def test_each_call_has_its_chunks_and_its_own_error(calls, concurrently):
+    seconds, made = calls.run_calls(audio_of([2, -1, 3]), 3, concurrently=concurrently)
     told = [call.as_json() for call in made]
     assert [one["samples"] for one in told] == [[960] * 2, [960], [960] * 3]
     assert [one["error"] for one in told] == ["", "ValueError: broken", ""]
     assert all(0 <= one["began"] <= one["ended"] <= seconds for one in told)
     assert all(one["arrived"] == sorted(one["arrived"]) for one in told)
     assert made[2].audio().tolist() == [2.0] * 2880
-    if not at_once:
+    if not concurrently:
         assert told[0]["ended"] <= told[1]["began"] and told[1]["ended"] <= told[2]["began"]
 
 
 def test_a_late_call_begins_when_the_others_are_under_way(calls):
-    _, made = calls.run_calls(audio_of([3, -1, 4, 2]), 4, at_once=True, late_after=3)
+    _, made = calls.run_calls(audio_of([3, -1, 4, 2]), 4, concurrently=True, late_after=3)
     first, failed, long, late = (call.as_json() for call in made)
     assert late["began"] >= max(first["arrived"][2], failed["ended"], long["arrived"][2])
     assert len(late["samples"]) == 2
@@ -180,13 +180,15 @@ def test_rows_of_a_table_are_replaced_together(streams):
 class Answers:
     """A process that answers with given audio: as long as each call lasts alone, and as it sounds at once."""
 
-    def __init__(self, alone: list[np.ndarray], at_once: list[np.ndarray], name: str = "chatterbox-kvcache") -> None:
-        self.alone, self.at_once, self.name = alone, at_once, name
+    def __init__(
+        self, alone: list[np.ndarray], concurrently: list[np.ndarray], name: str = "chatterbox-kvcache"
+    ) -> None:
+        self.alone, self.concurrently, self.name = alone, concurrently, name
         self.asked: list[dict] = []
 
     def ask(self, name: str, **question):
         self.asked.append(question)
-        wavs = (self.at_once if question["at_once"] else self.alone)[: len(question["texts"])]
+        wavs = (self.concurrently if question["concurrently"] else self.alone)[: len(question["texts"])]
         torch.save([torch.from_numpy(wav) for wav in wavs], question["wavs"])
         times = [{"began": 0.0, "arrived": [1.0 + i], "ended": 1.0 + i} for i in range(len(wavs))]
         given = [{"tokens": [7], "voice": [float(np.round(wav).mean())]} for wav in wavs]  # without its noise
@@ -206,7 +208,7 @@ def test_calls_that_mix_voices_at_once_are_no_audio(published, tmp_path):
         for case, turn in published._turn(asked, count, (1, 2, 3)):
             found.setdefault(case, []).append(turn)
     rows = {(row["way"], row["streams"]): row for row in published._rows(found)}
-    assert [question["at_once"] for question in process.asked] == [False, True, True]
+    assert [question["concurrently"] for question in process.asked] == [False, True, True]
     assert rows.keys() == {(published.ALONE, n) for n in (1, 2, 3)} | {(published.AT_ONCE, n) for n in (2, 3)}
     assert rows[published.ALONE, 2]["audio_per_second"] == 0.5  # 1 s of audio in the 2 s until the second had ended
     assert rows[published.ALONE, 3]["calls_that_count"] == 3 and rows[published.ALONE, 3]["failed"] == ""
@@ -228,8 +230,8 @@ def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(published, tmp_
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 9_600)).astype(np.float32)
     process = Answers([1 + noise[0], 2 + noise[1]], [1 + noise[1], 1 + noise[0]], name="chatterbox-tts 0.1.7")
     asked = published.Asked(process, [tmp_path / "a", tmp_path / "b"], tokens=10, chunk_size=5)
-    assert [call["error"] for call in asked.calls(2, at_once=False)[0]] == ["", ""]
-    first, second = asked.calls(2, at_once=True)[0]
+    assert [call["error"] for call in asked.calls(2, concurrently=False)[0]] == ["", ""]
+    first, second = asked.calls(2, concurrently=True)[0]
     assert first["error"] == "" and "something else" in second["error"]
 
 

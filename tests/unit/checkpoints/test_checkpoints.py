@@ -27,7 +27,7 @@ from chatterbox.checkpoints import (
     multilingual,
     named_models,
 )
-from chatterbox.cli.config import SayConfig
+from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.schema import groups_of
 from chatterbox.config import to_dict
 from chatterbox.models.config import ModelConfig, T3Config
@@ -231,7 +231,7 @@ def test_unknown_model(find, model):
 
 def test_one_set_of_names():
     assert list(named_models()) == NAMES
-    assert {one.name for one in groups_of(SayConfig)["model"]} == {*NAMES, "folder"}
+    assert {one.name for one in groups_of(SayCommandConfig)["model"]} == {*NAMES, "folder"}
     assert named_models().items() >= PUBLISHED.items() and named_models()["tiny"] == ENGLISH
 
 

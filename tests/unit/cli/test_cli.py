@@ -17,7 +17,7 @@ from chatterbox.cli import main
 from chatterbox.cli.output import warnings_shown
 from chatterbox.cli.speaker import Speaker
 from chatterbox.engine.guards import GUARDS, NO_GUARD
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache.eviction import SCORERS
 from chatterbox.kvcache.factory import POLICIES
 from tests.support.folders import SMALL
@@ -85,7 +85,7 @@ def test_a_voice_on_disk_serves_the_next_process(say, tmp_path, monkeypatch):
     setting = f"kvcache.disk_folder={tmp_path / 'kept'}"
     assert say("--seed", "1", setting, output="a.wav")[0] == 0
     assert len(list((tmp_path / "kept").iterdir())) == 3  # the voice, its text, its empty text
-    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Prefiller, "_run", lambda *_: pytest.fail("computed again"))
     assert say("--seed", "1", setting, output="b.wav")[0] == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 

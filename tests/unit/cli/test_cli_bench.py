@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from chatterbox.cli import bench, plots
-from chatterbox.cli.config import BenchmarkConfig
+from chatterbox.cli.config import BenchmarkCommandConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.measure import PeakMemory, agreement
 from chatterbox.cli.speaker import Speaker
@@ -47,7 +47,7 @@ def test_a_sweep(run, tmp_path):
     for row in rows:
         assert all(row[name] > 0 for name in SAYS_SO) and row["tokens"] == 2 * NUM_TOKENS
         assert row["environment"]["torch"] == torch.__version__
-        config = from_dict(BenchmarkConfig, row["config"])
+        config = from_dict(BenchmarkCommandConfig, row["config"])
         assert config == compose_config("benchmark", row["overrides"])
     static, none, compressed = rows
     assert static["token_agreement"] == none["token_agreement"] == 1.0  # the same seed, both exact
@@ -70,14 +70,14 @@ def test_a_job_without_a_sweep_prints_its_line(run):
 
 def test_a_failed_job_is_a_row(run, tmp_path, monkeypatch):
     """One that cannot be composed, one whose settings do not fit, one that fails while it speaks; the rest goes on."""
-    draw = Speaker.draw
+    decode = Speaker.decode
 
     def fails(self, *arguments):
         if self.config.kvcache.policy == "dynamic":
             raise RuntimeError("out of memory\nand much more")
-        return draw(self, *arguments)
+        return decode(self, *arguments)
 
-    monkeypatch.setattr(Speaker, "draw", fails)
+    monkeypatch.setattr(Speaker, "decode", fails)
     sweep = "kvcache=paged,dynamic,static", "kvcache.window_size=2048,512"
     code, out, err = run("-m", *sweep, *QUICK, "-o", str(tmp_path))
     assert code == 1 and all(line.startswith("chatterbox: warning: ") for line in err.splitlines())
@@ -99,8 +99,8 @@ def test_nothing_of_hydras_is_left(run, tmp_path, monkeypatch):
 
 def test_weights_are_read_once_for_jobs_that_share_them(run, monkeypatch):
     loads = []
-    load = bench.load_models
-    monkeypatch.setattr(bench, "load_models", lambda *a: loads.append(a[0].model.source) or load(*a))
+    load = bench.models_of
+    monkeypatch.setattr(bench, "models_of", lambda *a: loads.append(a[0].model.source) or load(*a))
     assert run("-m", "seed=range(0,3)", "benchmark=quick")[0] == 0 and len(loads) == 1
 
 

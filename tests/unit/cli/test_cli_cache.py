@@ -1,4 +1,4 @@
-"""``chatterbox cache``: what is in a folder of beginnings, and that it serves who finds it."""
+"""``chatterbox cache``: what is in a folder of prefixes, and that it serves who finds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from chatterbox.cli import main
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from tests.support.command import command
 
 TEXTS = ("Good morning.", "Good evening.")
@@ -40,7 +40,7 @@ def test_what_was_warmed_is_not_computed_again(run, kept, small_folder, tmp_path
     """`say` finds it, for a text that was warmed and in another process's cache."""
     say = ["say", TEXTS[1], "--model", str(small_folder), "--seed", "1", "-o"]
     assert main([*say, str(tmp_path / "cold.wav")]) == 0
-    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Prefiller, "_run", lambda *_: pytest.fail("computed again"))
     assert main([*say, str(tmp_path / "warm.wav"), f"kvcache.disk_folder={kept}"]) == 0
     assert (tmp_path / "cold.wav").read_bytes() == (tmp_path / "warm.wav").read_bytes()
 
@@ -50,16 +50,16 @@ def test_stats_count_files_positions_and_voices(run, kept, small_folder, referen
     files = list(kept.iterdir())
     assert before["files"] == len(files) == 4  # the voice, two texts, the longer empty text
     assert before["broken"] == 0 and before["bytes"] == sum(path.stat().st_size for path in files)
-    assert [voice["beginnings"] for voice in before["voices"]] == [4]
+    assert [voice["prefixes"] for voice in before["voices"]] == [4]
     assert before["positions"] == before["voices"][0]["positions"] > sum(map(len, TEXTS))
     voice = ["--voice", str(reference_wav), "--model", str(small_folder), f"kvcache.disk_folder={kept}"]
     code, out, _ = run("warm", TEXTS[0], *voice)
     assert code == 0 and "1 texts" in out
     after = stats(run, kept)
-    assert [one["beginnings"] for one in after["voices"]] == [3, 4]  # the latest first
+    assert [one["prefixes"] for one in after["voices"]] == [3, 4]  # the latest first
     code, out, _ = run("stats", f"kvcache.disk_folder={kept}", "kvcache.disk_mib=7")
-    assert code == 0 and out.startswith(f"{kept}: 7 beginnings, ") and " of 7 MiB" in out
-    assert [line.split()[1] for line in out.splitlines()[1:]] == ["beginnings", "3", "4"]
+    assert code == 0 and out.startswith(f"{kept}: 7 prefixes, ") and " of 7 MiB" in out
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["prefixes", "3", "4"]
 
 
 def test_warming_twice_computes_nothing(run, kept, small_folder, tmp_path):
@@ -72,11 +72,11 @@ def test_warming_twice_computes_nothing(run, kept, small_folder, tmp_path):
 
 def test_export_goes_elsewhere_and_serves_there(run, kept, small_folder, tmp_path, monkeypatch):
     code, out, err = run("export", "-o", str(tmp_path / "kept.tar"), "--folder", str(kept))
-    assert code == 0 and "4 beginnings" in out, err
+    assert code == 0 and "4 prefixes" in out, err
     with tarfile.open(tmp_path / "kept.tar") as archive:
         archive.extractall(tmp_path / "elsewhere", filter="data")
     shutil.rmtree(kept)
-    monkeypatch.setattr(PrefixSource, "_run", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Prefiller, "_run", lambda *_: pytest.fail("computed again"))
     say = ["say", TEXTS[0], "--model", str(small_folder), f"kvcache.disk_folder={tmp_path / 'elsewhere'}"]
     assert main([*say, "-o", str(tmp_path / "out.wav")]) == 0
 
@@ -89,7 +89,7 @@ def test_what_is_broken_is_counted_and_not_exported(run, kept, tmp_path):
     before = stats(run, kept)
     assert (before["files"], before["broken"]) == (4, 1)
     code, out, err = run("export", "-o", str(tmp_path / "kept.tar"), "--folder", str(kept))
-    assert code == 0 and "2 beginnings" in out and "chatterbox: warning: " in err
+    assert code == 0 and "2 prefixes" in out and "chatterbox: warning: " in err
     with tarfile.open(tmp_path / "kept.tar") as archive:
         assert len(archive.getnames()) == 2
     assert run("clear", "--folder", str(kept))[0] == 0
@@ -98,7 +98,7 @@ def test_what_is_broken_is_counted_and_not_exported(run, kept, tmp_path):
 
 def test_clear(run, kept):
     code, out, _ = run("clear", "--folder", str(kept))
-    assert code == 0 and out.startswith(f"{kept}: 4 beginnings removed") and list(kept.iterdir()) == []
+    assert code == 0 and out.startswith(f"{kept}: 4 prefixes removed") and list(kept.iterdir()) == []
 
 
 @pytest.mark.parametrize(

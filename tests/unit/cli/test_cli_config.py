@@ -11,14 +11,19 @@ import yaml
 
 from chatterbox.checkpoints import PUBLISHED
 from chatterbox.cli import main
-from chatterbox.cli.config import BenchmarkConfig, SayConfig, StreamConfig
+from chatterbox.cli.config import BenchmarkCommandConfig, SayCommandConfig, StreamCommandConfig
 from chatterbox.cli.hydra_config import compose_config
 from chatterbox.cli.schema import PRIMARY, groups_of, settings_of
 from chatterbox.config import from_dict, to_dict
 from tests.support.command import command
 from tests.support.folders import SMALL
 
-COMMANDS = {"say": SayConfig, "stream": StreamConfig, "bench": BenchmarkConfig, "config": BenchmarkConfig}
+COMMANDS = {
+    "say": SayCommandConfig,
+    "stream": StreamCommandConfig,
+    "bench": BenchmarkCommandConfig,
+    "config": BenchmarkCommandConfig,
+}
 
 
 @pytest.fixture
@@ -45,7 +50,10 @@ def test_every_key_with_its_value(run, small_folder, arguments, primary, overrid
     sampling = [f"sampling.{key}={value}" for key, value in to_dict(SMALL.sampling).items()]
     expected = compose_config(primary, [*overrides, *model, *sampling])
     assert from_dict(PRIMARY[primary], printed) == expected
-    assert ("streaming" in printed, "benchmark" in printed) == (isinstance(expected, StreamConfig), "bench" in primary)
+    assert ("streaming" in printed, "benchmark" in printed) == (
+        isinstance(expected, StreamCommandConfig),
+        "bench" in primary,
+    )
 
 
 @pytest.mark.parametrize("model", sorted(PUBLISHED))

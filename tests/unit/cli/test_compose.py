@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import getbase
 
-from chatterbox.cli.config import BenchmarkConfig, MeasurementConfig, ModelChoice
+from chatterbox.cli.config import BenchmarkCommandConfig, MeasurementConfig, ModelChoice
 from chatterbox.cli.hydra_config import ConfigError, compose_config, compose_say, split_sweep, to_yaml
 from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_of
 from chatterbox.config import (
@@ -144,7 +144,7 @@ def test_every_group_has_a_choice_for_each_table_and_yaml_repeats_no_number():
         "benchmark": "default",
     }
     mirrors["model"] = "tiny"
-    assert groups_of(BenchmarkConfig).keys() == mirrors.keys()
+    assert groups_of(BenchmarkCommandConfig).keys() == mirrors.keys()
     for group, choice in mirrors.items():
         values = yaml.safe_load((configs_folder() / group / f"{choice}.yaml").read_text())
         numbers = [value for value in values.values() if isinstance(value, (int, float, bool))]
@@ -152,17 +152,17 @@ def test_every_group_has_a_choice_for_each_table_and_yaml_repeats_no_number():
         assert not numbers and list(values) == [one.name for one in dataclasses.fields(table)]
 
 
-CHOICES = [(group, choice.name) for group, choices in groups_of(BenchmarkConfig).items() for choice in choices]
+CHOICES = [(group, choice.name) for group, choices in groups_of(BenchmarkCommandConfig).items() for choice in choices]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_says_what_it_is(group, choice):
     given = [f"{group}={choice}", *(["model.source=here"] if choice == "folder" else [])]
-    default, config = to_dict(BenchmarkConfig()), to_dict(compose_config("benchmark", given))
+    default, config = to_dict(BenchmarkCommandConfig()), to_dict(compose_config("benchmark", given))
     differs = {key for key in config if config[key] != default[key]}
     is_default = choice in ("tiny", "static", "checkpoint", "default")
     assert differs == (set() if is_default else {group})
-    assert all(one.about.endswith(".") or one.name == "folder" for one in groups_of(BenchmarkConfig)[group])
+    assert all(one.about.endswith(".") or one.name == "folder" for one in groups_of(BenchmarkCommandConfig)[group])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache import POLICIES, KVCache, Segment, StaticKVCache, make_cache, planned_nbytes
 from chatterbox.kvcache.base import position_mask
-from chatterbox.kvcache.bounded import CeilingKVCache
+from chatterbox.kvcache.bounded import BoundedKVCache
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 4
 LONGEST, CEILING = 70, 16
@@ -95,7 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Most positions that a row can take at once."""
         alone = self.alone[row]
         free = self.pool.capacity - alone.length
-        return min(free, CEILING - alone._num_pinned(0)) if isinstance(alone, CeilingKVCache) else free
+        return min(free, CEILING - alone._num_pinned(0)) if isinstance(alone, BoundedKVCache) else free
 
     @rule(data=st.data(), num=st.integers(2, 4), new_len=st.sampled_from([1, 2, 4, 5, 6, 9, 13]))
     def step(self, data: st.DataObject, num: int, new_len: int) -> None:

@@ -11,24 +11,24 @@ import torch
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds, required_capacity
-from chatterbox.engine.sampler import guide
+from chatterbox.engine.request import Request, allocate_cache, prefill_embeds, required_capacity
+from chatterbox.engine.sampler import apply_cfg
 from chatterbox.models.t3 import T3
 from tests.support.decoding import generate_batch
 from tests.support.small import REQUESTS
 
 
 @pytest.fixture(scope="module")
-def oracle(t3: T3) -> list[list[int]]:
+def uncached(t3: T3) -> list[list[int]]:
     return [generate(t3, request, use_cache=False).tolist() for request in REQUESTS]
 
 
 @pytest.mark.parametrize("name", ["static", "dynamic"])
 @pytest.mark.parametrize("size", [2, 7, 24])
-def test_a_batch_equals_its_requests_alone(t3: T3, oracle: list[list[int]], name: str, size: int) -> None:
+def test_a_batch_equals_its_requests_alone(t3: T3, uncached: list[list[int]], name: str, size: int) -> None:
     for first in range(0, len(REQUESTS), size):
         part = slice(first, first + size)
-        assert [tokens.tolist() for tokens in generate_batch(t3, REQUESTS[part], cache_policy=name)] == oracle[part]
+        assert [tokens.tolist() for tokens in generate_batch(t3, REQUESTS[part], cache_policy=name)] == uncached[part]
     assert generate_batch(t3, []) == []
 
 
@@ -41,13 +41,13 @@ def make_engine(t3: T3, rows: int, policy: str | None, stop_stride: int = 1) -> 
 @pytest.mark.parametrize("policy", ["static", "dynamic", None])
 @pytest.mark.parametrize("stop_stride", [1, 4])
 def test_requests_join_and_leave_between_steps(
-    t3: T3, oracle: list[list[int]], policy: str | None, stop_stride: int
+    t3: T3, uncached: list[list[int]], policy: str | None, stop_stride: int
 ) -> None:
     """Eight rows, requests that come when there is room, a few taken out half-way."""
     rng = random.Random(5)
     engine = make_engine(t3, 8, policy, stop_stride)
     waiting, running, most = list(range(len(REQUESTS))), {}, 0
-    drawn: dict[int, list[int]] = {place: [] for place in waiting}
+    decoded: dict[int, list[int]] = {place: [] for place in waiting}
     taken_out = set()
     while waiting or engine.num_requests:
         while waiting and engine.num_rows + REQUESTS[waiting[0]].num_rows <= 8 and rng.random() < 0.7:
@@ -55,17 +55,17 @@ def test_requests_join_and_leave_between_steps(
             running[engine.join(REQUESTS[place])] = place
         most = max(most, engine.num_requests)
         for handle, token in engine.step().tokens:
-            drawn[running[handle]].append(token)
+            decoded[running[handle]].append(token)
         here = engine.running
         if here and rng.random() < 0.1:
             engine.leave(handle := rng.choice(here))
             taken_out.add(running[handle])
     assert most >= 4 and taken_out
-    for place, expected in enumerate(oracle):
-        assert drawn[place] == (expected[: len(drawn[place])] if place in taken_out else expected)
+    for place, expected in enumerate(uncached):
+        assert decoded[place] == (expected[: len(decoded[place])] if place in taken_out else expected)
 
 
-def test_a_full_engine_refuses_and_goes_on(t3: T3, oracle: list[list[int]]) -> None:
+def test_a_full_engine_refuses_and_goes_on(t3: T3, uncached: list[list[int]]) -> None:
     guided = next(i for i, request in enumerate(REQUESTS) if request.num_rows == 2)
     engine = make_engine(t3, 3, "static")
     handle = engine.join(REQUESTS[guided])
@@ -74,10 +74,10 @@ def test_a_full_engine_refuses_and_goes_on(t3: T3, oracle: list[list[int]]) -> N
     long = dataclasses.replace(REQUESTS[0], sampling=SamplingConfig(cfg_weight=0.0), max_new_tokens=48)
     with pytest.raises(ValueError, match=r"may take 0 \+ \d+ positions, the cache has \d+; .*max_new_tokens"):
         engine.join(long)
-    drawn = []
+    decoded = []
     while engine.num_requests:
-        drawn += engine.step().tokens
-    assert drawn == [(handle, token) for token in oracle[guided]]
+        decoded += engine.step().tokens
+    assert decoded == [(handle, token) for token in uncached[guided]]
     assert engine.step().tokens == []
     with pytest.raises(KeyError, match=f"request {handle} is not in the engine"):
         engine.leave(handle)
@@ -88,15 +88,15 @@ def test_stop_stride_is_checked(t3: T3) -> None:
         make_engine(t3, 2, "static", stop_stride=0)
 
 
-def inference(t3: T3, request: DecodeRequest, **options) -> torch.Tensor:
-    knobs = {f.name: getattr(request.sampling, f.name) for f in dataclasses.fields(SamplingConfig)}
-    knobs = {k: v for k, v in knobs.items() if k not in ("top_k", "max_new_tokens")}
+def inference(t3: T3, request: Request, **options) -> torch.Tensor:
+    params = {f.name: getattr(request.sampling, f.name) for f in dataclasses.fields(SamplingConfig)}
+    params = {k: v for k, v in params.items() if k not in ("top_k", "max_new_tokens")}
     return t3.inference(
         t3_cond=request.t3_cond,
         text_tokens=request.text_tokens,
         max_new_tokens=request.max_new_tokens,
         seed=request.seed,
-        **knobs,
+        **params,
         **options,
     )
 
@@ -105,7 +105,7 @@ PLAIN = [dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, top_k=0
 
 
 @torch.inference_mode()
-def recomputed(t3: T3, requests: list[DecodeRequest], heard: torch.Tensor) -> torch.Tensor:
+def recomputed(t3: T3, requests: list[Request], heard: torch.Tensor) -> torch.Tensor:
     """Logits (rows, V) after two requests in a row and the speech tokens ``heard`` of the second; no cache anywhere."""
     first, second = (prefill_embeds(t3, request) for request in requests)
     spoken = generate(t3, requests[0])[:-1]
@@ -129,7 +129,7 @@ def test_a_cache_passed_in_and_out_continues_the_sequence(t3: T3, cfg_weight: fl
     heard = torch.zeros(0, dtype=torch.long)
     for token in tokens[0]:
         logits = recomputed(t3, requests, heard)
-        guided = logits[:1] if cfg_weight == 0.0 else guide(logits[:1], logits[1:], cfg_weight)
+        guided = logits[:1] if cfg_weight == 0.0 else apply_cfg(logits[:1], logits[1:], cfg_weight)
         assert int(guided.argmax()) == int(token)
         heard = torch.cat([heard, token[None]])
     added = len(requests[1].text_tokens) + 2 + tokens.shape[1] - 1

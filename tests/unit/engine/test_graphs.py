@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
 from tests.support.small import REQUESTS, SMALL, SMALL_GPT2, build, decode_together, make_request
@@ -74,7 +74,7 @@ REPLAYS: list = []
 
 
 def run(
-    t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1, requests: Sequence[DecodeRequest] = REQUESTS
+    t3: T3, graphs: StepGraphs, seed: int, stop_stride: int = 1, requests: Sequence[Request] = REQUESTS
 ) -> list[list[int]]:
     """Tokens of all ``requests`` through eight rows, joining in random order."""
     cache = allocate_cache(t3, 8, max(required_capacity(t3, request) for request in requests))
@@ -86,7 +86,7 @@ def run(
 
 @pytest.mark.parametrize("hp", [SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("stop_stride", [1, 3])
-def test_replayed_steps_draw_the_oracles_tokens(hp: T3Config, stop_stride: int) -> None:
+def test_replayed_steps_decode_the_uncached_tokens(hp: T3Config, stop_stride: int) -> None:
     REPLAYS.clear()
     graphs, t3 = StepGraphs(capture=recorded), build(hp)
     requests = [make_request(seed, hp) for seed in range(24)]
@@ -101,8 +101,8 @@ def test_one_request_replays_all_but_a_few_steps(t3: T3) -> None:
     request = max(REQUESTS, key=lambda request: request.max_new_tokens)
     engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, 2, 100)), graphs=StepGraphs(capture=recorded))
     engine.join(request)
-    drawn = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
-    assert drawn == generate(t3, request, use_cache=False).tolist()
+    decoded = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
+    assert decoded == generate(t3, request, use_cache=False).tolist()
     # One token from the prefill, then for each of at most two shapes one eager step.
     assert sum(replay.count for replay in REPLAYS) >= request.max_new_tokens - 3
 
@@ -113,8 +113,8 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(t3: T3, caplog: pytest.LogC
 
     graphs = StepGraphs(capture=refuse)
     with caplog.at_level(logging.WARNING, logger="chatterbox.engine.cuda_graphs"):
-        drawn = run(t3, graphs, 1)
-    assert drawn == [generate(t3, request).tolist() for request in REQUESTS]
+        decoded = run(t3, graphs, 1)
+    assert decoded == [generate(t3, request).tolist() for request in REQUESTS]
     assert graphs.num_captured == 0
     assert [record.getMessage() for record in caplog.records] == [
         "the decode step cannot be captured as a CUDA graph (operation not permitted when stream is capturing); "
@@ -136,13 +136,13 @@ def test_a_cpu_runs_eagerly_by_default(t3: T3) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_draw_the_eager_tokens(t3: T3) -> None:
+def test_cuda_graphs_decode_the_eager_tokens(t3: T3) -> None:
     torch.manual_seed(0)
     on_gpu = T3(t3.hp).eval().cuda()
     request = max(REQUESTS, key=lambda request: request.max_new_tokens)
     graphs = StepGraphs()
     engine = DecodeEngine(on_gpu, decoder_on(on_gpu, allocate_cache(on_gpu, 2, 100)), graphs=graphs)
     engine.join(request)
-    drawn = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
-    assert drawn == generate(on_gpu, request, use_cache=False).tolist()
+    decoded = [engine.step().tokens[0][1] for _ in range(request.max_new_tokens)]
+    assert decoded == generate(on_gpu, request, use_cache=False).tolist()
     assert graphs.num_captured >= 1

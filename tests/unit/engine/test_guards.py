@@ -16,14 +16,14 @@ from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import AlignmentGuard, LightGuard, check_guard
 from chatterbox.engine.guards.batch import Verdict, join_guards, select_guards
 from chatterbox.engine.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, allocate_cache, required_capacity
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from tests.parity.support import fill, load_golden, load_json, load_meta
 from tests.support.decoding import generate_batch, stream
 from tests.support.small import SMALL, SMALL_GPT2, build, decode_together, make_request
@@ -44,7 +44,7 @@ def frames(name: str) -> torch.Tensor:
 
 
 def last_tokens(name: str) -> torch.Tensor:
-    """(T,): what the analyser is told was drawn before."""
+    """(T,): what the analyser is told was decoded before."""
     return load_golden(CASE)[f"in.{name}.next_token"]
 
 
@@ -191,7 +191,7 @@ def talker() -> T3:
     return t3
 
 
-def request_of(seed: int, guard: str | None) -> DecodeRequest:
+def request_of(seed: int, guard: str | None) -> Request:
     request = make_request(seed)
     loops = {"temperature": 0.0, "repetition_penalty": 1.0} if seed % 4 == 0 else {}
     sampling = dataclasses.replace(request.sampling, **loops)
@@ -202,13 +202,13 @@ MIXED = [request_of(seed, (None, "light", "alignment")[seed % 3]) for seed in ra
 
 
 @pytest.fixture(scope="module")
-def oracle(talker: T3) -> list[list[int]]:
+def uncached(talker: T3) -> list[list[int]]:
     return [generate(talker, request, use_cache=False).tolist() for request in MIXED]
 
 
-def test_guards_act_on_these_requests(talker, oracle):
+def test_guards_act_on_these_requests(talker, uncached):
     plain = [generate(talker, dataclasses.replace(request, guard=None)).tolist() for request in MIXED]
-    pairs = list(zip(MIXED, oracle, plain, strict=True))
+    pairs = list(zip(MIXED, uncached, plain, strict=True))
     for guard, least in ((None, 0), ("light", 3), ("alignment", 3)):
         changed = [(given, free) for request, given, free in pairs if request.guard == guard and given != free]
         assert len(changed) >= least and (guard or not changed)
@@ -217,34 +217,34 @@ def test_guards_act_on_these_requests(talker, oracle):
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic", "sliding"])
-def test_a_mixed_batch_equals_its_requests_alone(talker, oracle, policy):
-    assert [generate(talker, request, cache_policy=policy).tolist() for request in MIXED] == oracle
-    assert [tokens.tolist() for tokens in generate_batch(talker, MIXED, cache_policy=policy)] == oracle
+def test_a_mixed_batch_equals_its_requests_alone(talker, uncached, policy):
+    assert [generate(talker, request, cache_policy=policy).tolist() for request in MIXED] == uncached
+    assert [tokens.tolist() for tokens in generate_batch(talker, MIXED, cache_policy=policy)] == uncached
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("stop_stride", [1, 3])
-def test_requests_join_and_leave(talker, oracle, graphs, stop_stride):
+def test_requests_join_and_leave(talker, uncached, graphs, stop_stride):
     """Eight rows, random order; also where steps are replayed on fixed memory."""
     cache = allocate_cache(talker, 8, max(required_capacity(talker, request) for request in MIXED))
     replayed = StepGraphs(capture=recorded) if graphs else None
     engine = DecodeEngine(talker, decoder_on(talker, cache), stop_stride=stop_stride, graphs=replayed)
     order = random.Random(1).sample(range(len(MIXED)), len(MIXED))
-    assert decode_together(engine, MIXED, 8, order)[0] == oracle
+    assert decode_together(engine, MIXED, 8, order)[0] == uncached
     assert not graphs or replayed.num_captured > 3
 
 
-def test_leased_prefixes(talker, oracle):
-    source = PrefixSource(talker, GlobalKVCacheManager(budget_bytes=2**28))
+def test_leased_prefixes(talker, uncached):
+    source = Prefiller(talker, GlobalKVCacheManager(budget_bytes=2**28))
     for _ in range(2):
-        assert [list(stream(talker, request, prefixes=source)) for request in MIXED] == oracle
+        assert [list(stream(talker, request, prefixes=source)) for request in MIXED] == uncached
     assert source.manager.hit_rate > 0.4
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic"])
-def test_continued_sequences(talker, oracle, policy):
+def test_continued_sequences(talker, uncached, policy):
     """From the conditioning alone it is a new utterance; behind others, the text begins at its own offset."""
-    for request, expected in zip(MIXED, oracle, strict=True):
+    for request, expected in zip(MIXED, uncached, strict=True):
         _, cache = decode(talker, dataclasses.replace(request, guard=None), cache_policy=policy)
         kept = cache.length
         engine = DecodeEngine(talker, decoder_on(talker, cache.clone_prefix(kept, kept + 200)))
@@ -264,7 +264,7 @@ def test_where_the_light_guard_does_not_act_no_token_changes(hp):
 
 
 def test_a_loop_and_a_long_utterance_are_ended_and_reported(caplog):
-    """A model that says one code for ever, and one that never stops."""
+    """A model that says one speech token for ever, and one that never stops."""
     t3 = build(dataclasses.replace(SMALL, max_speech_tokens=400))
     text = torch.tensor([1, 5, 0])
     request = dataclasses.replace(make_request(0), text_tokens=text, guard="light", max_new_tokens=400)
@@ -309,10 +309,10 @@ def test_the_published_analysers_run_is_reproduced():
         cond_prompt_speech_tokens=golden["in.cond_prompt_speech_tokens"],
         emotion_adv=golden["in.emotion_adv"],
     )
-    knobs = {name: meta[name] for name in ("cfg_weight", "repetition_penalty", "min_p", "top_p")}
+    params = {name: meta[name] for name in ("cfg_weight", "repetition_penalty", "min_p", "top_p")}
     text, num_tokens = golden["in.text_tokens"], golden["out.tokens"].shape[1]
-    sampling = SamplingConfig(temperature=0.0, **knobs)  # stored are the likeliest tokens
-    request = DecodeRequest(cond, text, sampling, num_tokens, guard="alignment")
+    sampling = SamplingConfig(temperature=0.0, **params)  # stored are the likeliest tokens
+    request = Request(cond, text, sampling, num_tokens, guard="alignment")
     engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, 2, required_capacity(t3, request))))
     handle = engine.join(request)
     judge = AlignmentGuard.start(0, text.shape[1], repeats=2)
@@ -337,9 +337,9 @@ def test_the_published_analysers_run_is_reproduced():
 def test_what_an_utterance_repeats_is_not_rendered(small_tts, monkeypatch, guard, num_heard):
     loop = torch.tensor([5, 9, *[7] * WINDOW, 6562])
     say_instead(monkeypatch, lambda *_: loop.tolist())
-    request = SpeechRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
+    request = SynthesisRequest("Hello.", small_tts.conds, seed=1, watermark=False, guard=guard)
     result = small_tts.synthesizer.speak(request)
-    assert torch.equal(result.speech_codes, loop[:num_heard])
+    assert torch.equal(result.speech_tokens, loop[:num_heard])
 
 
 def test_speaking_refuses_guards_before_any_work(small_tts):
@@ -347,7 +347,7 @@ def test_speaking_refuses_guards_before_any_work(small_tts):
         with pytest.raises(ValueError, match=message):
             small_tts.generate("Hello.", audio_prompt_path="/no/such/file", guard=guard)
         with pytest.raises(ValueError, match=message):
-            small_tts.synthesizer.speak(SpeechRequest("Hello.", small_tts.conds, guard=guard))
+            small_tts.synthesizer.speak(SynthesisRequest("Hello.", small_tts.conds, guard=guard))
 
 
 def test_bad_guards(talker):

@@ -16,16 +16,16 @@ import torch
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, Spoken
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import ForcedPrefix, Request
 from chatterbox.engine.scheduler import QueueFullError, Scheduler
-from chatterbox.kvcache import GlobalKVCacheManager, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.t3 import T3
 from tests.support.decoding import scheduler_of
 from tests.support.small import SMALL, SMALL_GPT2, build, make_request
 from tests.support.waiting import WAIT, wait_for, wait_until_free
 
-STATIC = settings_of("static")
+STATIC = cache_config("static")
 NUM_MIXES, NUM_READERS = 100, 5  # of each backbone
 ENOUGH = 10_000  # steps, for whatever a test still runs
 
@@ -85,32 +85,32 @@ def permits(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
 
 def with_prefixes(t3: T3, **settings) -> Scheduler:
     manager = GlobalKVCacheManager(budget_bytes=2**26)
-    return scheduler_of(t3, prefixes=PrefixSource(t3, manager, prefill_len=settings.get("prefill_len")), **settings)
+    return scheduler_of(t3, prefixes=Prefiller(t3, manager, prefill_len=settings.get("prefill_len")), **settings)
 
 
-def long_request(t3: T3, seed: int, **changes) -> DecodeRequest:
+def long_request(t3: T3, seed: int, **changes) -> Request:
     """One that goes on to its limit of 40 tokens; sampled and, where the model has it, guided."""
     sampling = SamplingConfig(cfg_weight=0.5 if t3.hp.has_guidance else 0.0)
     request = dataclasses.replace(make_request(seed, t3.hp), sampling=sampling, max_new_tokens=40, stop_on_eos=False)
     return dataclasses.replace(request, **changes)
 
 
-def mixed_request(t3: T3, seed: int) -> DecodeRequest:
+def mixed_request(t3: T3, seed: int) -> Request:
     rng = random.Random(seed)
     request = dataclasses.replace(
         make_request(seed, t3.hp), max_new_tokens=rng.randint(1, 12), guard=rng.choice([None, "light"])
     )
     if rng.random() < 0.3:
         tokens = torch.tensor([rng.randrange(6561) for _ in range(rng.randint(1, 9))])
-        request = dataclasses.replace(request, spoken=Spoken(tokens, rng.randrange(1, len(request.text_tokens))))
+        request = dataclasses.replace(request, forced=ForcedPrefix(tokens, rng.randrange(1, len(request.text_tokens))))
     return request
 
 
-def alone(t3: T3, request: DecodeRequest) -> list[int]:
+def alone(t3: T3, request: Request) -> list[int]:
     return generate(t3, request, use_cache=False).tolist()
 
 
-def read(scheduler: Scheduler, request: DecodeRequest, rng: random.Random) -> tuple[list[int], bool]:
+def read(scheduler: Scheduler, request: Request, rng: random.Random) -> tuple[list[int], bool]:
     """Tokens, read at some speed, and whether they are all; some readers leave early."""
     stream = scheduler.stream(request, policy=STATIC, limit=rng.choice([None, 2, 5]))
     most = rng.choice([None, None, None, rng.randrange(6)])

@@ -26,16 +26,16 @@ from chatterbox.config import SamplingConfig
 from chatterbox.engine.batch_state import BatchState, SamplerState
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import EngineClosedError, Scheduler
-from chatterbox.kvcache import GlobalKVCacheManager, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.t3 import T3
 from tests.support.decoding import scheduler_of
 from tests.support.small import SMALL, SMALL_GPT2, build, make_request
 from tests.support.waiting import WAIT, wait_for, wait_until_free
 
-STATIC = settings_of("static")
+STATIC = cache_config("static")
 
 
 @pytest.fixture(scope="module", params=[SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
@@ -45,12 +45,12 @@ def t3(request: pytest.FixtureRequest) -> T3:
 
 @pytest.fixture
 def scheduler(t3: T3) -> Iterator[Scheduler]:
-    scheduler = scheduler_of(t3, prefixes=PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26)))
+    scheduler = scheduler_of(t3, prefixes=Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**26)))
     yield scheduler
     scheduler.close()
 
 
-def long_request(t3: T3, seed: int | None, **changes) -> DecodeRequest:
+def long_request(t3: T3, seed: int | None, **changes) -> Request:
     """One that goes on to its limit of 40 tokens; sampled and, where the model has it, guided."""
     sampling = SamplingConfig(cfg_weight=0.5 if t3.hp.has_guidance else 0.0)
     request = dataclasses.replace(
@@ -59,7 +59,7 @@ def long_request(t3: T3, seed: int | None, **changes) -> DecodeRequest:
     return dataclasses.replace(request, **changes)
 
 
-def alone(t3: T3, request: DecodeRequest) -> list[int]:
+def alone(t3: T3, request: Request) -> list[int]:
     return generate(t3, request, use_cache=False).tolist()
 
 
@@ -83,7 +83,7 @@ def test_a_request_that_cannot_join_fails_alone(t3: T3, scheduler: Scheduler, mo
     requests = [long_request(t3, seed) for seed in range(3)]
     bad = long_request(t3, 3, sampling=SamplingConfig(cfg_weight=0.0, top_k=7))
 
-    def breaks(sampler: SamplerState, asked: Sequence[DecodeRequest], rows: Sequence[Sequence[int]]) -> BatchState:
+    def breaks(sampler: SamplerState, asked: Sequence[Request], rows: Sequence[Sequence[int]]) -> BatchState:
         if any(one.sampling.top_k == 7 for one in asked):
             raise ValueError("this one cannot be beside others")
         return of(sampler, asked, rows)
@@ -128,21 +128,21 @@ def test_a_voice_of_nan_fails_alone(t3: T3, scheduler: Scheduler) -> None:
     assert scheduler.prefixes.voice_of(cond) not in tree.voices()
     assert scheduler.prefixes.voice_of(good[0].t3_cond) in tree.voices()
     assert list(scheduler.stream(good[2], policy=STATIC)) == alone(t3, good[2])
-    uncached = scheduler.stream(bad, policy=settings_of("none"))
+    uncached = scheduler.stream(bad, policy=cache_config("none"))
     with pytest.raises(RuntimeError, match="NaN or infinite logits at speech token 1;"):
         list(uncached)
     wait_until_free(scheduler)
 
 
 def test_nan_in_the_middle_of_decoding_fails_alone(t3: T3) -> None:
-    """A token that one request alone draws has an embedding of NaN."""
+    """A token that one request alone decodes has an embedding of NaN."""
     t3 = build(t3.hp)
     good, bad = [long_request(t3, seed) for seed in range(4)], long_request(t3, 7)
     expected, doomed = [alone(t3, request) for request in good], alone(t3, bad)
     place = next(i for i in range(9, 40) if doomed[i] not in {*itertools.chain(*expected), *doomed[:i]})
     t3.speech_emb.weight.data[doomed[place]] = float("nan")
     t3.weights_changed()
-    scheduler = scheduler_of(t3, prefixes=PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26)))
+    scheduler = scheduler_of(t3, prefixes=Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**26)))
     streams = [scheduler.stream(request, policy=STATIC) for request in (good[0], bad, good[1])]
     tokens: list[int] = []
     with pytest.raises(RuntimeError, match=f"NaN or infinite logits at speech token {place + 2};"):
@@ -315,9 +315,9 @@ import torch
 torch.set_num_threads(2)
 from tests.support.decoding import scheduler_of
 from tests.support.small import REQUESTS, SMALL, build
-from chatterbox.kvcache import settings_of
+from chatterbox.kvcache import cache_config
 
-scheduler, static = scheduler_of(build(SMALL)), settings_of("static")
+scheduler, static = scheduler_of(build(SMALL)), cache_config("static")
 said = [list(scheduler.stream(request, policy=static)) for request in REQUESTS[:4]]
 parents, kept = scheduler.stream(REQUESTS[5], policy=static, limit=2), scheduler.continuation(static)
 reader = iter(parents)
@@ -378,18 +378,18 @@ def test_what_a_caller_has_set_does_not_reach_it(t3: T3, name: str, policy: str)
     requests = [long_request(t3, seed) for seed in range(3)]
     expected = [alone(t3, request) for request in requests]
     for cached in (False, True):  # made by the caller, or before
-        scheduler = scheduler_of(t3, prefixes=PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26)))
+        scheduler = scheduler_of(t3, prefixes=Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**26)))
         if cached:
-            list(scheduler.stream(requests[0], policy=settings_of(policy)))
+            list(scheduler.stream(requests[0], policy=cache_config(policy)))
         with SETTINGS[name]():
-            streams = [scheduler.stream(request, policy=settings_of(policy)) for request in requests]
+            streams = [scheduler.stream(request, policy=cache_config(policy)) for request in requests]
             assert [list(stream) for stream in streams] == expected
-        assert list(scheduler.stream(requests[1], policy=settings_of(policy))) == expected[1]
+        assert list(scheduler.stream(requests[1], policy=cache_config(policy))) == expected[1]
         scheduler.close()
 
 
 @pytest.mark.parametrize("stop_stride", [1, 3, 7])
-def test_unseeded_it_draws_what_one_request_alone_draws(t3: T3, stop_stride: int) -> None:
+def test_unseeded_it_decode_what_one_request_alone_decode(t3: T3, stop_stride: int) -> None:
     """From torch's global generator, which is left as after that, wherever the end came between two looks."""
     request = long_request(t3, None, stop_on_eos=True)
     torch.manual_seed(7)

@@ -22,7 +22,7 @@ from chatterbox.kvcache import (
     SlidingKVCache,
     StaticKVCache,
 )
-from chatterbox.kvcache.bounded import CeilingKVCache
+from chatterbox.kvcache.bounded import BoundedKVCache
 from chatterbox.kvcache.eviction import scorer
 
 LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY, SLOTS, WINDOW = 2, 3, 2, 4, 120, 16, 5
@@ -57,8 +57,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.next = 1.0
 
     @property
-    def has_ceiling(self) -> bool:
-        return isinstance(self.cache, CeilingKVCache)
+    def is_bounded(self) -> bool:
+        return isinstance(self.cache, BoundedKVCache)
 
     def near(self, found: Tensor, expected: list[float]) -> bool:
         return torch.allclose(found, torch.tensor(expected), atol=TOLERANCE.get(self.name, 0.0), rtol=0.0)
@@ -66,7 +66,7 @@ class CacheMachine(RuleBasedStateMachine):
     def room(self, row: int) -> int:
         """Most positions that a row can take at once."""
         free = CAPACITY - len(self.given[row])
-        return min(free, SLOTS - sum(p < len(self.given[row]) for p in self.pinned[row])) if self.has_ceiling else free
+        return min(free, SLOTS - sum(p < len(self.given[row]) for p in self.pinned[row])) if self.is_bounded else free
 
     def new_numbers(self, rows: int, count: int) -> Tensor:
         numbers = torch.arange(rows * count).reshape(rows, count) + self.next
@@ -199,8 +199,8 @@ class CacheMachine(RuleBasedStateMachine):
         for row, given in enumerate(self.given):
             held = self.cache.held(row)
             assert {p for p in self.pinned[row] if p < len(given)} <= set(held)
-            assert len(held) <= SLOTS if self.has_ceiling else held == list(range(len(given)))
-            if self.has_ceiling:  # nothing else is pinned
+            assert len(held) <= SLOTS if self.is_bounded else held == list(range(len(given)))
+            if self.is_bounded:  # nothing else is pinned
                 assert {p for span in self.cache._pinned[row] for p in span} == self.pinned[row]
             for position in held:
                 segment = self.cache.segment(row, position, position + 1)

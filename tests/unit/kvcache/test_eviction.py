@@ -15,7 +15,7 @@ from chatterbox.engine.request import allocate_cache, prefix_len, required_capac
 from chatterbox.kvcache import EvictingKVCache, SlidingKVCache
 from chatterbox.kvcache.eviction import SCORERS, Held, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import Attention, received
-from chatterbox.kvcache.eviction.base import NO_TOKEN, survivors, within
+from chatterbox.kvcache.eviction.scorer import NO_TOKEN, survivors, within
 from chatterbox.models.t3 import T3
 from tests.support.decoding import generate_batch
 from tests.support.full_cache import FullCache
@@ -157,7 +157,7 @@ def model(request: pytest.FixtureRequest) -> T3:
 
 
 def settings(spec: str) -> KVCacheConfig:
-    """Silence is about a third of what a model of random weights draws."""
+    """Silence is about a third of what a model of random weights decodes."""
     return dataclasses.replace(TIGHT, eviction=spec, silent_tokens=tuple(range(2200)))
 
 
@@ -166,12 +166,12 @@ def test_tokens_are_those_of_attention_over_what_is_held(model: T3, spec: str) -
     differ, config = 0, settings(spec)
     for request in long_requests(4, model):
         full = FullCache.beside(model, request.num_rows, required_capacity(model, request), config)
-        engine, oracle = DecodeEngine(model, decoder_on(model, full)), []
+        engine, expected = DecodeEngine(model, decoder_on(model, full)), []
         engine.join(request, keeps_rows=True)
         while engine.num_requests:
-            oracle += [token for _, token in engine.step().tokens]
+            expected += [token for _, token in engine.step().tokens]
         tokens, cache = decode(model, request, cache_policy=config)
-        assert tokens.tolist() == oracle and full.trims >= 1
+        assert tokens.tolist() == expected and full.trims >= 1
         assert [cache.held(row) for row in range(cache.num_rows)] == full._holds()
         prefix = prefix_len(model, request)
         assert cache.held(0)[:prefix] == list(range(prefix)) and len(cache.held(0)) <= config.max_cache_size
@@ -197,8 +197,8 @@ def test_captured_steps_tell_the_scorer(model: T3, spec: str) -> None:
     config = settings(spec)
     cache = allocate_cache(model, 4, max(required_capacity(model, one) for one in requests), config)
     engine = DecodeEngine(model, decoder_on(model, cache), graphs=StepGraphs(capture=recorded))
-    drawn, num_steps = decode_together(engine, requests, 4)
-    assert drawn == [generate(model, one, cache_policy=config).tolist() for one in requests]
+    decoded, num_steps = decode_together(engine, requests, 4)
+    assert decoded == [generate(model, one, cache_policy=config).tolist() for one in requests]
     assert sum(replay.count for replay in REPLAYS) > num_steps / 2
 
 

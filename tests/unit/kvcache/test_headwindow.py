@@ -236,7 +236,7 @@ def test_attention_by_heads_is_what_each_head_alone_would_do() -> None:
 
 @pytest.mark.parametrize("hp", [SMALL, SMALL_GPT2], ids=["llama", "gpt2"])
 def test_decodes_requests(hp) -> None:
-    """With room for all it draws the oracle's tokens; without, it goes on to the end, alone and in a batch."""
+    """With room for all: the uncached decoder's tokens; without, it goes on to the end, alone and in a batch."""
     t3, request = build(hp), make_request(3, hp)
     roomy = KVCacheConfig(policy="headwindow")
     assert generate(t3, request, cache_policy=roomy).tolist() == generate(t3, request, use_cache=False).tolist()
@@ -293,7 +293,7 @@ def test_compress_cache(kind: type[KVCache], ratio: float, dtype: torch.dtype) -
         assert torch.equal(keys[0, head, :180], new[layer, row, head])
         assert torch.equal(values[0, head, :180], -new[layer, row, head])
     held = small.held(0)
-    assert held[:10] == list(range(10)) and held[-1] == 179 and len(held) <= small.ceiling
+    assert held[:10] == list(range(10)) and held[-1] == 179 and len(held) <= small.bound
     assert torch.equal(small.segment(1, 175, 180).keys, new[:, 1, :, 175:180])
     if kind is DynamicKVCache:  # had memory for no more than it held
         with pytest.raises(ValueError, match=r"180 \+ 1 positions, capacity 180"):

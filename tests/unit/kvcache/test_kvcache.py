@@ -1,4 +1,4 @@
-"""The contract of every exact cache, and the backbone on it; a cache with a ceiling is exact below it."""
+"""The contract of every exact cache, and the backbone on it; a cache with a bound is exact below it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatterbox.kvcache import KVCache, Segment, policy
-from chatterbox.kvcache.preallocated import SlottedKVCache
+from chatterbox.kvcache.preallocated import PreallocatedKVCache
 from chatterbox.models.config import LlamaConfig
 from chatterbox.models.t3.backbone import LlamaBackbone
 
@@ -15,7 +15,7 @@ LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY = 2, 3, 2, 8, 12
 
 def make(name: str, capacity: int = CAPACITY) -> KVCache:
     cache = policy(name)(LAYERS, ROWS, HEADS, HEAD_DIM, capacity)
-    if isinstance(cache, SlottedKVCache):  # memory as it may come
+    if isinstance(cache, PreallocatedKVCache):  # memory as it may come
         cache._keys.fill_(float("nan"))
         cache._values.fill_(float("nan"))
     return cache

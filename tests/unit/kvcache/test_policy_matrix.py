@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefill_embeds
+from chatterbox.engine.request import Request, allocate_cache, prefill_embeds
 from chatterbox.kvcache import POLICIES, KVCache
 from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
@@ -89,7 +89,7 @@ def model(request: pytest.FixtureRequest) -> tuple[T3, float]:
     return build(hp), cfg_weight
 
 
-def requests_of(hp: T3Config, cfg_weight: float, count: int) -> list[DecodeRequest]:
+def requests_of(hp: T3Config, cfg_weight: float, count: int) -> list[Request]:
     requests = [make_request(seed, hp) for seed in range(count)]
     return [
         dataclasses.replace(
@@ -177,25 +177,25 @@ def test_hidden_states(model: tuple[T3, float], name: str, num_requests: int, dt
 def test_tokens_of_a_batch_are_those_alone(model: tuple[T3, float], name: str) -> None:
     (t3, cfg_weight), case = model, CASES[name]
     requests = requests_of(t3.hp, cfg_weight, 3)
-    oracle = [generate(t3, one, use_cache=False).tolist() for one in requests]
-    assert [tokens.tolist() for tokens in generate_batch(t3, requests, cache_policy=case.roomy)] == oracle
+    uncached = [generate(t3, one, use_cache=False).tolist() for one in requests]
+    assert [tokens.tolist() for tokens in generate_batch(t3, requests, cache_policy=case.roomy)] == uncached
     alone = [generate(t3, one, cache_policy=case.tight).tolist() for one in requests]
     assert [tokens.tolist() for tokens in generate_batch(t3, requests, cache_policy=case.tight)] == alone
     if case.error == 0.0:
-        assert alone == oracle
+        assert alone == uncached
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", CACHED)
 def test_tokens_in_bfloat16(model: tuple[T3, float], name: str) -> None:
-    """Three requests, drawn at random: each gets all its tokens, on a cache of that dtype."""
+    """Three requests, decoded at random: each gets all its tokens, on a cache of that dtype."""
     t3, cfg_weight = build(model[0].hp).to(torch.bfloat16), model[1]
     requests = [
         dataclasses.replace(one, sampling=SamplingConfig(cfg_weight=cfg_weight))
         for one in requests_of(t3.hp, cfg_weight, 3)
     ]
     for config in (CASES[name].roomy, CASES[name].tight):
-        drawn = generate_batch(t3, requests, cache_policy=config)
-        assert [len(tokens) for tokens in drawn] == [NUM_STEPS] * 3
-        assert all(int(tokens.max()) < t3.hp.speech_tokens_dict_size for tokens in drawn)
+        decoded = generate_batch(t3, requests, cache_policy=config)
+        assert [len(tokens) for tokens in decoded] == [NUM_STEPS] * 3
+        assert all(int(tokens.max()) < t3.hp.speech_tokens_dict_size for tokens in decoded)
         assert allocate_cache(t3, 1, 10, config).dtype == torch.bfloat16

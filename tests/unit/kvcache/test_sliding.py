@@ -12,10 +12,10 @@ from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, allocate_cache, prefix_len, required_capacity
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, allocate_cache, prefix_len, required_capacity
 from chatterbox.kvcache import DynamicKVCache, KVCache, SlidingKVCache, StaticKVCache
-from chatterbox.models.config import SPEECH_CODES
+from chatterbox.models.config import NUM_SPEECH_TOKENS
 from chatterbox.models.t3 import T3
 from tests.support.decoding import generate_batch, scheduler_of, stream
 from tests.support.full_cache import FullCache
@@ -26,7 +26,7 @@ LAYERS, ROWS, HEADS, HEAD_DIM, CAPACITY, SLOTS, WINDOW, PINNED = 2, 3, 2, 8, 200
 TIGHT = KVCacheConfig(policy="sliding", max_cache_size=40, window_size=5)
 
 
-def long_requests(count: int, t3: T3) -> list[DecodeRequest]:
+def long_requests(count: int, t3: T3) -> list[Request]:
     """Requests of 40 tokens: each has more positions than `TIGHT` has."""
     requests = [make_request(seed, t3.hp) for seed in range(count)]
     return [dataclasses.replace(one, max_new_tokens=40, stop_on_eos=False) for one in requests]
@@ -260,12 +260,12 @@ def model(request: pytest.FixtureRequest) -> T3:
 def test_tokens_are_those_of_attention_over_what_is_held(model: T3) -> None:
     for request in long_requests(8, model):
         full = FullCache.beside(model, request.num_rows, required_capacity(model, request), TIGHT)
-        engine, oracle = DecodeEngine(model, decoder_on(model, full)), []
+        engine, exact = DecodeEngine(model, decoder_on(model, full)), []
         engine.join(request)
         while engine.num_requests:
-            oracle += [token for _, token in engine.step().tokens]
+            exact += [token for _, token in engine.step().tokens]
         tokens, cache = decode(model, request, cache_policy=TIGHT)
-        assert tokens.tolist() == oracle and full.trims >= 1
+        assert tokens.tolist() == exact and full.trims >= 1
         row = expected(cache.length, prefix_len(model, request), TIGHT.max_cache_size, TIGHT.window_size)
         assert [cache.held(i) for i in range(cache.num_rows)] == [row] * cache.num_rows
         cache.check_integrity()
@@ -285,8 +285,8 @@ def test_a_batch_equals_its_requests_alone(model: T3) -> None:
     capacity = max(required_capacity(model, one) for one in requests)
     requests = [dataclasses.replace(one, max_new_tokens=20 + 3 * (i % 7)) for i, one in enumerate(requests)]
     engine = DecodeEngine(model, decoder_on(model, allocate_cache(model, 5, capacity, TIGHT)))
-    drawn, _ = decode_together(engine, requests, 5)  # they join and leave, so rows move
-    assert drawn == [tokens[: one.max_new_tokens] for tokens, one in zip(alone, requests, strict=True)]
+    decoded, _ = decode_together(engine, requests, 5)  # they join and leave, so rows move
+    assert decoded == [tokens[: one.max_new_tokens] for tokens, one in zip(alone, requests, strict=True)]
 
 
 @pytest.mark.parametrize("stop_stride", [1, 3])
@@ -296,26 +296,26 @@ def test_captured_steps_go_on_over_trims(model: T3, stop_stride: int) -> None:
     cache = allocate_cache(model, 4, max(required_capacity(model, one) for one in requests), TIGHT)
     cache.extent_step = 16
     graphs = StepGraphs(capture=recorded)
-    drawn, num_steps = decode_together(
+    decoded, num_steps = decode_together(
         DecodeEngine(model, decoder_on(model, cache), graphs=graphs, stop_stride=stop_stride), requests, 4
     )
-    assert drawn == [generate(model, one, cache_policy=TIGHT).tolist() for one in requests]
+    assert decoded == [generate(model, one, cache_policy=TIGHT).tolist() for one in requests]
     assert graphs.num_captured == len(REPLAYS) >= 2
     assert sum(replay.count for replay in REPLAYS) > num_steps * stop_stride / 2
 
 
 def test_a_warm_prefix_is_pinned(model: T3) -> None:
-    source = PrefixSource(model)
+    source = Prefiller(model)
     for request in long_requests(3, model) * 2:
-        drawn = list(stream(model, request, cache_policy=TIGHT, prefixes=source))
-        assert drawn == generate(model, request, cache_policy=TIGHT).tolist()
+        decoded = list(stream(model, request, cache_policy=TIGHT, prefixes=source))
+        assert decoded == generate(model, request, cache_policy=TIGHT).tolist()
     assert source.manager.stats()["hits"] > 0
 
 
 def test_a_text_that_does_not_fit_is_refused_before_any_work(model: T3) -> None:
     request = long_requests(1, model)[0]
     small = dataclasses.replace(TIGHT, max_cache_size=prefix_len(model, request))
-    source = PrefixSource(model)
+    source = Prefiller(model)
     message = f"{small.max_cache_size} pinned positions and a step do not fit into max_cache_size"
     with pytest.raises(ValueError, match=message):
         generate(model, request, cache_policy=small)
@@ -336,7 +336,7 @@ def test_a_continued_sequence_keeps_the_voice_and_the_new_text() -> None:
         start = 0 if cache is None else cache.length
         same_voice = dataclasses.replace(request, t3_cond=requests[0].t3_cond)
         tokens, cache = decode(t3, same_voice, cache_policy=config, past=cache)
-        assert len(tokens) == 40 and int(tokens.max()) <= SPEECH_CODES + 3
+        assert len(tokens) == 40 and int(tokens.max()) <= NUM_SPEECH_TOKENS + 3
         added = prefix_len(t3, request) - (t3.hp.cond_len if start else 0)
         pinned = {*range(t3.hp.cond_len), *range(start, start + added)}
         assert pinned <= set(cache.held(0)) and len(cache.held(0)) <= 48

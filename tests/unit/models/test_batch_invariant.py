@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.config import EngineConfig, KVCacheConfig
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, allocate_cache
-from chatterbox.engine.sampler import Knobs, draw, hashed_exponential, process
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request, allocate_cache
+from chatterbox.engine.sampler import SamplingParams, hashed_exponential, process, sample
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, KVCache
 from chatterbox.models.config import T3Config
@@ -175,13 +175,13 @@ def test_sampling_treats_rows_apart(threads: int) -> None:
     settings = [make_request(seed).sampling for seed in range(12)]
     logits, seen = 4 * randn(12, 6563), randn(12, 6563, seed=1) > 1
     seeds, steps = torch.arange(12)[:, None], torch.arange(5, 17)[:, None]
-    noise, knobs = hashed_exponential(seeds, steps, 6563), Knobs.of(settings)
-    probabilities, tokens = process(logits, seen, knobs), draw(logits, seen, knobs, noise)
+    noise, params = hashed_exponential(seeds, steps, 6563), SamplingParams.of(settings)
+    probabilities, tokens = process(logits, seen, params), sample(logits, seen, params, noise)
     for row in range(12):
-        one, own = slice(row, row + 1), Knobs.of(settings[row : row + 1])
+        one, own = slice(row, row + 1), SamplingParams.of(settings[row : row + 1])
         assert torch.equal(hashed_exponential(seeds[one], steps[one], 6563)[0], noise[row])
         assert torch.equal(process(logits[one], seen[one], own)[0], probabilities[row])
-        assert draw(logits[one], seen[one], own, noise[one]).item() == tokens[row].item()
+        assert sample(logits[one], seen[one], own, noise[one]).item() == tokens[row].item()
 
 
 GUARDED = dataclasses.replace(SMALL, alignment_heads=((0, 1), (1, 0)))
@@ -202,12 +202,10 @@ Drawn = tuple[list[int], set[bytes]]  # tokens, and the bits of all logits
 
 def scheduler_of(t3: T3, budget_bytes: int = 0, **settings: int) -> Scheduler:
     manager = GlobalKVCacheManager(budget_bytes=budget_bytes)
-    return Scheduler(PrefixSource(t3, manager, batch_invariant=True), EngineConfig(batch_invariant=True, **settings))
+    return Scheduler(Prefiller(t3, manager, batch_invariant=True), EngineConfig(batch_invariant=True, **settings))
 
 
-def run(
-    scheduler: Scheduler, requests: list[DecodeRequest], policy: KVCacheConfig
-) -> tuple[list[list[int]], set[bytes]]:
+def run(scheduler: Scheduler, requests: list[Request], policy: KVCacheConfig) -> tuple[list[list[int]], set[bytes]]:
     """Tokens of requests that are submitted at once, and the bits of every row of logits."""
     t3, seen = scheduler.prefixes.t3, set()
     predict = t3.predict_speech
@@ -227,7 +225,7 @@ def run(
         del t3.predict_speech
 
 
-def request_of(seed: int, hp: T3Config) -> DecodeRequest:
+def request_of(seed: int, hp: T3Config) -> Request:
     guard = random.Random(seed).choice([None, "light", *(["alignment"] if hp.alignment_heads else [])])
     return dataclasses.replace(make_request(seed, hp), guard=guard)
 
@@ -286,13 +284,13 @@ def test_exact_policies_agree(name: str, alone: Callable[[T3Config, str, int], D
 def test_prefixes_of_both_kinds_are_told_apart() -> None:
     """They differ in last bits, and models may share a manager."""
     t3, manager = build(SMALL), GlobalKVCacheManager(budget_bytes=2**22)
-    plain, invariant = (PrefixSource(t3, manager, batch_invariant=kind) for kind in (False, True))
+    plain, invariant = (Prefiller(t3, manager, batch_invariant=kind) for kind in (False, True))
     request = make_request(0)
     plain.acquire(request).release()
     with invariant.acquire(request) as prefix:
-        assert prefix.num_served == 0
+        assert prefix.num_cached_tokens == 0
     with invariant.acquire(request) as prefix:
-        assert prefix.num_served > 0
+        assert prefix.num_cached_tokens > 0
 
 
 def test_the_setting_is_a_truth_value() -> None:

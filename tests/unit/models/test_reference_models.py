@@ -136,11 +136,11 @@ def test_voice_encoder_trains(voice_encoder):
 # Speech tokenizer
 
 
-def test_tokenizer_codes(tokenizer):
-    codes, lengths = tokenizer([noise(16_000).numpy(), noise(1, 8_000)])
-    assert codes.shape == (2, 25) and codes.dtype == torch.int64
+def test_tokenizer_tokens(tokenizer):
+    speech_tokens, lengths = tokenizer([noise(16_000).numpy(), noise(1, 8_000)])
+    assert speech_tokens.shape == (2, 25) and speech_tokens.dtype == torch.int64
     assert lengths.tolist() == [25, 13]
-    assert codes.min() >= 0 and codes.max() < SPEECH_VOCAB_SIZE
+    assert speech_tokens.min() >= 0 and speech_tokens.max() < SPEECH_VOCAB_SIZE
 
 
 def test_rows_of_a_batch_do_not_mix(tokenizer):
@@ -154,13 +154,13 @@ def test_rows_of_a_batch_do_not_mix(tokenizer):
 
 
 def test_max_len(tokenizer):
-    codes, lengths = tokenizer([noise(16_000), noise(4_000)], max_len=10)
-    assert codes.shape == (2, 10) and lengths.tolist() == [10, 7]
+    speech_tokens, lengths = tokenizer([noise(16_000), noise(4_000)], max_len=10)
+    assert speech_tokens.shape == (2, 10) and lengths.tolist() == [10, 7]
 
 
-def test_codes_count_in_base_three():
+def test_speech_tokens_count_in_base_three():
     digits = torch.tensor([[-9.0] * 8, [0.0] * 8, [9.0] * 8, [9.0] + [-9.0] * 7, [-9.0] * 7 + [9.0]])
-    assert FSQCodebook.codes(digits).tolist() == [0, 3280, 6560, 2, 2 * 3**7]
+    assert FSQCodebook.tokens(digits).tolist() == [0, 3280, 6560, 2, 2 * 3**7]
 
 
 def test_padding_zeros_are_appended(tokenizer):
@@ -177,7 +177,7 @@ def test_each_row_has_its_own_floor(tokenizer):
         torch.testing.assert_close(row, tokenizer.log_mel_spectrogram(wav))
 
 
-def test_pad_to_whole_codes(tokenizer):
+def test_pad_to_whole_tokens(tokenizer):
     padded = tokenizer.pad([np.ones(641, np.float32), torch.ones(1, 1_280)], 16_000)
     assert [tuple(wav.shape) for wav in padded] == [(1, 1_280), (1, 1_280)]
     assert padded[0].sum() == 641
@@ -197,17 +197,17 @@ def test_windows_cover_the_recording_once(tokenizer, frames):
     assert [int(n) for n in lengths] == [min(3000, frames - start) for start in starts]
     assert all(torch.equal(w[:, :n], mel[:, s : s + n]) for w, n, s in zip(windows, lengths, starts, strict=True))
     assert starts[-1] + int(lengths[-1]) == frames
-    codes, code_len = tokenizer.quantize(torch.zeros(1, 16, frames), torch.tensor([frames]))
-    assert code_len.tolist() == [-(-frames // 4)] and codes.shape == (1, -(-frames // 4))
+    speech_tokens, token_len = tokenizer.quantize(torch.zeros(1, 16, frames), torch.tensor([frames]))
+    assert token_len.tolist() == [-(-frames // 4)] and speech_tokens.shape == (1, -(-frames // 4))
 
 
 def test_long_and_short_rows_together(tokenizer):
     mel = noise(2, 16, 3_300)
-    codes, lengths = tokenizer.quantize(mel, torch.tensor([3_300, 90]))
+    speech_tokens, lengths = tokenizer.quantize(mel, torch.tensor([3_300, 90]))
     assert lengths.tolist() == [825, 23]
-    assert torch.equal(codes[:1], tokenizer.quantize(mel[:1], torch.tensor([3_300]))[0])
-    assert torch.equal(codes[1:, :23], tokenizer.quantize(mel[1:, :, :90], torch.tensor([90]))[0])
-    assert not codes[1, 23:].any()
+    assert torch.equal(speech_tokens[:1], tokenizer.quantize(mel[:1], torch.tensor([3_300]))[0])
+    assert torch.equal(speech_tokens[1:, :23], tokenizer.quantize(mel[1:, :, :90], torch.tensor([90]))[0])
+    assert not speech_tokens[1, 23:].any()
 
 
 def test_tokenizer_trains(tokenizer):
@@ -219,14 +219,14 @@ def test_tokenizer_trains(tokenizer):
     assert wav.grad.abs().sum() > 0
 
 
-def test_codes_can_be_embedded_in_training(tokenizer):
-    codes, _ = tokenizer([noise(4_000)])
-    torch.nn.Embedding(SPEECH_VOCAB_SIZE, 4)(codes).sum().backward()
+def test_speech_tokens_can_be_embedded_in_training(tokenizer):
+    speech_tokens, _ = tokenizer([noise(4_000)])
+    torch.nn.Embedding(SPEECH_VOCAB_SIZE, 4)(speech_tokens).sum().backward()
 
 
 def test_tokenizer_follows_its_dtype(tokenizer):
-    codes, _ = tokenizer.bfloat16()([noise(4_000)])
-    assert codes.shape == (1, 7)
+    speech_tokens, _ = tokenizer.bfloat16()([noise(4_000)])
+    assert speech_tokens.shape == (1, 7)
 
 
 def test_buffers_exist_on_a_meta_build():

@@ -434,9 +434,9 @@ def test_half_precision_keeps_the_ids(s3gen: S3Gen) -> None:
 
 
 REFUSED: list[tuple[str, str, Callable[[S3Gen], object]]] = [
-    ("id above", r"token 6562 .* 6561 codes", lambda m: m.inference(torch.tensor([3, 6562]), ref_dict=make_ref())),
-    ("id below", r"token -1 .* 6561 codes", lambda m: m.inference(torch.tensor([-1]), ref_dict=make_ref())),
-    ("id in the prompt", "token 7000", lambda m: m.inference(
+    ("id above", r"token 6562 .* 6561 speech tokens", lambda m: m.inference(torch.tensor([3, 6562]),
+    ref_dict=make_ref())), ("id below", r"token -1 .* 6561 speech tokens", lambda m: m.inference(torch.tensor([-1]),
+    ref_dict=make_ref())), ("id in the prompt", "token 7000", lambda m: m.inference(
         make_tokens(3), ref_dict=make_ref() | {"prompt_token": torch.tensor([[7000, 1, 2, 3, 4]])})),
     ("no token", r"n of at least 1, got shape \(1, 0\)", lambda m: m.inference(make_tokens(0), ref_dict=make_ref())),
     ("no row", r"got shape \(0, 3\)", lambda m: m.inference(make_tokens(0, 3), ref_dict=make_ref())),

@@ -27,7 +27,7 @@ def tiny() -> ChatterboxTTS:
     return ChatterboxTTS.from_pretrained("cpu", model="tiny")
 
 
-def codes(num: int = 60, seed: int = 3) -> Tensor:
+def speech_tokens(num: int = 60, seed: int = 3) -> Tensor:
     return torch.randint(0, 6561, (num,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -48,7 +48,7 @@ def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> 
         )
         for first, end in ((0, 5), (5, 9), (9, 30)):
             again, waiting = stream.num_seen_again, stream.num_waiting
-            stream.push(codes()[first:end])
+            stream.push(speech_tokens()[first:end])
             assert again == prompt_len(reference) + seen[-1] - waiting - (end - first)
     assert stream.num_seen_again == prompt_len(reference) + 8
 
@@ -58,15 +58,15 @@ def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> 
 @pytest.mark.parametrize("cuts", CUTS, ids=len)
 def test_pieces_are_as_long_as_the_whole(meanflow: bool, extra_frames: int, cuts: tuple[int, ...]) -> None:
     model, reference = build(meanflow), make_ref(extra_frames=extra_frames)
-    whole = S3GenStream(model, reference, seed=1).finish(codes())
-    said = pieces(S3GenStream(model, reference, seed=1, context_len=8), codes(), cuts)
+    whole = S3GenStream(model, reference, seed=1).finish(speech_tokens())
+    said = pieces(S3GenStream(model, reference, seed=1, context_len=8), speech_tokens(), cuts)
     assert torch.cat(said, dim=1).shape == whole.shape == (1, 60 * SAMPLES_PER_TOKEN - extra_frames * HOP)
     assert whole.isfinite().all() and all(part.isfinite().all() for part in said)
 
 
 def test_a_stream_of_one_piece_is_upstreams_call(s3gen: S3Gen) -> None:
     """Without a seed, in upstream's order of random numbers; with one, on the same noise handed in."""
-    reference, tokens = make_ref(), codes(20)
+    reference, tokens = make_ref(), speech_tokens(20)
     torch.manual_seed(5)
     expected, _ = s3gen.inference(tokens, ref_dict=reference)
     torch.manual_seed(5)
@@ -105,12 +105,12 @@ class FixedMel:
 def test_the_vocoder_goes_on_where_it_was(tiny: ChatterboxTTS, cuts: tuple[int, ...]) -> None:
     """On the same mel the waveform in pieces is the whole one: mel, excitation, phase and noise are carried."""
     voice = tiny.conds.gen
-    mel = tiny.s3gen.flow_inference(codes(), ref_dict=voice, finalize=True)
+    mel = tiny.s3gen.flow_inference(speech_tokens(), ref_dict=voice, finalize=True)
     fixed = FixedMel(tiny.s3gen, mel)
 
     def said(cuts: tuple[int, ...]) -> Tensor:
         fixed.stream = S3GenStream(fixed, voice, seed=5)
-        return torch.cat(pieces(fixed.stream, codes(), cuts), dim=1)
+        return torch.cat(pieces(fixed.stream, speech_tokens(), cuts), dim=1)
 
     whole = said(())
     assert whole.abs().max() > 0.1
@@ -122,8 +122,8 @@ def test_the_vocoder_goes_on_where_it_was(tiny: ChatterboxTTS, cuts: tuple[int, 
 def test_nothing_is_said_that_may_change(tiny: ChatterboxTTS) -> None:
     """Three tokens are looked ahead at, six frames held; the first piece of ten tokens is 14 frames long."""
     stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
-    assert stream.push(codes(3)).shape == (1, 0) and stream.num_waiting == 3
-    assert stream.push(codes(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - HELD_FRAMES) * 480)
+    assert stream.push(speech_tokens(3)).shape == (1, 0) and stream.num_waiting == 3
+    assert stream.push(speech_tokens(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - HELD_FRAMES) * 480)
     assert stream.num_waiting == stream.lookahead_len == 3
     assert stream.finish().shape == (1, (HELD_FRAMES + FRAMES_PER_TOKEN * 3) * 480) and stream.num_waiting == 0
     assert stream.finish().shape == (1, 0)
@@ -139,7 +139,7 @@ def test_what_is_kept_does_not_grow(s3gen: S3Gen) -> None:
 
     sizes = []
     for index in range(80):
-        stream.push(codes(25, seed=index))
+        stream.push(speech_tokens(25, seed=index))
         sizes.append(held())
     assert max(sizes[4:]) <= sizes[3]
 
@@ -147,8 +147,8 @@ def test_what_is_kept_does_not_grow(s3gen: S3Gen) -> None:
 def test_a_stream_goes_on_behind_a_pause(tiny: ChatterboxTTS) -> None:
     """All is said at the pause, and what follows is as long as it is: a sentence may be long in coming."""
     stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
-    first = stream.finish(codes(20))
-    second = stream.finish(codes(20, seed=4))
+    first = stream.finish(speech_tokens(20))
+    second = stream.finish(speech_tokens(20, seed=4))
     assert first.shape == second.shape == (1, 20 * 960)
     step = (second[0, 0] - first[0, -1]).abs()
     assert step < 0.2 and second.abs().max() > 0.05
@@ -169,9 +169,9 @@ def test_seams_blend(s3gen: S3Gen) -> None:
             return mels[-1]
 
     stream._s3gen = Seen()
-    stream.push(codes(20))
+    stream.push(speech_tokens(20))
     old_end = stream._mel_start + stream._mel.shape[2]
-    stream.push(codes(20, seed=9))
+    stream.push(speech_tokens(20, seed=9))
     overlap = stream._mel[..., old_end - HELD_FRAMES - stream._mel_start : old_end - stream._mel_start]
     old = mels[0][..., -HELD_FRAMES:]
     new_end = stream._mel_start + stream._mel.shape[2]
@@ -184,7 +184,7 @@ def test_seams_blend(s3gen: S3Gen) -> None:
 
 def test_bad_streams(s3gen: S3Gen) -> None:
     with pytest.raises(RuntimeError, match="a stream in pieces needs a seed of its own"):
-        S3GenStream(s3gen, make_ref()).push(codes(5))
+        S3GenStream(s3gen, make_ref()).push(speech_tokens(5))
     with pytest.raises(ValueError, match="speech token 6561 is outside the vocabulary"):
         S3GenStream(s3gen, make_ref(), seed=1).finish(torch.tensor([6561]))
 
@@ -197,4 +197,4 @@ def test_nan_is_an_error_that_names_the_stage(part: str, stage: str) -> None:
     with torch.no_grad():
         model.get_submodule(part).bias.fill_(torch.nan)
     with pytest.raises(RuntimeError, match=f"{stage} computed NaN or infinite values; check the weights"):
-        S3GenStream(model, make_ref(), seed=1).finish(codes(5))
+        S3GenStream(model, make_ref(), seed=1).finish(speech_tokens(5))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.keys import weights_fingerprint
 from chatterbox.models.config import T3Config
@@ -72,14 +72,14 @@ def test_a_change_of_any_whole_matrix_is_noticed(hp: T3Config, change: Callable[
 def noticed_by_requests(t3: T3, change: Callable[[T3], object]) -> None:
     """A prefix that was kept is served again, and after ``change`` is computed anew, as a model does that had it."""
     request = make_request(3, t3.hp)
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**24))
+    source = Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**24))
     source.acquire(request).release()
     with source.acquire(request) as known:
-        assert known.num_served == request.num_rows * known.length
+        assert known.num_cached_tokens == request.num_rows * known.length
     change(t3)
-    fresh = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**24))
+    fresh = Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**24))
     with source.acquire(request) as found, fresh.acquire(request) as wanted:
-        assert found.num_served == wanted.num_served < known.num_served
+        assert found.num_cached_tokens == wanted.num_cached_tokens < known.num_cached_tokens
         for row, other in zip(found.rows, wanted.rows, strict=True):
             for one, two in zip(row, other, strict=True):
                 assert torch.equal(one.keys, two.keys) and torch.equal(one.values, two.values)
@@ -205,15 +205,15 @@ def test_the_facade_computes_everything_anew(small_tts: ChatterboxTTS) -> None:
         copy.deepcopy(small_tts.t3), small_tts.s3gen, small_tts.ve, small_tts.tokenizer, "cpu", small_tts.conds
     )
 
-    def num_served() -> float:
+    def num_cached_tokens() -> float:
         before = tts.cache_stats()["tokens_served"]
         tts.warm(["One text."])
         return tts.cache_stats()["tokens_served"] - before
 
-    new, known = num_served(), num_served()
+    new, known = num_cached_tokens(), num_cached_tokens()
     tts.t3.tfmr.norm.eps = 0.5
     tts.weights_changed()
-    assert num_served() == new < known
+    assert num_cached_tokens() == new < known
 
 
 def test_a_copy_and_a_cast_begin_without_memory() -> None:

@@ -82,8 +82,8 @@ LATE_TOKENS = {
 
 @pytest.mark.parametrize("case", LATE_TOKENS)
 def test_a_first_chunk_waits_for_others_that_are_expected(case):
-    jobs, expected, num_at_once, owner = LATE_TOKENS[case]
-    picked = pick(jobs, 100.0, Pace(0.1, 0.1), expected=expected, num_at_once=num_at_once)
+    jobs, expected, num_workers, owner = LATE_TOKENS[case]
+    picked = pick(jobs, 100.0, Pace(0.1, 0.1), expected=expected, num_workers=num_workers)
     assert (picked and picked.owner) == owner
 
 
@@ -93,7 +93,7 @@ def test_a_first_chunk_waits_for_one_that_it_would_make_late_if_both_are_slow():
     assert pick([later, first], 100.0, Pace(0.1, 0.1)) is first
     assert pick([later, first], 100.0, pace) is later
     assert pick([first], 100.0, pace, expected=[Expected(10, 103.5)]) is None
-    assert pick([first], 100.0, pace, expected=[Expected(10, 103.5)], num_at_once=2) is first
+    assert pick([first], 100.0, pace, expected=[Expected(10, 103.5)], num_workers=2) is first
 
 
 def test_a_chunk_that_is_late_only_if_it_is_slow_is_still_worth_it():

@@ -29,7 +29,7 @@ LONG = "Hello there. And so on. " * 20
 PER_UTTERANCE = SMALL.sampling.max_new_tokens * 960
 OPTIONS = {"seed": 3, "watermark": False, "print_metrics": False}
 SMALLEST = {"chunk_size": 1, "first_chunk": 1}
-LONG_UTTERANCES = {**SMALLEST, "max_new_tokens": 60}  # the first is still being drawn when some chunks are heard
+LONG_UTTERANCES = {**SMALLEST, "max_new_tokens": 60}  # the first is still being decoded when some chunks are heard
 
 
 @pytest.fixture
@@ -90,16 +90,16 @@ def test_a_forgotten_stream_ends(tts):
 
 
 def test_a_slow_reader_bounds_what_is_drawn(tts, monkeypatch):
-    drawn, push = [], _Utterance.push
-    monkeypatch.setattr(_Utterance, "push", lambda self, tokens: drawn.extend(tokens) or push(self, tokens))
+    decoded, push = [], _Utterance.push
+    monkeypatch.setattr(_Utterance, "push", lambda self, tokens: decoded.extend(tokens) or push(self, tokens))
     chunks = stream(tts, decode_ahead=5, **SMALLEST)
     for _ in range(6):
         _, metrics = next(chunks)
         time.sleep(0.1)
         # Chunks that wait for the reader, of which one may end an utterance and with it the lookahead, one that is
-        # rendered, what is drawn ahead of them, and one more.
+        # rendered, what is decoded ahead of them, and one more.
         most = metrics.num_tokens + MAX_UNREAD + 3 + 1 + 5 + 1
-        assert metrics.num_tokens < len(drawn) <= most
+        assert metrics.num_tokens < len(decoded) <= most
     chunks.close()
 
 
@@ -242,7 +242,7 @@ def test_interrupted_reader(tts):
 @pytest.mark.parametrize("decode_ahead", [0, 250])
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
 def test_an_error_in_t3_after_some_tokens(tts, monkeypatch, decode_ahead, error):
-    """It comes behind the audio of what was drawn before, and whatever waits is freed."""
+    """It comes behind the audio of what was decoded before, and whatever waits is freed."""
     original, count = DecodeEngine.step, itertools.count()
 
     def breaks(self):
@@ -372,7 +372,7 @@ class TestAsync:
 
 @pytest.mark.parametrize("kind", ["generate", "batch", "stream"])
 def test_closing_a_model_ends_those_that_wait_to_be_rendered(tts, monkeypatch, kind):
-    """Also where all their tokens are drawn, so that no engine fails them."""
+    """Also where all their tokens are decoded, so that no engine fails them."""
     synthesizer, go = tts.synthesizer, threading.Event()
     queue = synthesizer.chunk_renders if kind == "stream" else synthesizer.whole_renders
     monkeypatch.setattr(RenderQueue, "_next", lambda self, now: (None, WAIT))  # nobody's turn comes

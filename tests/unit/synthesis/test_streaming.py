@@ -17,10 +17,10 @@ from chatterbox.base import SpeechModel
 from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
-from chatterbox.synthesis.request import SpeechRequest, utterance_seed
+from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.speech_stream import SpeechChunk
 from chatterbox.synthesis.synthesizer import collect
-from chatterbox.synthesis.token_filter import SpeechCodes
+from chatterbox.synthesis.token_filter import SpeechTokenFilter
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark.perth import read_watermark
 from tests.support.speaking import say_instead, speak, speak_batch, speak_stream
@@ -48,9 +48,9 @@ def language_of(tts: SpeechModel) -> tuple[str, ...]:
     return ("en",) if isinstance(tts, ChatterboxMultilingualTTS) else ()
 
 
-def request_of(tts: SpeechModel, text=TEXT, max_new_tokens: int = 30, **changes) -> SpeechRequest:
+def request_of(tts: SpeechModel, text=TEXT, max_new_tokens: int = 30, **changes) -> SynthesisRequest:
     sampling = dataclasses.replace(tts.sampling, max_new_tokens=max_new_tokens)
-    request = SpeechRequest(
+    request = SynthesisRequest(
         text, tts.conds, sampling, seed=3, watermark=False, language_id=(*language_of(tts), None)[0]
     )
     return dataclasses.replace(request, **changes)
@@ -76,7 +76,7 @@ def parts(tts: SpeechModel) -> tuple:
     return tts.t3, tts.s3gen, tts.tokenizer
 
 
-def chunks_of(tts: SpeechModel, request: SpeechRequest, **streaming) -> list[SpeechChunk]:
+def chunks_of(tts: SpeechModel, request: SynthesisRequest, **streaming) -> list[SpeechChunk]:
     return list(speak_stream(*parts(tts), request, StreamingConfig(**streaming)))
 
 
@@ -86,7 +86,7 @@ def test_streamed_tokens_are_the_whole_ones(model: SpeechModel, settings: dict, 
     request = request_of(model)
     whole = speak(*parts(model), request)
     said = chunks_of(model, request, decode_ahead=decode_ahead, **settings)
-    assert [code for chunk in said for code in chunk.speech_codes] == whole.speech_codes.tolist()
+    assert [token for chunk in said for token in chunk.speech_tokens] == whole.speech_tokens.tolist()
     assert collect(said).audio.shape == whole.audio.shape and whole.audio.shape[1] > 0
     assert len(said) > 1
 
@@ -97,7 +97,7 @@ def test_a_thread_changes_nothing(tiny: ChatterboxTTS, continuity: str) -> None:
     alone, ahead = (chunks_of(tiny, request, continuity=continuity, decode_ahead=num) for num in (0, 250))
     assert len(alone) == len(ahead)
     for one, other in zip(alone, ahead, strict=True):
-        assert torch.equal(one.audio, other.audio) and one.speech_codes == other.speech_codes
+        assert torch.equal(one.audio, other.audio) and one.speech_tokens == other.speech_tokens
 
 
 @pytest.mark.parametrize("continuity", ["isolated", "history", "append"])
@@ -107,17 +107,17 @@ def test_pieces_of_text_however_cut_are_the_text(tiny: ChatterboxTTS, continuity
     for other in said[1:]:
         assert torch.equal(said[0].audio, other.audio)
     if continuity == "isolated":  # what is spoken sentence by sentence is each sentence's own speech
-        alone = [speak(*parts(tiny), request_of(tiny, SENTENCES[0], 60)).speech_codes]
-        assert said[0].speech_codes[: len(alone[0])].tolist() == alone[0].tolist()
+        alone = [speak(*parts(tiny), request_of(tiny, SENTENCES[0], 60)).speech_tokens]
+        assert said[0].speech_tokens[: len(alone[0])].tolist() == alone[0].tolist()
 
 
 def test_any_length_is_its_utterances_one_after_the_other(tiny: ChatterboxTTS) -> None:
     long = " ".join(SENTENCES * 3)
     whole = speak(*parts(tiny), request_of(tiny, long, 100))
     said = chunks_of(tiny, request_of(tiny, long, 100))
-    assert whole.speech_codes.tolist() == [code for chunk in said for code in chunk.speech_codes]
+    assert whole.speech_tokens.tolist() == [token for chunk in said for token in chunk.speech_tokens]
     assert len({chunk.metrics.utterance for chunk in said}) > 1
-    assert whole.audio.shape == (1, 960 * len(whole.speech_codes)) == collect(said).audio.shape
+    assert whole.audio.shape == (1, 960 * len(whole.speech_tokens)) == collect(said).audio.shape
 
 
 def test_a_text_of_one_utterance_keeps_upstreams_random_numbers(small_tts: ChatterboxTTS) -> None:
@@ -129,7 +129,7 @@ def test_a_text_of_one_utterance_keeps_upstreams_random_numbers(small_tts: Chatt
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_streams_without_a_seed_draw_one(tiny: ChatterboxTTS) -> None:
+def test_streams_without_a_seed_decode_one(tiny: ChatterboxTTS) -> None:
     def say(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return collect(chunks_of(tiny, request_of(tiny, "Hello there.", seed=None))).audio
@@ -138,33 +138,35 @@ def test_streams_without_a_seed_draw_one(tiny: ChatterboxTTS) -> None:
 
 
 class TestContinuity:
-    def drawn(self, tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch, **streaming) -> tuple[list, list[SpeechChunk]]:
+    def decoded(
+        self, tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch, **streaming
+    ) -> tuple[list, list[SpeechChunk]]:
         """Requests to T3, in order, and the chunks."""
         seen = say_instead(monkeypatch, lambda *_: None)
         return seen, chunks_of(tts, request_of(tts, " ".join(SENTENCES), 60), **streaming)
 
     def test_isolated_knows_nothing(self, tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen, _ = self.drawn(tiny, monkeypatch)
-        assert [one.spoken for one in seen] == [None] * len(seen)
+        seen, _ = self.decoded(tiny, monkeypatch)
+        assert [one.forced for one in seen] == [None] * len(seen)
 
     def test_history_gives_text_and_speech_of_the_sentence_before(
         self, tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        seen, said = self.drawn(tiny, monkeypatch, continuity="history")
-        assert len(seen) == len(SENTENCES) and seen[0].spoken is None
-        codes = [code for chunk in said for code in chunk.speech_codes]
+        seen, said = self.decoded(tiny, monkeypatch, continuity="history")
+        assert len(seen) == len(SENTENCES) and seen[0].forced is None
+        speech_tokens = [token for chunk in said for token in chunk.speech_tokens]
         start = 0
         for one, text in zip(seen[1:], SENTENCES, strict=False):
-            given = one.spoken.tokens.tolist()
-            assert codes[start : start + len(given)] == given  # all that the sentence before was heard to say
+            given = one.forced.tokens.tolist()
+            assert speech_tokens[start : start + len(given)] == given  # all that the sentence before was heard to say
             start += len(given)
-            assert one.spoken.text_len == len(tiny.tokenizer.text_to_tokens(text)[0]) + 1
-            assert len(one.text_tokens) > one.spoken.text_len
-        assert seen[1].text_tokens.tolist()[: seen[1].spoken.text_len] == seen[0].text_tokens.tolist()[:-1]
+            assert one.forced.text_len == len(tiny.tokenizer.text_to_tokens(text)[0]) + 1
+            assert len(one.text_tokens) > one.forced.text_len
+        assert seen[1].text_tokens.tolist()[: seen[1].forced.text_len] == seen[0].text_tokens.tolist()[:-1]
 
     def test_history_that_is_too_long_is_left_out(self, tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen, _ = self.drawn(tiny, monkeypatch, continuity="history", history_len=5)
-        assert [one.spoken for one in seen] == [None] * len(SENTENCES)
+        seen, _ = self.decoded(tiny, monkeypatch, continuity="history", history_len=5)
+        assert [one.forced for one in seen] == [None] * len(SENTENCES)
 
     def test_append_continues_one_sequence(self, tiny: ChatterboxTTS) -> None:
         request = request_of(tiny, " ".join(SENTENCES), 60)
@@ -220,7 +222,7 @@ def test_chunks_are_as_long_as_the_schedule_says(tiny: ChatterboxTTS) -> None:
     said = chunks_of(tiny, request_of(tiny, TEXT, 100), first_chunk=10, chunk_size=25)
     lens = [chunk.audio.shape[1] for chunk in said]
     assert lens[:3] == [20 * 480 - 6 * 480, 20 * 960, 25 * 960]
-    assert sum(lens) == 960 * sum(len(chunk.speech_codes) for chunk in said)
+    assert sum(lens) == 960 * sum(len(chunk.speech_tokens) for chunk in said)
 
 
 @pytest.mark.parametrize("first_chunk", [1, 2, 3, 4, 5])
@@ -233,9 +235,11 @@ def test_first_chunks_of_which_nothing_is_heard_yet(tiny: ChatterboxTTS, first_c
 
 def test_tokens_without_a_code_fill_no_chunk(tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many of them wait, T3 goes on."""
-    push = SpeechCodes.push
+    push = SpeechTokenFilter.push
     monkeypatch.setattr(
-        SpeechCodes, "push", lambda codes, token: push(codes, 6561 + token % 2 if len(codes.drawn) % 9 else token)
+        SpeechTokenFilter,
+        "push",
+        lambda speech_tokens, token: push(speech_tokens, 6561 + token % 2 if len(speech_tokens.decoded) % 9 else token),
     )
     said = list(tiny.generate_stream(TEXT, seed=1, first_chunk=1, chunk_size=1, print_metrics=False))
     assert len(said) > 1
@@ -347,7 +351,7 @@ class TestFacade:
             request_of(small_tts, cache_policy="dynamic"),
         ]
         said = speak_batch(*parts(small_tts), requests)
-        assert all(torch.equal(one.speech_codes, said[0].speech_codes) for one in said[1:])
+        assert all(torch.equal(one.speech_tokens, said[0].speech_tokens) for one in said[1:])
 
 
 def test_the_whole_stream_is_watermarked(tiny: ChatterboxTTS) -> None:

@@ -24,7 +24,7 @@ from chatterbox.runtime import openmp
 from chatterbox.runtime.openmp import can_compute_alone
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_order import RenderJob
-from chatterbox.synthesis.request import SpeechRequest
+from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.synthesis.speech_stream import MAX_UNREAD
 from chatterbox.synthesis.synthesizer import BatchError, Synthesizer, SynthesizerConfig
 from chatterbox.tts import ChatterboxTTS
@@ -52,13 +52,13 @@ def make(small_tts: ChatterboxTTS) -> Iterator[Callable[..., Synthesizer]]:
 
 
 @pytest.fixture
-def speech(small_tts: ChatterboxTTS) -> Callable[..., SpeechRequest]:
+def speech(small_tts: ChatterboxTTS) -> Callable[..., SynthesisRequest]:
     """A request of the built-in voice, seeded and without a watermark."""
 
-    def speech(text: str = "Hello there.", **changes) -> SpeechRequest:
+    def speech(text: str = "Hello there.", **changes) -> SynthesisRequest:
         assert small_tts.conds is not None
         sampling = dataclasses.replace(small_tts.sampling, max_new_tokens=20)
-        request = SpeechRequest(text, small_tts.conds, sampling, seed=3, watermark=False)
+        request = SynthesisRequest(text, small_tts.conds, sampling, seed=3, watermark=False)
         return dataclasses.replace(request, **changes)
 
     return speech
@@ -95,7 +95,7 @@ def test_a_batch_in_which_one_fails_keeps_the_others(make: Callable, speech: Cal
     assert caught.value.results[1] is None
     for result, expected in zip(caught.value.results[::2], alone, strict=True):
         assert result is not None
-        assert torch.equal(result.speech_codes, expected.speech_codes)
+        assert torch.equal(result.speech_tokens, expected.speech_tokens)
         torch.testing.assert_close(result.audio, expected.audio, rtol=0, atol=1e-4)
     wait_until_free(synthesizer.scheduler)
 
@@ -108,7 +108,7 @@ def test_each_policy_of_a_batch_has_its_engine(make: Callable, speech: Callable)
     policies = {policy.policy for policy in synthesizer.scheduler._engines}
     assert policies == {"static", "sliding", "dynamic", "none"}
     for result in results[1:]:
-        assert torch.equal(result.speech_codes, results[0].speech_codes)
+        assert torch.equal(result.speech_tokens, results[0].speech_tokens)
     assert synthesizer.prefixes.manager.stats()["tokens_served"] > 0  # the same voices and prefixes for all
 
 
@@ -157,7 +157,7 @@ def test_a_stream_whose_reader_sleeps_is_bounded_and_goes_on(make: Callable, spe
     wait_until_free(synthesizer.scheduler)
 
 
-def test_a_stream_draws_what_two_chunks_need_until_both_are_there(make: Callable, speech: Callable) -> None:
+def test_a_stream_decode_what_two_chunks_need_until_both_are_there(make: Callable, speech: Callable) -> None:
     synthesizer, go, plan = make(), threading.Event(), StreamingConfig(chunk_size=4, first_chunk=2, decode_ahead=15)
     renders, lookahead_len = synthesizer.chunk_renders, synthesizer.s3gen.config.flow.encoder.lookahead_len
     for owner in range(len(renders._workers)):
@@ -199,7 +199,7 @@ def test_ctrl_c_while_a_chunk_is_waited_for_frees_all(
             threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
             for _ in chunks:
                 pass
-        assert torch.equal(other.result(WAIT).speech_codes, expected.speech_codes)
+        assert torch.equal(other.result(WAIT).speech_tokens, expected.speech_tokens)
     wait_until_free(synthesizer.scheduler)
 
 

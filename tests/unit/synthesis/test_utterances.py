@@ -12,10 +12,10 @@ from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine import policy_engine
 from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest, Spoken, allocate_cache, required_capacity
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import ForcedPrefix, Request, allocate_cache, required_capacity
 from chatterbox.engine.token_stream import TokenStream
-from chatterbox.kvcache import GlobalKVCacheManager, KVCache, settings_of
+from chatterbox.kvcache import GlobalKVCacheManager, KVCache, cache_config
 from chatterbox.models.t3 import T3
 from tests.support.decoding import scheduler_of, stream
 from tests.support.small import SMALL, SMALL_GPT2, build, make_request
@@ -28,21 +28,21 @@ def t3(request: pytest.FixtureRequest) -> T3:
     return build(request.param)
 
 
-def greedy(t3: T3, seed: int, cfg_weight: float = 0.0, **changes) -> DecodeRequest:
+def greedy(t3: T3, seed: int, cfg_weight: float = 0.0, **changes) -> Request:
     """A request whose next token follows from those before it alone, and that goes on to its limit."""
     sampling = dataclasses.replace(GREEDY, cfg_weight=cfg_weight if t3.hp.has_guidance else 0.0)
     request = dataclasses.replace(make_request(seed, t3.hp), sampling=sampling, max_new_tokens=20, stop_on_eos=False)
     return dataclasses.replace(request, **changes)
 
 
-def going_on(request: DecodeRequest, tokens: list[int], text_len: int = 1) -> DecodeRequest:
-    given = Spoken(torch.tensor(tokens), text_len)
-    return dataclasses.replace(request, spoken=given, max_new_tokens=request.max_new_tokens - len(tokens))
+def going_on(request: Request, tokens: list[int], text_len: int = 1) -> Request:
+    given = ForcedPrefix(torch.tensor(tokens), text_len)
+    return dataclasses.replace(request, forced=given, max_new_tokens=request.max_new_tokens - len(tokens))
 
 
 @pytest.mark.parametrize("cfg_weight", [0.0, 0.5])
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_behind_its_own_tokens_a_request_draws_the_rest(t3: T3, use_cache: bool, cfg_weight: float) -> None:
+def test_behind_its_own_tokens_a_request_decode_the_rest(t3: T3, use_cache: bool, cfg_weight: float) -> None:
     for seed in range(6):
         request = greedy(t3, seed, cfg_weight)
         whole = generate(t3, request, use_cache=use_cache).tolist()
@@ -53,31 +53,33 @@ def test_behind_its_own_tokens_a_request_draws_the_rest(t3: T3, use_cache: bool,
 
 
 def test_given_tokens_through_every_door(t3: T3) -> None:
-    """Sampled, guarded and not, with shared beginnings, in a batch with others: as the oracle draws them."""
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26))
+    """Sampled, guarded and not, with shared prefixes, in a batch with others: as the uncached decoder samples them."""
+    source = Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**26))
     rng = random.Random(5)
     requests = []
     for seed in range(20):
         request = make_request(seed, t3.hp)
         tokens = [rng.randrange(6561) for _ in range(rng.randrange(1, 12))]
         text_len = rng.randrange(1, len(request.text_tokens))
-        requests.append(dataclasses.replace(request, spoken=Spoken(torch.tensor(tokens), text_len), guard="light"))
+        requests.append(
+            dataclasses.replace(request, forced=ForcedPrefix(torch.tensor(tokens), text_len), guard="light")
+        )
     expected = [generate(t3, request, use_cache=False).tolist() for request in requests]
     assert [list(stream(t3, request, prefixes=source)) for request in requests] == expected
     assert [generate(t3, request).tolist() for request in requests] == expected
     assert source.manager.stats()["tokens_computed"] > 0
     rows, capacity = sum(r.num_rows for r in requests), max(required_capacity(t3, r) for r in requests)
     engine = DecodeEngine(t3, decoder_on(t3, allocate_cache(t3, rows, capacity)))
-    drawn: dict[int, list[int]] = {engine.join(request): [] for request in requests}
+    decoded: dict[int, list[int]] = {engine.join(request): [] for request in requests}
     while engine.num_requests:
         for handle, token in engine.step().tokens:
-            drawn[handle].append(token)
-    assert list(drawn.values()) == expected
+            decoded[handle].append(token)
+    assert list(decoded.values()) == expected
 
 
 def test_given_tokens_and_limits(t3: T3) -> None:
     request = going_on(greedy(t3, 3), [5] * 10)
-    full = dataclasses.replace(request, spoken=Spoken(torch.full((45,), 5), 1), max_new_tokens=4)
+    full = dataclasses.replace(request, forced=ForcedPrefix(torch.full((45,), 5), 1), max_new_tokens=4)
     with pytest.raises(ValueError, match="from 1 to the model's 3 behind 45 that are given, got 4"):
         generate(t3, full)
     assert len(generate(t3, dataclasses.replace(full, max_new_tokens=3))) == 3
@@ -101,13 +103,13 @@ def test_policies_with_a_ceiling_may_forget_what_was_given(t3: T3) -> None:
 class Continued:
     """Requests that follow one another in one sequence."""
 
-    def __init__(self, t3: T3, policy: str | KVCacheConfig = "static", prefixes: PrefixSource | None = None) -> None:
-        self.policy = settings_of(policy)
+    def __init__(self, t3: T3, policy: str | KVCacheConfig = "static", prefixes: Prefiller | None = None) -> None:
+        self.policy = cache_config(policy)
         self.scheduler = scheduler_of(t3, prefixes=prefixes)
         self.continuation = self.scheduler.continuation(self.policy)
         self.streams: list[TokenStream] = []
 
-    def draw(self, request: DecodeRequest) -> list[int]:
+    def decode(self, request: Request) -> list[int]:
         self.streams.append(self.scheduler.stream(request, policy=self.policy, continuation=self.continuation))
         return list(self.streams[-1])
 
@@ -127,7 +129,7 @@ class Continued:
 class TestContinued:
     SAMPLING = dataclasses.replace(GREEDY, cfg_weight=0.0)
 
-    def texts(self, t3: T3, num: int = 4) -> list[DecodeRequest]:
+    def texts(self, t3: T3, num: int = 4) -> list[Request]:
         voice = make_request(0, t3.hp).t3_cond
         return [dataclasses.replace(make_request(seed, t3.hp), t3_cond=voice, max_new_tokens=6) for seed in range(num)]
 
@@ -138,17 +140,17 @@ class TestContinued:
         cache = None
         for index, request in enumerate(requests[: 4 if t3.hp.has_guidance else 3]):
             expected, cache = decode(t3, request, past=cache, cache_policy=policy)
-            assert speaker.draw(request) == expected.tolist(), index
+            assert speaker.decode(request) == expected.tolist(), index
         assert speaker.num_cached > 0
 
     def test_beginnings_come_from_the_prefix_cache(self, t3: T3) -> None:
-        source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**26))
+        source = Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**26))
         requests = [dataclasses.replace(one, sampling=self.SAMPLING) for one in self.texts(t3, 2)]
         plain = Continued(t3)
-        expected = [plain.draw(one) for one in requests]
+        expected = [plain.decode(one) for one in requests]
         for served in (False, True):
             speaker = Continued(t3, prefixes=source)
-            assert [speaker.draw(one) for one in requests] == expected
+            assert [speaker.decode(one) for one in requests] == expected
             assert (speaker.num_computed < plain.num_computed) == served
             assert speaker.num_cached + speaker.num_computed == plain.num_cached + plain.num_computed
 
@@ -166,11 +168,11 @@ class TestContinued:
         speaker = Continued(t3)
         num_begun = 0
         for request in requests:
-            drawn = speaker.draw(request)
+            decoded = speaker.decode(request)
             assert 0 < max(speaker.cache.row_lens) <= max(100, 2 * required_capacity(t3, requests[0]))
             if speaker.streams[-1].num_cached == 0:
                 num_begun += 1
-                assert drawn == generate(t3, request).tolist()
+                assert decoded == generate(t3, request).tolist()
         assert 1 < num_begun < len(requests)
 
     def test_a_window_never_ends(self) -> None:
@@ -183,7 +185,7 @@ class TestContinued:
         nbytes = set()
         for _ in range(8):
             for request in requests:
-                assert len(speaker.draw(request)) == 20
+                assert len(speaker.decode(request)) == 20
                 speaker.cache.check_integrity()
                 nbytes.add(speaker.cache.nbytes)
         assert max(speaker.cache.row_lens) > 8 * 4 * 20 and len(nbytes) == 1

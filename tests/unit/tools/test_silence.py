@@ -23,9 +23,9 @@ def test_levels_are_under_the_loudest_frame() -> None:
 
 def test_tokens_that_are_silent_wherever_they_stand() -> None:
     quiet, loud, mixed, rare = 7, 8, 9, 10
-    codes = [quiet, loud, mixed] * MIN_COUNT + [rare]
+    speech_tokens = [quiet, loud, mixed] * MIN_COUNT + [rare]
     levels = [-60.0, 0.0, -60.0] * MIN_COUNT + [-60.0]
     levels[5] = -10.0  # one of the mixed
-    assert silent_tokens([(torch.tensor(codes), audio_of(levels), RATE)]) == (quiet,)
-    assert silent_tokens([(torch.tensor(codes), audio_of(levels), RATE)] * MIN_COUNT) == (quiet, rare)
+    assert silent_tokens([(torch.tensor(speech_tokens), audio_of(levels), RATE)]) == (quiet,)
+    assert silent_tokens([(torch.tensor(speech_tokens), audio_of(levels), RATE)] * MIN_COUNT) == (quiet, rare)
     assert silent_tokens([]) == ()

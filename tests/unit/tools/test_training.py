@@ -1,4 +1,4 @@
-"""The embedded voice's training: codes, layouts, tables and the loop, on made-up utterances (no flite)."""
+"""The embedded voice's training: speech tokens, layouts, tables and the loop, on made-up utterances (no flite)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
-from tools.tiny_voice import codes
+from tools.tiny_voice import speech_tokens
 from tools.tiny_voice.export import compact, tokenizer_file, warm_start
 from tools.tiny_voice.flow import resynthesize
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, held_out_figures, train
@@ -55,7 +55,7 @@ def utterance(voice: int, text: str = "a bad cab", seed: int = 0) -> Utterance:
     rng = np.random.default_rng(seed)
     phones = ["pau", "b", "ae", "d", "k", "ae", "b", "pau"]
     ends = np.cumsum(rng.uniform(0.05, 0.2, len(phones)))
-    pitch = np.where([p in codes.VOWELS for p in phones], rng.normal(5, 0.1, len(phones)), np.nan)
+    pitch = np.where([p in speech_tokens.VOWELS for p in phones], rng.normal(5, 0.1, len(phones)), np.nan)
     return Utterance(text, voice, phones, ends, pitch, None)
 
 
@@ -66,33 +66,40 @@ def utterances() -> Utterances:
 
 
 def test_every_phone_has_its_own_symbols() -> None:
-    assert {phone for phone, _ in codes.SYMBOLS} == set(PHONES)
+    assert {phone for phone, _ in speech_tokens.SYMBOLS} == set(PHONES)
     phones_of = {}
-    for (phone, _), symbol in codes.SYMBOLS.items():
+    for (phone, _), symbol in speech_tokens.SYMBOLS.items():
         phones_of.setdefault(symbol, set()).add(phone)
     assert all(len(phones) == 1 for phones in phones_of.values())
-    assert max(phones_of) < codes.NUM_SYMBOLS
-    assert len({codes.SYMBOLS["ae", level] for level in (codes.LOW, codes.MID, codes.HIGH)}) == 3
+    assert max(phones_of) < speech_tokens.NUM_SYMBOLS
+    assert (
+        len(
+            {speech_tokens.SYMBOLS["ae", level] for level in (speech_tokens.LOW, speech_tokens.MID, speech_tokens.HIGH)}
+        )
+        == 3
+    )
 
 
-def test_codes_and_symbols_are_inverse() -> None:
-    symbols = np.random.default_rng(0).choice(codes.SYMBOL_IDS, 40)
-    made = codes.to_codes(symbols)
+def test_speech_tokens_and_symbols_are_inverse() -> None:
+    symbols = np.random.default_rng(0).choice(speech_tokens.SYMBOL_IDS, 40)
+    made = speech_tokens.to_speech_tokens(symbols)
     assert made.shape == (20,) and made.max() < 6561
-    assert np.array_equal(codes.to_symbols(made), symbols)
-    assert np.array_equal((codes.digits(made) * 3 ** np.arange(8)).sum(-1), made)
+    assert np.array_equal(speech_tokens.to_symbols(made), symbols)
+    assert np.array_equal((speech_tokens.digits(made) * 3 ** np.arange(8)).sum(-1), made)
 
 
 def test_frames_follow_the_alignment() -> None:
-    frames = codes.frame_symbols(["pau", "ae", "b"], np.array([0.04, 0.1, 0.14]), np.array([np.nan, 2.0, np.nan]))
-    names = [codes.SYMBOL_NAMES[s] for s in frames]
+    frames = speech_tokens.frame_symbols(
+        ["pau", "ae", "b"], np.array([0.04, 0.1, 0.14]), np.array([np.nan, 2.0, np.nan])
+    )
+    names = [speech_tokens.SYMBOL_NAMES[s] for s in frames]
     assert names == ["pau"] * 2 + ["ae"] * 3 + ["b"] * 3  # seven frames and the last one again
-    assert frames[2] == codes.SYMBOLS["ae", codes.HIGH]
+    assert frames[2] == speech_tokens.SYMBOLS["ae", speech_tokens.HIGH]
 
 
 @pytest.mark.parametrize(("z", "spread", "level"), [(1, 1, 2), (0.3, 1, 1), (-1, 1, 0), (0.3, 2, 2), (np.nan, 1, 1)])
 def test_pitch_levels(z: float, spread: float, level: int) -> None:
-    assert codes.pitch_level(z, spread) == level
+    assert speech_tokens.pitch_level(z, spread) == level
 
 
 def test_emotion_makes_speech_faster_and_livelier() -> None:
@@ -115,7 +122,9 @@ def test_segment_layout() -> None:
 
 
 def test_guide_moves_through_the_text() -> None:
-    spoken = codes.to_codes(np.repeat([codes.SYMBOLS[p, codes.MID] for p in ("pau", "b", "ae", "d")], 2))
+    spoken = speech_tokens.to_speech_tokens(
+        np.repeat([speech_tokens.SYMBOLS[p, speech_tokens.MID] for p in ("pau", "b", "ae", "d")], 2)
+    )
     positions = spoken_character(spoken, num_characters=7)
     assert np.isnan(positions[0])
     assert positions[1:].tolist() == [2.0, 4.0, 6.0]
@@ -276,17 +285,17 @@ def recordings() -> Recordings:
     return Recordings(items, PitchScale.of(items))
 
 
-def test_resynthesis_has_the_frames_of_the_codes(recordings: Recordings) -> None:
+def test_resynthesis_has_the_frames_of_the_speech_tokens(recordings: Recordings) -> None:
     torch.manual_seed(0)
     speakers = SpeakerBank(torch.randn(len(VOICES), 5, 3, TINY.s3gen.flow.speaker_embed_size))
     made = resynthesize(CausalMaskedDiffWithXvec(TINY.s3gen.flow).eval(), recordings, speakers, count=3)
-    lengths = [2 * len(recordings.codes(i, NATURAL_SPEED)) for i in range(3)]
+    lengths = [2 * len(recordings.speech_tokens(i, NATURAL_SPEED)) for i in range(3)]
     assert [m.shape for m in made] == [(80, n) for n in lengths]
     assert all(m.isfinite().all() for m in made)
 
 
 def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Recordings) -> None:
-    made = [torch.full((80, 2 * len(recordings.codes(i, NATURAL_SPEED))), 7.0) for i in range(len(recordings))]
+    made = [torch.full((80, 2 * len(recordings.speech_tokens(i, NATURAL_SPEED))), 7.0) for i in range(len(recordings))]
     schedule = Schedule(steps=1, learning_rate=0.0)
     stage = VocoderStage(TINY.s3gen.vocoder, recordings, recordings, schedule, made_mels=made, batch=24, crop_frames=8)
     wavs, mels, f0s = stage.draw(np.random.default_rng(0), 0)
@@ -298,7 +307,7 @@ def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Rec
     torch.testing.assert_close(peaks / gains, torch.full_like(peaks, 8000 / 32768), rtol=0.02, atol=0)
 
 
-def test_small_configs_hold_the_codes() -> None:
+def test_small_configs_hold_the_speech_tokens() -> None:
     assert isinstance(TINY.t3, T3Config)
     assert TINY.t3.speech_tokens_dict_size >= 6563
     assert TINY.s3gen.vocoder.hop_len == 480

@@ -84,7 +84,7 @@ def test_exaggeration_makes_a_new_voice(small_tts):
 
 
 def test_each_model_reads_its_part(small_tts):
-    """S3Gen the first 10 s, T3's prompt the first codes of 6 s, the voice encoder everything."""
+    """S3Gen the first 10 s, T3's prompt the first speech tokens of 6 s, the voice encoder everything."""
 
     def prepare(wav):
         return prepare_conditionals(small_tts.s3gen, small_tts.ve, wav, hp=small_tts.t3.hp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chatterbox.engine.guards.alignment import AlignmentGuard
-from chatterbox.engine.guards.base import Guard
+from chatterbox.engine.guards.guard import Guard
 from chatterbox.engine.guards.light import LightGuard
 from chatterbox.models.config import T3Config
 

@@ -1,6 +1,6 @@
 """The alignment guard: when an utterance must not end yet, and when it must, read from where T3 looks in the text.
 
-Owns: the rules. Does not know: where attention comes from, how tokens are drawn.
+Owns: the rules. Does not know: where attention comes from, how tokens are decoded.
 
 The published multilingual model comes with such a guard. A few of its heads follow the text as it is spoken; their mean
 attention over the text's columns, a row per frame, tells the position. The rules and their numbers are that guard's.
@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from chatterbox.engine.guards.base import ALL, Guard
+from chatterbox.engine.guards.guard import ALL, Guard
 from chatterbox.models.config import T3Config
 from chatterbox.models.t3.attention import HeadReader
 
@@ -72,9 +72,9 @@ class AlignmentGuard(Guard):
         start, length, out = self.text_start[part], self.text_len[part], self.attention[part]
         return HeadReader(heads, rows[self.places[part]], start, length, out)
 
-    def look(self, last: Tensor, num_drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, last: Tensor, num_decoded: Tensor) -> tuple[Tensor, Tensor]:
         columns = torch.arange(self.attention.shape[1], device=last.device)
-        attention = self.attention * (columns <= num_drawn)  # the text is spoken at most a column a frame
+        attention = self.attention * (columns <= num_decoded)  # the text is spoken at most a column a frame
         spoken = attention.argmax(1, keepdim=True)
         jump = spoken - self.position
         self.position.copy_(torch.where((jump > STEP_BACK) & (jump < STEP_AHEAD), spoken, self.position))
@@ -84,12 +84,12 @@ class AlignmentGuard(Guard):
         self.repeated += (counts * (columns < self.text_len - REPEATED_COLUMNS)).amax(1, keepdim=True)
         at_end = (columns >= self.text_len - END_COLUMNS) & (columns < self.text_len)
         long_tail = (self.tail * at_end).amax(1, keepdim=True) >= PATIENCE
-        stuck = self._stuck(last, num_drawn)
+        stuck = self._stuck(last, num_decoded)
         must_go_on = (spoken < self.text_len - END_COLUMNS) & (self.text_len > REPEATED_COLUMNS)
         must_stop = (self.complete & (long_tail | (self.repeated > PATIENCE))) | stuck
         return must_go_on & ~must_stop, must_stop
 
-    def _stuck(self, last: Tensor, num_drawn: Tensor) -> Tensor:
+    def _stuck(self, last: Tensor, num_decoded: Tensor) -> Tensor:
         """Whether the last tokens are all the same; not before there are three, the start token among them."""
         self.history.copy_(torch.cat([self.history[:, 1:], last], dim=1))
-        return (self.history == last).all(1, keepdim=True) & (num_drawn >= 2)
+        return (self.history == last).all(1, keepdim=True) & (num_decoded >= 2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.engine.guards import Guard, guard_of
-from chatterbox.models.config import SPEECH_CODES
+from chatterbox.models.config import NUM_SPEECH_TOKENS
 from chatterbox.models.t3.attention import HeadReader
 
 Guards = dict[str, Guard]
@@ -66,16 +66,16 @@ class Verdict:
     """What all guards say of all N requests of a batch, each (N, 1) bool; None: no guard says such."""
 
     masked: Tensor | None  # the stop token is taken out of the logits
-    replaced: Tensor | None  # the stop token is replaced if it is drawn
+    replaced: Tensor | None  # the stop token is replaced if it is decoded
     must_stop: Tensor
 
     @classmethod
-    def of(cls, guards: Iterable[Guard], last: Tensor, num_drawn: Tensor) -> Verdict:
-        """Let guards look at a step; ``last`` and ``num_drawn`` (N, 1) as `Guard.look`."""
+    def of(cls, guards: Iterable[Guard], last: Tensor, num_decoded: Tensor) -> Verdict:
+        """Let guards look at a step; ``last`` and ``num_decoded`` (N, 1) as `Guard.look`."""
         merged: dict[str, Tensor] = {}
         for guard in guards:
             everyone = len(guard.places) == len(last)  # as with a single request: nothing to pick and spread
-            decisions = guard.look(*(x if everyone else x[guard.places] for x in (last, num_drawn)))
+            decisions = guard.look(*(x if everyone else x[guard.places] for x in (last, num_decoded)))
             kind = "masked" if guard.masks_logits else "replaced"
             for name, decision in zip((kind, "must_stop"), decisions, strict=True):
                 if not everyone:
@@ -89,8 +89,8 @@ class Verdict:
             logits[:, stop_token, None].masked_fill_(self.masked, MASKED)
 
     def correct(self, tokens: Tensor, logits: Tensor, stop_token: int) -> Tensor:
-        """Tokens (N, 1) of the drawn ones; for a stop token that must not be comes the likeliest code of ``logits``."""
+        """Tokens (N, 1); a stop token that must not be is replaced by the likeliest speech token of ``logits``."""
         if self.replaced is not None:
-            likeliest = logits[:, :SPEECH_CODES].argmax(-1, keepdim=True)
+            likeliest = logits[:, :NUM_SPEECH_TOKENS].argmax(-1, keepdim=True)
             tokens = torch.where(self.replaced & (tokens == stop_token), likeliest, tokens)
         return tokens.masked_fill(self.must_stop, stop_token)

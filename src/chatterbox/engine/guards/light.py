@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox.engine.guards.base import Guard
+from chatterbox.engine.guards.guard import Guard
 from chatterbox.models.config import STOP_SPEECH_TOKEN, T3Config
 
 # An utterance whose last 64 tokens (2.56 s) repeat a pattern of at most 16 (0.64 s) says nothing more: speech never
-# repeats itself to the code, and no pause of one code is as long.
+# repeats itself to the speech token, and no pause of one speech token is as long.
 WINDOW = 64
 MAX_PERIOD = 16
 # 0.2 s: shorter than any word. The stop token is not heard before.
@@ -39,14 +39,14 @@ class LightGuard(Guard):
     @classmethod
     def trim(cls, tokens: Tensor) -> Tensor:
         """Without the repetition that they end in, but for its first period."""
-        drawn = tokens.tolist()
-        if drawn and drawn[-1] == STOP_SPEECH_TOKEN:
-            drawn.pop()
+        decoded = tokens.tolist()
+        if decoded and decoded[-1] == STOP_SPEECH_TOKEN:
+            decoded.pop()
         for period in range(1, MAX_PERIOD + 1):
-            first = len(drawn) - 1
-            while first >= period and drawn[first] == drawn[first - period]:
+            first = len(decoded) - 1
+            while first >= period and decoded[first] == decoded[first - period]:
                 first -= 1
-            if len(drawn) - 1 - first >= WINDOW - period:
+            if len(decoded) - 1 - first >= WINDOW - period:
                 return tokens[: first + 1]
         return tokens
 
@@ -60,7 +60,7 @@ class LightGuard(Guard):
             enough=WINDOW - periods,
         )
 
-    def look(self, last: Tensor, num_drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, last: Tensor, num_decoded: Tensor) -> tuple[Tensor, Tensor]:
         self.matches.add_(1).mul_(self.history == last)
         self.history.copy_(torch.cat([last, self.history[:, :-1]], dim=1))
-        return num_drawn < MIN_TOKENS, (self.matches >= self.enough).any(1, keepdim=True)
+        return num_decoded < MIN_TOKENS, (self.matches >= self.enough).any(1, keepdim=True)

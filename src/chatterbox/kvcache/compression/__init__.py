@@ -1,6 +1,6 @@
 """Codecs of cold segments: smaller in memory, each with its error. One file per codec, names in `codec`."""
 
-from chatterbox.kvcache.compression.base import Codec, Packed
+from chatterbox.kvcache.compression.codec import Codec, Packed
 from chatterbox.kvcache.compression.int4 import Int4Codec
 from chatterbox.kvcache.compression.int8 import Int8Codec
 from chatterbox.kvcache.compression.plain import PlainCodec

@@ -3,7 +3,7 @@
 Owns: the score. Does not know: how a cache lets a head forget, which is `headwindow`'s.
 
 DuoAttention (Xiao et al. 2024) finds such heads by training gates. Nothing is trained here: as there, a head is worth
-what its output would lose if it saw no more than the beginning and the newest positions. A cache holds no queries, so
+what its output would lose if it saw no more than the prefix and the newest positions. A cache holds no queries, so
 the newest keys stand in for them; queries and keys of a head have one rotation and live in one space.
 """
 
@@ -16,12 +16,12 @@ MOST_QUERIES = 64
 
 
 def identify_important_heads(k: Tensor, v: Tensor, *, prefix_len: int = 4, window: int | None = None) -> Tensor:
-    """How much each head's output depends on what lies between the beginning and the newest positions.
+    """How much each head's output depends on what lies between the prefix and the newest positions.
 
     Args:
         k: keys (..., heads, positions, head_dim), as they are cached.
         v: values, same shape.
-        prefix_len: positions of the beginning that no head forgets.
+        prefix_len: positions of the prefix that no head forgets.
         window: newest positions that a query sees in any case; None is a quarter of all.
 
     Returns:

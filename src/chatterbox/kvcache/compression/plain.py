@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from chatterbox.kvcache.compression.base import Codec
+from chatterbox.kvcache.compression.codec import Codec
 
 
 class PlainCodec(Codec):

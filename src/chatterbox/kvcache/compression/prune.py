@@ -16,7 +16,7 @@ from chatterbox.kvcache.headwindow import HeadWindowKVCache
 def compress_cache(cache: KVCache, compression_ratio: float = 0.5, *, pinned_len: int = 0) -> HeadWindowKVCache:
     """A copy of ``cache`` in about ``compression_ratio`` of its bytes, which decoding can go on with.
 
-    Half of that share is for the heads that keep everything, the rest for the beginning and the newest positions of the
+    Half of that share is for the heads that keep everything, the rest for the prefix and the newest positions of the
     others. The copy has room for as many positions as ``cache`` has memory for.
 
     Args:
@@ -60,14 +60,14 @@ def compress_cache(cache: KVCache, compression_ratio: float = 0.5, *, pinned_len
 def _copy(cache: KVCache, small: HeadWindowKVCache, row: int, pinned_len: int) -> None:
     length = cache.row_lens[row]
     whole = cache.segment(row, 0, length)
-    small.load(row, whole[: small.ceiling])
+    small.load(row, whole[: small.bound])
     small.begin(row, range(min(pinned_len, length)))
-    if length <= small.ceiling:
+    if length <= small.bound:
         return
     scores = identify_important_heads(whole.keys, whole.values, prefix_len=pinned_len, window=small.window_size)
     small.assign_heads(row, scores)
-    piece = max(1, (small.ceiling - pinned_len) // 4)
-    for start in range(small.ceiling, length, piece):
+    piece = max(1, (small.bound - pinned_len) // 4)
+    for start in range(small.bound, length, piece):
         part = whole[start : start + piece]
         small.reserve(len(part), slice(row, row + 1))
         for layer in range(cache.num_layers):

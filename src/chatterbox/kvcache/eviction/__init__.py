@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from chatterbox.kvcache.eviction.attention import Attention
-from chatterbox.kvcache.eviction.base import Held, Scorer, Sum
 from chatterbox.kvcache.eviction.prosody import Prosody
 from chatterbox.kvcache.eviction.recency import Recency
+from chatterbox.kvcache.eviction.scorer import Held, Scorer, Sum
 from chatterbox.kvcache.eviction.silence import Silence
 
 SCORERS: dict[str, type[Scorer]] = {

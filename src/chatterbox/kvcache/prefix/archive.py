@@ -1,8 +1,8 @@
-"""Beginnings on disk: what they are called there, and which part of a file is of use.
+"""Prefixes on disk: what they are called there, and which part of a file is of use.
 
-Owns: names of whole beginnings, slices of what is stored. Does not know: files (`disk`), the tree, locks.
+Owns: names of whole prefixes, slices of what is stored. Does not know: files (`disk`), the tree, locks.
 
-Files hold whole beginnings, so that each is of use alone.
+Files hold whole prefixes, so that each is of use alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chatterbox.kvcache.prefix.tree import NO_TEXT, Label, Match
 
 
 class Archive:
-    """Beginnings of sequences over a `DiskTier`. Safe from several threads, as that is."""
+    """Prefixes of sequences over a `DiskTier`. Safe from several threads, as that is."""
 
     def __init__(self, disk: DiskTier) -> None:
         self._disk = disk
@@ -30,12 +30,12 @@ class Archive:
         return rest if len(rest) else None
 
     def store(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
-        """Write a whole beginning, ``segments`` in order from position 0."""
+        """Write a whole prefix, ``segments`` in order from position 0."""
         self._disk.store(disk_key(voice, labels), Segment.join(segments))
 
 
 def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
-    """Name of a beginning on disk; the same in every process, because a voice's name is its content.
+    """Name of a prefix on disk; the same in every process, because a voice's name is its content.
 
     Empty texts of all lengths have one name, for the longest so far begins with all others.
     """

@@ -1,4 +1,4 @@
-"""Beginnings on disk: a folder of safetensors files that outlives the process.
+"""Prefixes on disk: a folder of safetensors files that outlives the process.
 
 Owns: file names by content, whole files or none, checksums, the folder's size. Does not know: trees, what a key stands
 for. Nothing here fails a request: what cannot be read or written is a miss and a warning. A file that is broken or

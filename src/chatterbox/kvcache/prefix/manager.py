@@ -1,13 +1,14 @@
 """`GlobalKVCacheManager`: one prefix cache for all threads of a process.
 
-Owns: the lock, leases, one fill at a time for one beginning, when the disk is asked. Does not know: models, for whoever
-asks says how to compute what is missing; which beginning leaves which tier (`tiers`).
+Owns: the lock, leases, one prefill at a time for one prefix, when the disk is asked. Does not know: models, for whoever
+asks says how to compute what is missing; which prefix leaves which tier (`tiers`).
 
-A beginning is found, or computed by the first thread that asks for it while the others wait; its lease keeps it in the
+A prefix is found, or computed by the first thread that asks for it while the others wait; its lease keeps it in the
 tree until it is released. Where the first fails, one of the others computes it. What does not fit into the budget is
 computed and handed out all the same, and not kept.
 
-    on the device  --demote-->  packed in host memory  --evict-->  forgotten, or on disk, where every fill was written
+    on the device  --demote-->  packed in host memory  --evict-->  forgotten, or on disk, where every prefill was
+    written
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from chatterbox.kvcache.compression import codec as codec_called
 from chatterbox.kvcache.prefix.archive import Archive
 from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor
-from chatterbox.kvcache.prefix.policy import replacement
+from chatterbox.kvcache.prefix.policy import prefix_eviction
 from chatterbox.kvcache.prefix.stats import CacheStats
 from chatterbox.kvcache.prefix.tiers import Tiers
-from chatterbox.kvcache.prefix.tree import Label, Match, Node, PrefixTree
+from chatterbox.kvcache.prefix.tree import Label, Match, Node, RadixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.runtime import forking
 from chatterbox.runtime.single_flight import SingleFlight
@@ -38,25 +39,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Computed:
+class PrefillResult:
     """A segment of a pass that computed others too, and its share of the pass's time in milliseconds."""
 
     segment: Segment
     ms: float
 
 
-Fill = Callable[[tuple[Segment, ...]], Segment | Computed]
+Prefill = Callable[[tuple[Segment, ...]], Segment | PrefillResult]
 
 
 @dataclass(eq=False)
 class Lease:
-    """Segments of one beginning, in order from position 0, valid for as long as anyone refers to them.
+    """Segments of one prefix, in order from position 0, valid for as long as anyone refers to them.
 
     Until `release`, or the end of a ``with`` block, the manager keeps them. Releasing twice is harmless.
     """
 
     segments: tuple[Segment, ...]
-    num_served: int  # positions that were known
+    num_cached_tokens: int  # positions that were known
     _manager: GlobalKVCacheManager
     _node: Node | None
 
@@ -71,7 +72,7 @@ class Lease:
 
 
 class GlobalKVCacheManager:
-    """Thread-safe store of sequence beginnings, bounded in bytes at every moment."""
+    """Thread-safe store of sequence prefixes, bounded in bytes at every moment."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class GlobalKVCacheManager:
         host_codec: str = "none",
         total_bytes: int | None = None,
         disk: DiskTier | None = None,
-        replacement_policy: str = "cost",
+        eviction_policy: str = "cost",
         monitor: MemoryMonitor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -92,17 +93,17 @@ class GlobalKVCacheManager:
             "int4" (a fifth; an error of up to 1/30 of a group's range).
         total_bytes: on the device and in host memory together; None is the sum of the two.
         disk: also write what is computed, and look there before computing; None does neither.
-        replacement_policy: who leaves first: "cost", "lfu" or "lru".
+        eviction_policy: who leaves first: "cost", "lfu" or "lru".
         monitor: says when memory is short, so that what is kept gives way; None keeps to the budgets alone.
-        clock: seconds, for what a fill costs; a simulation has its own.
+        clock: seconds, for what a prefill costs; a simulation has its own.
         """
         self.disk, self._clock = disk, clock
         self._archive = None if disk is None else Archive(disk)
         self._flights: SingleFlight[Lease] = SingleFlight()
         forking.register(self, GlobalKVCacheManager._renew)
         self._stats = CacheStats()
-        self._tree = PrefixTree(codec_called(host_codec))
-        value = replacement(replacement_policy)
+        self._tree = RadixTree(codec_called(host_codec))
+        value = prefix_eviction(eviction_policy)
         self._tiers = Tiers(
             self._tree, self._stats, budget_bytes, host_bytes, value, total_bytes=total_bytes, monitor=monitor
         )
@@ -129,15 +130,17 @@ class GlobalKVCacheManager:
         with self._lock:
             return self._tiers.nbytes
 
-    def acquire(self, voice: str, labels: Sequence[Label], fill: Fill, *, device: torch.device | str = "cpu") -> Lease:
-        """Lease the beginning ``labels`` of a voice, computing what is not known of it.
+    def acquire(
+        self, voice: str, labels: Sequence[Label], prefill: Prefill, *, device: torch.device | str = "cpu"
+    ) -> Lease:
+        """Lease the prefix ``labels`` of a voice, computing what is not known of it.
 
         Args:
             voice: name by content of all that shapes the values (`chatterbox.kvcache.prefix.keys`).
             labels: one per position after the conditioning.
-            fill: gets the known segments, returns the rest up to the last label as one segment, `Computed` where the
-                time of the call is not what it cost. Called without the lock, by one thread at a time for the same
-                beginning; what it raises reaches its caller alone, and one of those that wait for it tries next.
+            prefill: gets the known segments, returns the rest up to the last label as one segment, `PrefillResult`
+                where the time of the call is not what it cost. Called without the lock, by one thread at a time for the
+                same prefix; what it raises reaches its caller alone, and one of those that wait for it tries next.
             device: where segments from disk go.
         """
         labels = tuple(labels)
@@ -145,13 +148,13 @@ class GlobalKVCacheManager:
             known = self._known(voice, labels)
             if known.is_whole:
                 return self._hit(known)
-        lease, waited = self._flights.run((voice, labels), partial(self._fill, voice, labels, fill, device))
+        lease, waited = self._flights.run((voice, labels), partial(self._prefill, voice, labels, prefill, device))
         if waited:
             with self._lock:
                 self._stats.waits += 1
                 known = self._known(voice, labels)
                 return self._hit(known) if known.is_whole else self._served(lease.segments, None, 0.0)
-        if lease.num_served < lease.segments[-1].end:
+        if lease.num_cached_tokens < lease.segments[-1].end:
             try:
                 self._store(voice, labels, lease.segments)
             except BaseException:
@@ -162,7 +165,7 @@ class GlobalKVCacheManager:
     def get_cache(
         self, speaker_id: str, text_prefix: Sequence[Label] = (), capacity: int | None = None
     ) -> KVCache | None:
-        """The simple door: one row with the longest known beginning of ``text_prefix``; None for a new voice.
+        """The simple door: one row with the longest known prefix of ``text_prefix``; None for a new voice.
 
         The cache is the caller's own: nothing written to it reaches what is kept. Its `length` says how much was known.
 
@@ -175,28 +178,34 @@ class GlobalKVCacheManager:
         with self._lock:
             known = self._known(speaker_id, labels)
             self._stats.hits += known.is_whole
-            lease = self._served(known.segments, known.node, known.fill_ms)
+            lease = self._served(known.segments, known.node, known.prefill_ms)
         with lease:
             if not lease.segments:
                 return None
             keys = lease.segments[0].keys
             layers, heads, _, head_dim = keys.shape
             cache = StaticKVCache(
-                layers, 1, heads, head_dim, capacity or lease.num_served, dtype=keys.dtype, device=keys.device
+                layers, 1, heads, head_dim, capacity or lease.num_cached_tokens, dtype=keys.dtype, device=keys.device
             )
             cache.load(0, *lease.segments)
         return cache
 
     def update_cache(
-        self, speaker_id: str, cache: KVCache, text_prefix: Sequence[Label] = (), *, row: int = 0, fill_ms: float = 0.0
+        self,
+        speaker_id: str,
+        cache: KVCache,
+        text_prefix: Sequence[Label] = (),
+        *,
+        row: int = 0,
+        prefill_ms: float = 0.0,
     ) -> bool:
-        """The simple door: keep a copy of a cache's row as the beginning ``text_prefix`` of a voice; False if full.
+        """The simple door: keep a copy of a cache's row as the prefix ``text_prefix`` of a voice; False if full.
 
         Args:
             speaker_id: names what the values depend on. A name that a user gave may stand for another recording
-                tomorrow: `PrefixSource.voice_of` makes one of content.
+                tomorrow: `Prefiller.voice_of` makes one of content.
             cache: the row ends with the last label of ``text_prefix``; what is before its first is the voice's own.
-            fill_ms: what it cost to compute, for replacement by cost.
+            prefill_ms: what it cost to compute, for eviction by cost.
 
         Raises:
             ValueError: the row is not longer than ``text_prefix``, holds NaN or infinite values, or has another length
@@ -219,12 +228,12 @@ class GlobalKVCacheManager:
                 )
             rest = segment[len(known) :]
             self._stats.tokens_computed += len(rest)
-            self._stats.fill_ms += fill_ms
+            self._stats.fill_ms += prefill_ms
             if known.node is not None:
-                self._tree.hold(known.node)
-            kept = self._kept(speaker_id, labels, rest, fill_ms)
+                self._tree.ref(known.node)
+            kept = self._kept(speaker_id, labels, rest, prefill_ms)
             if known.node is not None:
-                self._tree.let_go(known.node)
+                self._tree.unref(known.node)
             if kept is not None:
                 self._tree.use(kept)
             return kept is not None
@@ -295,31 +304,31 @@ class GlobalKVCacheManager:
 
     def _hit(self, known: Match) -> Lease:
         self._stats.hits += 1
-        return self._served(known.segments, known.node, known.fill_ms)
+        return self._served(known.segments, known.node, known.prefill_ms)
 
-    def _served(self, segments: tuple[Segment, ...], node: Node | None, fill_ms: float) -> Lease:
-        num_served = sum(map(len, segments))
+    def _served(self, segments: tuple[Segment, ...], node: Node | None, prefill_ms: float) -> Lease:
+        num_cached_tokens = sum(map(len, segments))
         self._stats.lookups += 1
-        self._stats.tokens_served += num_served
-        self._stats.saved_ms += fill_ms
-        return self._leased(segments, num_served, node)
+        self._stats.tokens_served += num_cached_tokens
+        self._stats.saved_ms += prefill_ms
+        return self._leased(segments, num_cached_tokens, node)
 
-    def _leased(self, segments: tuple[Segment, ...], num_served: int, node: Node | None) -> Lease:
+    def _leased(self, segments: tuple[Segment, ...], num_cached_tokens: int, node: Node | None) -> Lease:
         if node is not None:
-            self._tree.hold(node)
+            self._tree.ref(node)
             self._tree.use(node)
-        return Lease(segments, num_served, self, node)
+        return Lease(segments, num_cached_tokens, self, node)
 
-    def _fill(self, voice: str, labels: tuple[Label, ...], fill: Fill, device: torch.device | str) -> Lease:
-        """Load or compute what is missing, and keep it. Nobody else does so for the same beginning meanwhile."""
+    def _prefill(self, voice: str, labels: tuple[Label, ...], prefill: Prefill, device: torch.device | str) -> Lease:
+        """Load or compute what is missing, and keep it. Nobody else does so for the same prefix meanwhile."""
         with self._lock:
             known = self._known(voice, labels)
             if known.is_whole:  # since the caller looked
                 return self._hit(known)
             if known.node is not None:
-                self._tree.hold(known.node)  # what is to be continued must not go meanwhile
+                self._tree.ref(known.node)  # what is to be continued must not go meanwhile
         try:
-            return self._continued(voice, labels, known, fill, device)
+            return self._continued(voice, labels, known, prefill, device)
         except BaseException:
             with self._lock:
                 self._stats.failed_fills += 1
@@ -327,37 +336,37 @@ class GlobalKVCacheManager:
         finally:
             with self._lock:
                 if known.node is not None:
-                    self._tree.let_go(known.node)
+                    self._tree.unref(known.node)
 
     def _continued(
-        self, voice: str, labels: tuple[Label, ...], known: Match, fill: Fill, device: torch.device | str
+        self, voice: str, labels: tuple[Label, ...], known: Match, prefill: Prefill, device: torch.device | str
     ) -> Lease:
         started = self._clock()
         loaded = None if self._archive is None else self._archive.load(voice, labels, known, device)
         load_ms = 1000 * (self._clock() - started)
         parts = () if loaded is None else (loaded,)
         is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)
-        fill_ms = 0.0
+        prefill_ms = 0.0
         if not is_whole:
-            filled = fill((*known.segments, *parts))
-            fill_ms = 1000 * (self._clock() - started) - load_ms
-            if isinstance(filled, Computed):
-                fill_ms, filled = filled.ms, filled.segment
-            parts = (*parts, filled)
+            result = prefill((*known.segments, *parts))
+            prefill_ms = 1000 * (self._clock() - started) - load_ms
+            if isinstance(result, PrefillResult):
+                prefill_ms, result = result.ms, result.segment
+            parts = (*parts, result)
         rest = parts[0] if len(parts) == 1 else Segment.join(parts)
-        num_served = len(known) + (0 if loaded is None else len(loaded))
+        num_cached_tokens = len(known) + (0 if loaded is None else len(loaded))
         with self._lock:
             self._stats.lookups += 1
-            self._stats.saved_ms += known.fill_ms
+            self._stats.saved_ms += known.prefill_ms
             self._stats.disk_hits += is_whole
             self._stats.load_ms += load_ms * (self.disk is not None)
             if not is_whole:
                 self._stats.fills += 1
-                self._stats.fill_ms += fill_ms
-            self._stats.tokens_served += num_served
-            self._stats.tokens_computed += rest.end - num_served
-            node = self._kept(voice, labels, rest, load_ms + fill_ms)
-            return self._leased((*known.segments, rest), num_served, node)
+                self._stats.fill_ms += prefill_ms
+            self._stats.tokens_served += num_cached_tokens
+            self._stats.tokens_computed += rest.end - num_cached_tokens
+            node = self._kept(voice, labels, rest, load_ms + prefill_ms)
+            return self._leased((*known.segments, rest), num_cached_tokens, node)
 
     def _store(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
         if self._archive is None:
@@ -367,10 +376,10 @@ class GlobalKVCacheManager:
         with self._lock:
             self._stats.store_ms += 1000 * (time.perf_counter() - started)
 
-    def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
+    def _kept(self, voice: str, labels: tuple[Label, ...], rest: Segment, prefill_ms: float) -> Node | None:
         """The node of what was computed; None if the budget does not allow it."""
         level = self._tiers.look()
-        node = self._tiers.keep(voice, labels, rest, fill_ms)
+        node = self._tiers.keep(voice, labels, rest, prefill_ms)
         if node is not None or level == Level.HARD:
             return node
         self._stats.uncached += 1
@@ -387,5 +396,5 @@ class GlobalKVCacheManager:
     def _release(self, lease: Lease) -> None:
         with self._lock:
             if lease._node is not None:
-                self._tree.let_go(lease._node)
+                self._tree.unref(lease._node)
                 lease._node = None

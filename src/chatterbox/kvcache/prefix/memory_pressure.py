@@ -85,7 +85,7 @@ class MemoryMonitor:
     def admits(self, *, is_new: bool = True) -> bool:
         """Whether another request may join those under way; ask before each. With none under way, do not ask: go.
 
-        False while memory stays beyond the hard watermark although beginnings have made room. That is counted where
+        False while memory stays beyond the hard watermark although prefixes have made room. That is counted where
         ``is_new``: it is asked for the first time for this request.
         """
         with self._lock:

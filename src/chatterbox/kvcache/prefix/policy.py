@@ -1,6 +1,7 @@
 """Who leaves a full prefix cache first: one function per policy, lowest value first.
 
-Owns: the value of a node. Does not know: budgets, tiers. A new policy is one function and one line in `REPLACEMENT`.
+Owns: the value of a node. Does not know: budgets, tiers. A new policy is one function and one line in
+`PREFIX_EVICTION`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from chatterbox.kvcache.prefix.tree import Node
 
 Value = tuple[float, ...]
-Replacement = Callable[[Node], Value]
+PrefixEvictionPolicy = Callable[[Node], Value]
 
 
 def lru(node: Node) -> Value:
@@ -29,14 +30,14 @@ def cost(node: Node) -> Value:
     Above a floor that rises with the value of all that is forgotten, so that what was wanted often once, and is no
     more, goes in the end (GreedyDual-Size with frequency: Cherkasova 1998).
     """
-    return (node.floor + node.fill_ms * node.num_uses / node.unpacked_nbytes, node.last_use)
+    return (node.floor + node.prefill_ms * node.num_uses / node.unpacked_nbytes, node.last_use)
 
 
-REPLACEMENT: dict[str, Replacement] = {"cost": cost, "lfu": lfu, "lru": lru}
+PREFIX_EVICTION: dict[str, PrefixEvictionPolicy] = {"cost": cost, "lfu": lfu, "lru": lru}
 
 
-def replacement(name: str) -> Replacement:
+def prefix_eviction(name: str) -> PrefixEvictionPolicy:
     """The policy called ``name``. Raises ValueError if there is none."""
-    if name not in REPLACEMENT:
-        raise ValueError(f"replacement {name!r} does not exist; choose from {', '.join(sorted(REPLACEMENT))}")
-    return REPLACEMENT[name]
+    if name not in PREFIX_EVICTION:
+        raise ValueError(f"replacement {name!r} does not exist; choose from {', '.join(sorted(PREFIX_EVICTION))}")
+    return PREFIX_EVICTION[name]

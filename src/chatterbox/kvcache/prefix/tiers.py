@@ -1,4 +1,4 @@
-"""Which beginnings are on the device, which are packed in host memory, and who moves when one of them is full.
+"""Which prefixes are on the device, which are packed in host memory, and who moves when one of them is full.
 
 Owns: the byte budgets of both, demotion, promotion, eviction, pins, what gives way to pressure. Does not know: locks
 (the manager's is around it), leases, the disk.
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor, Pressure, return_free_memory
-from chatterbox.kvcache.prefix.policy import Replacement
+from chatterbox.kvcache.prefix.policy import PrefixEvictionPolicy
 from chatterbox.kvcache.prefix.stats import CacheStats
-from chatterbox.kvcache.prefix.tree import Label, Node, PrefixTree
+from chatterbox.kvcache.prefix.tree import Label, Node, RadixTree
 
 
 class Tiers:
@@ -23,11 +23,11 @@ class Tiers:
 
     def __init__(
         self,
-        tree: PrefixTree,
+        tree: RadixTree,
         stats: CacheStats,
         device_bytes: int,
         host_bytes: int,
-        value: Replacement,
+        value: PrefixEvictionPolicy,
         *,
         total_bytes: int | None = None,
         monitor: MemoryMonitor | None = None,
@@ -71,29 +71,29 @@ class Tiers:
         stats.pressure_demotions += demotions
         stats.pressure_evictions += evictions
         if demotions:
-            self.monitor.say("beginnings move to host memory")
+            self.monitor.say("prefixes move to host memory")
         if evictions:
-            self.monitor.say("beginnings are forgotten")
+            self.monitor.say("prefixes are forgotten")
         if demotions or evictions:
             return_free_memory()
         return self.level
 
     def promote(self, nodes: Sequence[Node]) -> None:
-        """Bring ``nodes``, a beginning from its root on, back to the device as far as there is room."""
+        """Bring ``nodes``, a prefix from its root on, back to the device as far as there is room."""
         for node in nodes:
             if node.is_resident:
                 continue
-            self._tree.hold(nodes[-1])  # room is not to be made by what is asked for
+            self._tree.ref(nodes[-1])  # room is not to be made by what is asked for
             fits = self._make_room(node.unpacked_nbytes, leaves_host=node.nbytes)
-            self._tree.let_go(nodes[-1])
+            self._tree.unref(nodes[-1])
             if not fits:
                 return
             with self._stats.timing("load_ms"):
                 self._tree.unpack(node)
             self._stats.promotions += 1
 
-    def keep(self, voice: str, labels: tuple[Label, ...], rest: Segment, fill_ms: float) -> Node | None:
-        """The node of a beginning's last positions ``rest``, from now on in the tree; None if there is no room.
+    def keep(self, voice: str, labels: tuple[Label, ...], rest: Segment, prefill_ms: float) -> Node | None:
+        """The node of a prefix's last positions ``rest``, from now on in the tree; None if there is no room.
 
         There is none either under hard pressure, nor while what they continue is packed: it did not fit either.
         """
@@ -104,7 +104,7 @@ class Tiers:
         nodes = self._tree.find(voice, labels)
         if nodes and not nodes[-1].is_resident:
             return None
-        return self._tree.insert(voice, labels, rest, fill_ms) if self._make_room(rest.nbytes) else None
+        return self._tree.insert(voice, labels, rest, prefill_ms) if self._make_room(rest.nbytes) else None
 
     def relieve(self, device_bytes: int, host_bytes: int) -> None:
         """Free so much of each memory, as far as it goes: what nobody holds and no pin keeps, least valuable first.
@@ -127,9 +127,9 @@ class Tiers:
         for node in self._tree.nodes():
             held[node.is_resident] += node.nbytes
             if node.is_resident and node.parent is not None and not node.parent.is_resident:
-                raise RuntimeError("a beginning is on the device and what it continues is not")
+                raise RuntimeError("a prefix is on the device and what it continues is not")
             if node.num_holders < sum(child.num_holders for child in node.children.values()):
-                raise RuntimeError("a beginning has fewer holders than what continues it")
+                raise RuntimeError("a prefix has fewer holders than what continues it")
         if held != [self._tree.packed_nbytes, self._tree.nbytes]:
             raise RuntimeError(f"{held} bytes held, {[self._tree.packed_nbytes, self._tree.nbytes]} in the books")
         sizes = [*held[::-1], self.nbytes]

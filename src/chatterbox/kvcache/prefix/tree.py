@@ -1,6 +1,6 @@
-"""What T3 has computed for the beginnings of sequences: a tree of read-only segments, one per voice.
+"""What T3 has computed for the prefixes of sequences: a tree of read-only segments, one per voice.
 
-Owns: the tree, its splitting at shared beginnings, which of two tiers a node is in, who is held. Does not know: locks,
+Owns: the tree, its splitting at shared prefixes, which of two tiers a node is in, who is held. Does not know: locks,
 budgets, how a segment is computed, what a label stands for.
 
 A voice's root holds the positions of its conditioning. After it, every position has a label, and sequences with the
@@ -24,17 +24,17 @@ NO_TEXT = "no text"
 
 @dataclass(eq=False)
 class Node:
-    """Consecutive positions of one beginning, and what they are worth."""
+    """Consecutive positions of one prefix, and what they are worth."""
 
     labels: tuple[Label, ...]  # one per position; none for a root
     stored: Segment | Packed
     parent: Node | None
-    fill_ms: float  # time it took to compute
+    prefill_ms: float  # time it took to compute
     children: dict[Label, Node] = field(default_factory=dict)
     num_holders: int = 0  # of this node and of all that continue it
     num_uses: int = 0
     last_use: int = 0
-    floor: float = 0.0  # `PrefixTree.floor` at its last use
+    floor: float = 0.0  # `RadixTree.floor` at its last use
 
     @property
     def is_resident(self) -> bool:
@@ -63,12 +63,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Match:
-    """The longest known part of a beginning: its segments in order from position 0, and the last node they are of."""
+    """The longest known part of a prefix: its segments in order from position 0, and the last node they are of."""
 
     segments: tuple[Segment, ...]
     node: Node | None  # None: the voice is unknown
     is_whole: bool
-    fill_ms: float  # what the segments once took to compute
+    prefill_ms: float  # what the segments once took to compute
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
@@ -78,8 +78,8 @@ class Match:
         return len(self.segments[0]) + len(labels) if self.segments else default
 
 
-class PrefixTree:
-    """Beginnings by voice. Not thread-safe: the manager's lock is around it."""
+class RadixTree:
+    """Prefixes by voice. Not thread-safe: the manager's lock is around it."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -104,41 +104,41 @@ class PrefixTree:
         return list(self._roots)
 
     def find(self, voice: str, labels: Sequence[Label]) -> list[Node]:
-        """Nodes of the longest known part of a beginning, the root first."""
+        """Nodes of the longest known part of a prefix, the root first."""
         return [node for node, _ in self._walk(voice, labels)]
 
     def match(self, voice: str, labels: Sequence[Label]) -> Match:
-        """What is known of a beginning. Packed nodes are unpacked for the caller and stay packed."""
+        """What is known of a prefix. Packed nodes are unpacked for the caller and stay packed."""
         path = self._walk(voice, labels)
         return Match(
             segments=tuple(self._segment(node)[:used] for node, used in path),
             node=path[-1][0] if path else None,
             is_whole=bool(path) and sum(used for node, used in path if node.labels) == len(labels),
-            fill_ms=sum(node.fill_ms * used / node.num_positions for node, used in path),
+            prefill_ms=sum(node.prefill_ms * used / node.num_positions for node, used in path),
         )
 
-    def hold(self, node: Node) -> None:
-        """Keep a node and all before it until as many `let_go`."""
+    def ref(self, node: Node) -> None:
+        """Keep a node and all before it until as many `unref`."""
         for one in node.path():
             one.num_holders += 1
 
-    def let_go(self, node: Node) -> None:
+    def unref(self, node: Node) -> None:
         for one in node.path():
             one.num_holders -= 1
 
     def use(self, node: Node) -> None:
-        """Count a use of a node and all before it, for replacement."""
+        """Count a use of a node and all before it, for eviction."""
         self._clock += 1
         for one in node.path():
             one.num_uses += 1
             one.last_use, one.floor = self._clock, self.floor
 
-    def insert(self, voice: str, labels: Sequence[Label], segment: Segment, fill_ms: float) -> Node:
-        """Add the positions of ``segment``, the last of the beginning ``labels``; what is known already is left as is.
+    def insert(self, voice: str, labels: Sequence[Label], segment: Segment, prefill_ms: float) -> Node:
+        """Add the positions of ``segment``, the last of the prefix ``labels``; what is known already is left as is.
 
         Args:
             segment: starts where the tree's knowledge ends, or before. The tree keeps copies.
-            fill_ms: time that it took to compute ``segment``.
+            prefill_ms: time that it took to compute ``segment``.
 
         Returns:
             The node that holds the last position.
@@ -151,9 +151,9 @@ class PrefixTree:
         path = self._walk(voice, labels)
         known = sum(used for _, used in path)
         if segment.start > known or root_len < 1:
-            raise ValueError(f"a segment from position {segment.start} cannot follow a beginning of {known}")
+            raise ValueError(f"a segment from position {segment.start} cannot follow a prefix of {known}")
         if not path:
-            cost = fill_ms * root_len / len(segment)
+            cost = prefill_ms * root_len / len(segment)
             self._roots[voice] = self._counted(Node((), segment[:root_len].clone(), None, cost))
             path, known = [(self._roots[voice], root_len)], root_len
         node, used = path[-1]
@@ -162,7 +162,7 @@ class PrefixTree:
         if used < node.num_positions:
             node = self._split(node, used)
         rest = segment[known - segment.start :].clone()
-        leaf = self._counted(Node(labels[known - root_len :], rest, node, fill_ms * len(rest) / len(segment)))
+        leaf = self._counted(Node(labels[known - root_len :], rest, node, prefill_ms * len(rest) / len(segment)))
         node.children[leaf.labels[0]] = leaf
         return leaf
 
@@ -177,7 +177,7 @@ class PrefixTree:
     def drop(self, node: Node) -> int:
         """Forget a node that nobody holds, and all that continues it; returns how many. Raises ValueError if held."""
         if node.num_holders:
-            raise ValueError("this beginning is in use; only one that nobody holds is dropped")
+            raise ValueError("this prefix is in use; only one that nobody holds is dropped")
         num_dropped = 1 + sum(self.drop(child) for child in list(node.children.values()))
         if node.parent is None:
             self._roots = {voice: root for voice, root in self._roots.items() if root is not node}
@@ -190,7 +190,7 @@ class PrefixTree:
         return node.stored if isinstance(node.stored, Segment) else self.codec.unpack(node.stored)
 
     def _walk(self, voice: str, labels: Sequence[Label]) -> list[tuple[Node, int]]:
-        """Nodes of the longest known beginning and how many positions it uses of each, all of them but in the last."""
+        """Nodes of the longest known prefix and how many positions it uses of each, all of them but in the last."""
         node, path, place = self._roots.get(voice), [], 0
         while node is not None:
             same = 0
@@ -213,12 +213,12 @@ class PrefixTree:
         rest: Segment | Packed = segment[used:].clone()
         if not node.is_resident:
             head, rest = self.codec.pack(segment[:used]), self.codec.pack(segment[used:])
-        first = Node(node.labels[:used], head, node.parent, node.fill_ms * share)
+        first = Node(node.labels[:used], head, node.parent, node.prefill_ms * share)
         first.num_holders, first.num_uses = node.num_holders, node.num_uses
         first.last_use, first.floor = node.last_use, node.floor
         self._store(node, rest)
         node.parent.children[first.labels[0]] = self._counted(first)
-        node.labels, node.parent, node.fill_ms = node.labels[used:], first, node.fill_ms * (1.0 - share)
+        node.labels, node.parent, node.prefill_ms = node.labels[used:], first, node.prefill_ms * (1.0 - share)
         first.children[node.labels[0]] = node
         return first
 

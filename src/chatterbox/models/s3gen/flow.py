@@ -183,6 +183,6 @@ class CausalMaskedDiffWithXvec(nn.Module):
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if wrong.numel():
             raise ValueError(
-                f"speech token {int(wrong[0])} is outside the vocabulary of {self.config.vocab_size} codes; "
+                f"speech token {int(wrong[0])} is outside the vocabulary of {self.config.vocab_size} speech tokens; "
                 "drop start, stop and other special tokens first"
             )

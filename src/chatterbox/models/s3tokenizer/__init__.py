@@ -1,4 +1,4 @@
-"""S3 speech tokenizer: 16 kHz audio to discrete codes."""
+"""S3 speech tokenizer: 16 kHz audio to discrete speech tokens."""
 
 from chatterbox.models.s3tokenizer.s3tokenizer import (
     EOS,

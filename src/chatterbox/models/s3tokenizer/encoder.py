@@ -1,4 +1,4 @@
-"""Network of the S3 speech tokenizer: mel frames to eight numbers per code, and those to a code.
+"""Network of the S3 speech tokenizer: mel frames to eight numbers per token, and those to a token.
 
 Owns: convolutions, attention with FSMN memory, finite scalar quantisation; all of it batched and masked by length.
 Does not know: audio, or recordings longer than one window.
@@ -13,7 +13,7 @@ from torch import nn
 from chatterbox.models.config import S3TokenizerConfig
 from chatterbox.models.linear import Linear
 
-NUM_DIGITS, NUM_LEVELS = 8, 3  # a code has eight digits of base three
+NUM_DIGITS, NUM_LEVELS = 8, 3  # a speech token has eight digits of base three
 _MLP_FACTOR = 4
 _ROPE_THETA = 10_000.0
 _LARGEST_DIGIT = 0.9990000128746033  # keeps tanh inside the outer levels
@@ -96,8 +96,8 @@ class FSQCodebook(nn.Module):
         return self.project_down(hidden).float()
 
     @staticmethod
-    def codes(digits: torch.Tensor) -> torch.Tensor:
-        """Codes (...) of what ``forward`` returns; the first digit counts least."""
+    def tokens(digits: torch.Tensor) -> torch.Tensor:
+        """Speech tokens (...) of what ``forward`` returns; the first digit counts least."""
         levels = (digits.tanh() * _LARGEST_DIGIT).round().long() + 1
         return (levels * NUM_LEVELS ** torch.arange(NUM_DIGITS, device=digits.device)).sum(dim=-1)
 

@@ -1,7 +1,7 @@
-"""Speech tokenizer: 16 kHz audio to codes at 25 a second.
+"""Speech tokenizer: 16 kHz audio to speech tokens at 25 a second.
 
 Owns: the log-mel spectrogram, batches of recordings, recordings of more than 30 seconds, and the start and stop ids.
-Does not know: files, nor what the codes are used for.
+Does not know: files, nor what the speech tokens are used for.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox.audio.recordings import mel_filters
-from chatterbox.models.config import SPEECH_CODES, START_SPEECH_TOKEN, STOP_SPEECH_TOKEN, S3TokenizerConfig
+from chatterbox.models.config import NUM_SPEECH_TOKENS, START_SPEECH_TOKEN, STOP_SPEECH_TOKEN, S3TokenizerConfig
 from chatterbox.models.s3tokenizer.encoder import AudioEncoder, FSQCodebook
 
 S3_SR = 16_000
 S3_HOP = 160  # samples per mel frame
-S3_TOKEN_HOP = 640  # samples per code
+S3_TOKEN_HOP = 640  # samples per speech token
 S3_TOKEN_RATE = 25
-SPEECH_VOCAB_SIZE = SPEECH_CODES
+SPEECH_VOCAB_SIZE = NUM_SPEECH_TOKENS
 SOS = START_SPEECH_TOKEN
 EOS = STOP_SPEECH_TOKEN
 
@@ -35,8 +35,8 @@ _WINDOWS_PER_BATCH = 4  # bounds memory for recordings of any length
 class S3Tokenizer(nn.Module):
     """S3 tokenizer v2 (CosyVoice 2). Both buffers are in the state dict; checkpoints may lack them.
 
-    ``forward`` and ``quantize`` return codes and take no gradients. To train, go through ``log_mel_spectrogram`` and
-    ``digits``, which are differentiable.
+    ``forward`` and ``quantize`` return speech tokens and take no gradients. To train, go through
+    ``log_mel_spectrogram`` and ``digits``, which are differentiable.
     """
 
     _mel_filters: torch.Tensor
@@ -65,10 +65,10 @@ class S3Tokenizer(nn.Module):
         accelerator: object | None = None,
         max_len: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (B, T) and their lengths (B,), int64, of 16 kHz recordings, each (L,) or (1, L).
+        """Speech tokens (B, T) and their lengths (B,), int64, of 16 kHz recordings, each (L,) or (1, L).
 
-        ``max_len`` cuts each spectrogram to that many codes; ``accelerator`` stands where upstream has it and is not
-        used. In a batch, ids past a row's length mean nothing.
+        ``max_len`` cuts each spectrogram to that many speech tokens; ``accelerator`` stands where upstream has it and
+        is not used. In a batch, ids past a row's length mean nothing.
         """
         mels = [self.log_mel_spectrogram(wav).reshape(self.config.num_mels, -1) for wav in wavs]
         if max_len is not None:
@@ -91,7 +91,8 @@ class S3Tokenizer(nn.Module):
         return (torch.maximum(log_mel, log_mel.amax(dim=(-2, -1), keepdim=True) - 8.0) + 4.0) / 4.0
 
     def digits(self, mel: torch.Tensor, mel_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eight numbers per code before tanh and rounding, (B, ceil(T / 4), 8), and lengths (B,); differentiable.
+        """Eight numbers per speech token before tanh and rounding, (B, ceil(T / 4), 8), and lengths (B,);
+        differentiable.
 
         ``mel`` is (B, num_mels, T) of at most 3000 frames, ``mel_len`` (B,).
         """
@@ -100,30 +101,30 @@ class S3Tokenizer(nn.Module):
 
     @torch.no_grad()
     def quantize(self, mel: torch.Tensor, mel_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (B, ceil(T / 4)) and lengths (B,), int64, of log-mels (B, num_mels, T) of any length."""
+        """Speech tokens (B, ceil(T / 4)) and lengths (B,), int64, of log-mels (B, num_mels, T) of any length."""
         if int(mel_len.max()) <= _WINDOW_FRAMES:
             digits, lengths = self.digits(mel, mel_len)
-            return FSQCodebook.codes(digits), lengths.long()
+            return FSQCodebook.tokens(digits), lengths.long()
         rows = [self._quantize_row(row[:, : int(n)]) for row, n in zip(mel, mel_len, strict=True)]
         lengths = torch.tensor([len(row) for row in rows], device=mel.device)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
     def pad(self, wavs: Sequence[torch.Tensor | np.ndarray], sr: int) -> list[torch.Tensor]:
-        """Recordings (1, L), zero-padded to whole codes (40 ms)."""
+        """Recordings (1, L), zero-padded to whole speech tokens (40 ms)."""
         rows = [torch.atleast_2d(torch.as_tensor(wav)) for wav in wavs]
         sizes = [int(math.ceil(row.shape[1] / sr * S3_TOKEN_RATE) * (sr / S3_TOKEN_RATE)) for row in rows]
         return [F.pad(row, (0, size - row.shape[1])) for row, size in zip(rows, sizes, strict=True)]
 
     def _quantize_row(self, mel: torch.Tensor) -> torch.Tensor:
-        """Codes (ceil(T / 4),) of one log-mel (num_mels, T): half of each overlap comes from either window."""
+        """Speech tokens (ceil(T / 4),) of one log-mel (num_mels, T): half of each overlap comes from either window."""
         windows, lengths = split_windows(mel)
-        codes = []
+        speech_tokens = []
         for batch, batch_len in zip(windows.split(_WINDOWS_PER_BATCH), lengths.split(_WINDOWS_PER_BATCH), strict=True):
-            digits, code_len = self.digits(batch, batch_len)
-            codes += [row[: int(n)] for row, n in zip(FSQCodebook.codes(digits), code_len, strict=True)]
+            digits, token_len = self.digits(batch, batch_len)
+            speech_tokens += [row[: int(n)] for row, n in zip(FSQCodebook.tokens(digits), token_len, strict=True)]
         half = _WINDOW_OVERLAP // 2 // _FRAMES_PER_CODE
-        last = len(codes) - 1
-        return torch.cat([row[half * (i > 0) : len(row) - half * (i < last)] for i, row in enumerate(codes)])
+        last = len(speech_tokens) - 1
+        return torch.cat([row[half * (i > 0) : len(row) - half * (i < last)] for i, row in enumerate(speech_tokens)])
 
 
 def split_windows(mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

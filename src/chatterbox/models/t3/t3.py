@@ -1,7 +1,7 @@
 """T3: text tokens to speech tokens.
 
 Owns: embeddings, heads and the order of the input sequence, ``[conditioning][text][speech]``. Does not know: how
-tokens are drawn (`chatterbox.engine`), which cache is used, what a voice is called.
+tokens are decoded (`chatterbox.engine`), which cache is used, what a voice is called.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class T3(nn.Module):
         """
         # On the model because callers know it there; the loop itself is one layer up.
         from chatterbox.engine.decode import decode
-        from chatterbox.engine.request import DecodeRequest
+        from chatterbox.engine.request import Request
 
         for name, value, supported in (
             ("prepend_prompt_speech_tokens", prepend_prompt_speech_tokens, None),
@@ -273,7 +273,7 @@ class T3(nn.Module):
                 raise ValueError(f"{name} must be {supported}, got {value!r}; no published model uses it")
         if return_cache and not use_cache:
             raise ValueError("return_cache needs use_cache=True; without a cache there is none to return")
-        request = DecodeRequest(
+        request = Request(
             t3_cond=t3_cond,
             text_tokens=text_tokens,
             sampling=SamplingConfig(
@@ -312,7 +312,7 @@ class T3(nn.Module):
 
         Args:
             text_tokens: (S,) or (1, S) ids of one text, without marks.
-            max_gen_len: at most this many tokens (upstream draws one more).
+            max_gen_len: at most this many tokens (upstream decodes one more).
             use_cache: as `inference`; so is ``seed``.
 
         Returns:
@@ -322,7 +322,7 @@ class T3(nn.Module):
             ValueError: a knob out of range, or text or speech longer than the backbone's positions.
         """
         from chatterbox.engine.decode import generate
-        from chatterbox.engine.request import DecodeRequest
+        from chatterbox.engine.request import Request
 
         sampling = SamplingConfig(
             temperature=temperature,
@@ -332,13 +332,13 @@ class T3(nn.Module):
             top_p=top_p,
             top_k=top_k,
         )
-        request = DecodeRequest(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
+        request = Request(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
         tokens = generate(self, request, use_cache=use_cache)
         return tokens[tokens != self.hp.stop_speech_token][None]
 
 
 def _prompt(t3_cond: T3Cond) -> Tensor:
-    """The speech prompt: embedded, (B, T, hidden), where that is given, else its codes (B, T)."""
+    """The speech prompt: embedded, (B, T, hidden), where that is given, else its speech tokens (B, T)."""
     tokens, embeds = t3_cond.cond_prompt_speech_tokens, t3_cond.cond_prompt_speech_emb
     prompt = tokens if embeds is None else embeds
     if prompt is None:

@@ -15,7 +15,7 @@ from chatterbox.config import PressureConfig
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.prefix.memory_pressure import MemoryReading
-from chatterbox.kvcache.prefix.policy import REPLACEMENT
+from chatterbox.kvcache.prefix.policy import PREFIX_EVICTION
 from tests.unit.kvcache.prefix.test_prefix_cache import ROOT, WIDTH, fill_of, joined, made_of, stored
 
 MIB = 2**20
@@ -46,7 +46,7 @@ class ManagerMachine(RuleBasedStateMachine):
         host=SIZES,
         total=SIZES,
         host_codec=st.sampled_from(["none", "int8"]),
-        policy=st.sampled_from(sorted(REPLACEMENT)),
+        policy=st.sampled_from(sorted(PREFIX_EVICTION)),
     )
     def start(self, device: int, host: int, total: int, host_codec: str, policy: str) -> None:
         self.system, self.is_exact, self.total = Machine(), host_codec == "none", total
@@ -56,7 +56,7 @@ class ManagerMachine(RuleBasedStateMachine):
             host_bytes=host,
             total_bytes=total,
             host_codec=host_codec,
-            replacement_policy=policy,
+            eviction_policy=policy,
             monitor=monitor,
         )
         self.leases: list[tuple] = []
@@ -88,7 +88,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule(voice=VOICES, labels=LABELS)
     def put(self, voice: str, labels: tuple) -> None:
-        if self.manager.update_cache(voice, stored(voice, labels), labels, row=1, fill_ms=3.0):
+        if self.manager.update_cache(voice, stored(voice, labels), labels, row=1, prefill_ms=3.0):
             self.seen.add("put")
 
     @rule(voice=VOICES, labels=LABELS)
@@ -150,7 +150,7 @@ def test_any_order_of_operations() -> None:
 
 
 @pytest.mark.parametrize("host_codec", ["none", "int8"])
-@pytest.mark.parametrize("policy", sorted(REPLACEMENT))
+@pytest.mark.parametrize("policy", sorted(PREFIX_EVICTION))
 def test_five_hundred_voices_within_one_budget(policy: str, host_codec: str) -> None:
     """Device and host memory together, at every moment: inside fills and under leases. Hot voices stay warm."""
     total = 256 * WIDTH
@@ -159,7 +159,7 @@ def test_five_hundred_voices_within_one_budget(policy: str, host_codec: str) -> 
         host_bytes=200 * WIDTH,
         total_bytes=total,
         host_codec=host_codec,
-        replacement_policy=policy,
+        eviction_policy=policy,
     )
     rng, weights, peak = random.Random(5), list(accumulate(1 / rank**1.1 for rank in range(1, 501))), 0
 
@@ -180,7 +180,7 @@ def test_five_hundred_voices_within_one_budget(policy: str, host_codec: str) -> 
         with manager.acquire(f"voice {voice}", labels, fill) as lease:
             require_budget()
             if voice < 5 and index > 200:
-                warm.append(lease.num_served >= ROOT)
+                warm.append(lease.num_cached_tokens >= ROOT)
     stats = manager.stats()
     assert peak > 0.95 * total and stats["evictions"] > 100 and stats["demotions"] > 100
     assert sum(warm) > 0.9 * len(warm)
@@ -191,7 +191,7 @@ def test_a_total_budget_takes_what_is_packed_first() -> None:
         budget_bytes=2 * ROOT * WIDTH,
         host_bytes=9 * ROOT * WIDTH,
         total_bytes=3 * ROOT * WIDTH,
-        replacement_policy="lru",
+        eviction_policy="lru",
     )
     for voice in "abcd":
         manager.acquire(voice, "", fill_of(voice, ())).release()
@@ -209,7 +209,7 @@ def test_a_beginning_that_stays_packed_is_not_continued() -> None:
     with manager.acquire("b", (1, 2), fill_of("b", (1, 2))):  # a is packed
         assert manager.stats()["host_entries"] == 2  # its own part and its text
         with manager.acquire("a", (1, 9), fill_of("a", (1, 9))) as lease:  # and has no room to come back
-            assert lease.num_served == ROOT + 1
+            assert lease.num_cached_tokens == ROOT + 1
         assert manager.stats()["uncached"] == 1
         manager.check_integrity()
     manager.acquire("a", (1, 9), fill_of("a", (1, 9))).release()

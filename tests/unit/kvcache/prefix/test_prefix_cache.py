@@ -1,4 +1,4 @@
-"""The prefix tree, the manager around it, and T3's beginnings through both."""
+"""The prefix tree, the manager around it, and T3's prefixes through both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from chatterbox.config import SamplingConfig
 from chatterbox.engine.decode import generate
-from chatterbox.engine.prefill import PrefixSource
+from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache import Segment
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.prefix.archive import disk_key
@@ -27,7 +27,7 @@ from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.stats import prometheus_text
-from chatterbox.kvcache.prefix.tree import NO_TEXT, PrefixTree
+from chatterbox.kvcache.prefix.tree import NO_TEXT, RadixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.models.t3 import T3
 from tests.support.decoding import stream
@@ -58,18 +58,18 @@ def fill_of(voice: str, labels: tuple):
 
 
 def test_tree_shares_beginnings_and_keeps_its_books() -> None:
-    tree, rng = PrefixTree(codec("none")), random.Random(3)
-    beginnings = {("a", ()), ("b", ())}
+    tree, rng = RadixTree(codec("none")), random.Random(3)
+    prefixes = {("a", ()), ("b", ())}
     for _ in range(200):
         voice = rng.choice("ab")
         labels = tuple(rng.choice("xyz") for _ in range(rng.randint(0, 7)))
         known = tree.match(voice, labels)
         tree.insert(voice, labels, made_of(voice, labels, rng.randint(0, min(len(known), ROOT + len(labels) - 1))), 1.0)
-        beginnings |= {(voice, labels[:end]) for end in range(len(labels) + 1)}
+        prefixes |= {(voice, labels[:end]) for end in range(len(labels) + 1)}
         found = tree.match(voice, labels)
         assert found.is_whole
         assert torch.equal(joined(found.segments), made_of(voice, labels).keys)
-    distinct = len({(v, ls) for v, ls in beginnings if ls})
+    distinct = len({(v, ls) for v, ls in prefixes if ls})
     assert tree.nbytes == (distinct + 2 * ROOT) * WIDTH == sum(node.nbytes for node in tree.nodes())
     longer = tree.match("a", ("x", "never"))
     assert not longer.is_whole and len(longer) == ROOT + 1
@@ -77,17 +77,17 @@ def test_tree_shares_beginnings_and_keeps_its_books() -> None:
 
 
 def test_tree_refuses_gaps_and_drops_only_what_nobody_holds() -> None:
-    tree = PrefixTree(codec("none"))
-    with pytest.raises(ValueError, match="from position 3 cannot follow a beginning of 0"):
+    tree = RadixTree(codec("none"))
+    with pytest.raises(ValueError, match="from position 3 cannot follow a prefix of 0"):
         tree.insert("a", ("x",), made_of("a", ("x",), 3), 1.0)
     leaf = tree.insert("a", ("x", "y"), made_of("a", ("x", "y")), 1.0)
-    tree.hold(leaf)
+    tree.ref(leaf)
     other = tree.insert("a", ("x", "z"), made_of("a", ("x", "z")), 1.0)  # splits what is held
     for held in leaf.path():
         with pytest.raises(ValueError, match="in use"):
             tree.drop(held)
     tree.drop(other)
-    tree.let_go(leaf)
+    tree.unref(leaf)
     assert not any(node.num_holders for node in tree.nodes())
     tree.drop(leaf)
     assert tree.nbytes == (ROOT + 1) * WIDTH
@@ -98,12 +98,12 @@ def test_tree_refuses_gaps_and_drops_only_what_nobody_holds() -> None:
 def test_a_second_lookup_computes_nothing() -> None:
     manager = GlobalKVCacheManager(budget_bytes=2**20)
     with manager.acquire("a", "xyz", fill_of("a", tuple("xyz"))) as first:
-        assert first.num_served == 0
+        assert first.num_cached_tokens == 0
     with manager.acquire("a", "xyz", pytest.fail) as second:
-        assert second.num_served == ROOT + 3
+        assert second.num_cached_tokens == ROOT + 3
         assert torch.equal(joined(second.segments), made_of("a", tuple("xyz")).keys)
     with manager.acquire("a", "xyw", fill_of("a", tuple("xyw"))) as third:
-        assert third.num_served == ROOT + 2
+        assert third.num_cached_tokens == ROOT + 2
         assert torch.equal(joined(third.segments), made_of("a", tuple("xyw")).keys)
     stats = manager.stats()
     assert (stats["lookups"], stats["hits"], stats["fills"]) == (3, 1, 2)
@@ -117,7 +117,7 @@ def test_a_second_lookup_computes_nothing() -> None:
 @pytest.mark.parametrize("policy", ["lru", "lfu", "cost"])
 def test_the_budget_holds_at_every_moment_and_leases_stay_valid(policy: str) -> None:
     budget = 40 * WIDTH
-    manager, rng = GlobalKVCacheManager(budget_bytes=budget, replacement_policy=policy), random.Random(1)
+    manager, rng = GlobalKVCacheManager(budget_bytes=budget, eviction_policy=policy), random.Random(1)
     held: list = []
     for _ in range(400):
         voice, labels = rng.choice("abcdef"), tuple(rng.choice("xy") for _ in range(rng.randint(1, 8)))
@@ -140,7 +140,7 @@ def test_the_budget_holds_at_every_moment_and_leases_stay_valid(policy: str) -> 
 
 def test_replacement_policies_differ() -> None:
     def survivor(policy: str) -> str:
-        manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, replacement_policy=policy)
+        manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, eviction_policy=policy)
         for voice in "aab":  # a: often, b: recently
             manager.acquire(voice, "", fill_of(voice, ())).release()
         manager.acquire("c", "", fill_of("c", ())).release()
@@ -149,7 +149,7 @@ def test_replacement_policies_differ() -> None:
     assert survivor("lru") == "b"
     assert survivor("lfu") == "a"
     with pytest.raises(ValueError, match="replacement 'fifo' does not exist; choose from cost, lfu, lru"):
-        GlobalKVCacheManager(budget_bytes=1, replacement_policy="fifo")
+        GlobalKVCacheManager(budget_bytes=1, eviction_policy="fifo")
 
 
 def test_cost_forgets_what_was_wanted_often_once() -> None:
@@ -165,7 +165,7 @@ def test_cost_forgets_what_was_wanted_often_once() -> None:
 
             return ten_ms
 
-        manager = GlobalKVCacheManager(budget_bytes=3 * ROOT * WIDTH, replacement_policy=policy, clock=lambda: now[0])
+        manager = GlobalKVCacheManager(budget_bytes=3 * ROOT * WIDTH, eviction_policy=policy, clock=lambda: now[0])
         for voice in [*"a" * 20, *(f"{i // 3}" for i in range(3 * later))]:  # each later voice three times
             manager.acquire(voice, "", fill(voice)).release()
         assert manager.stats()["fill_ms"] == pytest.approx(10 * manager.stats()["fills"])
@@ -176,7 +176,7 @@ def test_cost_forgets_what_was_wanted_often_once() -> None:
 
 
 def test_a_fill_and_a_promotion_count_as_one_use() -> None:
-    manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, host_bytes=2**20, replacement_policy="lru")
+    manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, host_bytes=2**20, eviction_policy="lru")
     for voice in "abca":  # a leaves the device, and comes back
         manager.acquire(voice, "", fill_of(voice, ())).release()
     assert manager.stats()["promotions"] == 1
@@ -187,14 +187,14 @@ def test_a_fill_and_a_promotion_count_as_one_use() -> None:
 
 
 def test_a_pinned_voice_keeps_its_own_part() -> None:
-    manager = GlobalKVCacheManager(budget_bytes=12 * WIDTH, replacement_policy="lru")
+    manager = GlobalKVCacheManager(budget_bytes=12 * WIDTH, eviction_policy="lru")
     own, text = (("emotion", 0.5), NO_TEXT, NO_TEXT), (("emotion", 0.5), 4, 5)
     manager.pin("a")
     for labels in (own, text):
         manager.acquire("a", labels, fill_of("a", labels)).release()
     for voice in "bcd":
         manager.acquire(voice, (1, 2, 3), fill_of(voice, (1, 2, 3))).release()
-    assert manager.acquire("a", own, pytest.fail).num_served == ROOT + 3
+    assert manager.acquire("a", own, pytest.fail).num_cached_tokens == ROOT + 3
     assert not manager._tree.match("a", text).is_whole
 
 
@@ -231,7 +231,7 @@ def test_what_leaves_the_device_waits_in_host_memory(host_codec: str) -> None:
 
 
 def test_host_memory_is_bounded_too() -> None:
-    manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, host_bytes=2 * ROOT * WIDTH, replacement_policy="lru")
+    manager = GlobalKVCacheManager(budget_bytes=2 * ROOT * WIDTH, host_bytes=2 * ROOT * WIDTH, eviction_policy="lru")
     for voice in "abcdef":
         manager.acquire(voice, "", fill_of(voice, ())).release()
         manager.check_integrity()
@@ -264,11 +264,11 @@ def test_a_restarted_process_finds_its_voices(tmp_path: Path) -> None:
     manager = on_disk(tmp_path)
     for text in ("xz", "xy"):
         lease = manager.acquire("a", text, pytest.fail)
-        assert lease.num_served == ROOT + 2
+        assert lease.num_cached_tokens == ROOT + 2
         assert torch.equal(joined(lease.segments), made_of("a", tuple(text)).keys)
     stats = manager.stats()
     assert (stats["disk_hits"], stats["fills"], stats["tokens_computed"], stats["hit_rate"]) == (2, 0, 0, 1.0)
-    assert manager.acquire("b", "xz", fill_of("b", tuple("xz"))).num_served == 0
+    assert manager.acquire("b", "xz", fill_of("b", tuple("xz"))).num_cached_tokens == 0
 
 
 def broken_files() -> dict[str, Callable[[Path], None]]:
@@ -313,7 +313,7 @@ def test_a_file_with_nan_in_it_is_a_miss_and_goes(tmp_path, value: float, caplog
     spoilt.values[1, 0, -1, 2] = value
     DiskTier(tmp_path).store(disk_key("a", tuple("xy")), spoilt)
     with caplog.at_level(logging.WARNING), on_disk(tmp_path).acquire("a", "xy", fill_of("a", tuple("xy"))) as lease:
-        assert lease.num_served == 0 and torch.equal(joined(lease.segments), made_of("a", tuple("xy")).keys)
+        assert lease.num_cached_tokens == 0 and torch.equal(joined(lease.segments), made_of("a", tuple("xy")).keys)
     assert "is broken and is removed (it holds NaN or infinite values)" in caplog.text
 
 
@@ -403,7 +403,7 @@ def test_fills_that_raise_leave_nothing() -> None:
 
     run_together(4, work)
     assert (manager.nbytes, manager.stats()["failed_fills"]) == (0, 4)
-    assert manager.acquire("a", "xyz", fill_of("a", tuple("xyz"))).num_served == 0
+    assert manager.acquire("a", "xyz", fill_of("a", tuple("xyz"))).num_cached_tokens == 0
 
 
 def test_hashes_follow_the_content() -> None:
@@ -442,17 +442,17 @@ def test_fingerprint_is_of_every_weight_wherever_it_lies(dtype: torch.dtype, siz
 
 
 @pytest.fixture
-def source(t3: T3) -> PrefixSource:
-    return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20))
+def source(t3: T3) -> Prefiller:
+    return Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**20))
 
 
-def computed(source: PrefixSource, request) -> int:
+def computed(source: Prefiller, request) -> int:
     before = source.manager.stats()["tokens_computed"]
     source.acquire(request).release()
     return int(source.manager.stats()["tokens_computed"] - before)
 
 
-def test_a_warm_voice_computes_its_text_alone(t3: T3, source: PrefixSource) -> None:
+def test_a_warm_voice_computes_its_text_alone(t3: T3, source: Prefiller) -> None:
     base = dataclasses.replace(REQUESTS[0], sampling=SamplingConfig(), text_tokens=torch.tensor([1, 5, 6, 7, 8, 0]))
     cond_len = t3.hp.cond_len
     assert computed(source, base) == cond_len + 6 + 6
@@ -467,7 +467,7 @@ def test_a_warm_voice_computes_its_text_alone(t3: T3, source: PrefixSource) -> N
     assert computed(source, unguided) == 0
 
 
-def test_a_new_voice_takes_one_pass_with_its_text(t3: T3, source: PrefixSource, monkeypatch) -> None:
+def test_a_new_voice_takes_one_pass_with_its_text(t3: T3, source: Prefiller, monkeypatch) -> None:
     passes: list[tuple[int, int]] = []
     forward = t3.tfmr.forward
 
@@ -496,10 +496,10 @@ def test_a_new_voice_takes_one_pass_with_its_text(t3: T3, source: PrefixSource, 
 
 
 def test_what_one_pass_computed_is_what_passes_of_its_parts_compute(t3: T3) -> None:
-    """Whichever text brought a voice in, its beginnings are the same, and each has its share of the time."""
+    """Whichever text brought a voice in, its prefixes are the same, and each has its share of the time."""
     short = dataclasses.replace(REQUESTS[0], sampling=SamplingConfig(), text_tokens=torch.tensor([1, 5, 0]))
     request = dataclasses.replace(short, text_tokens=torch.tensor([1, 6, 7, 7, 7, 8, 0]))
-    at_once, in_parts = (PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20)) for _ in range(2))
+    at_once, in_parts = (Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**20)) for _ in range(2))
     in_parts.acquire(short).release()
     with at_once.acquire(request) as one, in_parts.acquire(request) as two:
         for ours, theirs in zip(one.rows, two.rows, strict=True):
@@ -507,27 +507,27 @@ def test_what_one_pass_computed_is_what_passes_of_its_parts_compute(t3: T3) -> N
             torch.testing.assert_close(joined.keys, expected.keys)
             torch.testing.assert_close(joined.values, expected.values)
     nodes = list(at_once.manager._tree.nodes())
-    per_position = {node.labels[:1]: node.fill_ms / node.num_positions for node in nodes}
+    per_position = {node.labels[:1]: node.prefill_ms / node.num_positions for node in nodes}
     root, emotion = per_position.pop(()), per_position.pop(tuple(at_once._emotion(request.t3_cond)))
     assert sorted(per_position, key=str) == [("no text",), (1,)]
     for cost in per_position.values():
         assert (root, emotion) == pytest.approx((2 * cost, 2 * cost), rel=0.01)  # computed in both rows
-    assert at_once.manager.stats()["fill_ms"] == pytest.approx(sum(node.fill_ms for node in nodes), rel=0.01)
+    assert at_once.manager.stats()["fill_ms"] == pytest.approx(sum(node.prefill_ms for node in nodes), rel=0.01)
 
 
-def test_voices_are_told_apart_by_content(t3: T3, source: PrefixSource) -> None:
+def test_voices_are_told_apart_by_content(t3: T3, source: Prefiller) -> None:
     cond = REQUESTS[0].t3_cond
     same = dataclasses.replace(cond, speaker_emb=cond.speaker_emb.clone(), emotion_adv=0.1)
     other = dataclasses.replace(cond, speaker_emb=cond.speaker_emb + 1e-3)
     assert source.voice_of(cond) == source.voice_of(same) != source.voice_of(other)
     torch.manual_seed(1)
-    assert PrefixSource(T3(SMALL), source.manager).voice_of(cond) != source.voice_of(cond)
+    assert Prefiller(T3(SMALL), source.manager).voice_of(cond) != source.voice_of(cond)
 
 
 def test_many_threads_and_voices(t3: T3) -> None:
     """16 threads, 4 voices, 200 requests, a budget that forces evictions: every output is the single-threaded one."""
     rng = random.Random(2)
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=60_000))
+    source = Prefiller(t3, GlobalKVCacheManager(budget_bytes=60_000))
     requests = [
         dataclasses.replace(rng.choice(REQUESTS), t3_cond=REQUESTS[rng.randrange(4)].t3_cond, max_new_tokens=4)
         for _ in range(200)
@@ -542,7 +542,7 @@ def test_many_threads_and_voices(t3: T3) -> None:
     assert not any(node.num_holders for node in source.manager._tree.nodes())
 
 
-def test_a_stream_closed_half_way_lets_go(t3: T3, source: PrefixSource) -> None:
+def test_a_stream_closed_half_way_lets_go(t3: T3, source: Prefiller) -> None:
     tokens = stream(t3, dataclasses.replace(REQUESTS[0], max_new_tokens=20), prefixes=source)
     next(tokens)
     assert any(node.num_holders for node in source.manager._tree.nodes())
@@ -550,7 +550,7 @@ def test_a_stream_closed_half_way_lets_go(t3: T3, source: PrefixSource) -> None:
     assert not any(node.num_holders for node in source.manager._tree.nodes())
 
 
-def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: PrefixSource) -> None:
+def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: Prefiller) -> None:
     """A request decodes into its own rows."""
     expected = generate(t3, REQUESTS[0], use_cache=False).tolist()
     for _ in range(3):
@@ -564,8 +564,8 @@ def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: PrefixS
 NOT_FINITE = "T3 computed NaN or infinite values for this voice or text; check the weights, their dtype and the voice"
 
 
-def disk_source(t3: T3, folder: Path) -> PrefixSource:
-    return PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**20, host_bytes=2**20, disk=DiskTier(folder)))
+def disk_source(t3: T3, folder: Path) -> Prefiller:
+    return Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**20, host_bytes=2**20, disk=DiskTier(folder)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -604,7 +604,7 @@ def test_a_text_with_nan_in_it_fails_alone_and_is_kept_nowhere(tmp_path, cfg_wei
 
 
 def test_an_unpinned_voice_goes_like_any_other() -> None:
-    manager = GlobalKVCacheManager(budget_bytes=(ROOT + 3) * WIDTH, replacement_policy="lru")
+    manager = GlobalKVCacheManager(budget_bytes=(ROOT + 3) * WIDTH, eviction_policy="lru")
     manager.pin("a")
     manager.acquire("a", (1,), fill_of("a", (1,))).release()
     manager.acquire("b", (1,), fill_of("b", (1,))).release()
@@ -612,7 +612,7 @@ def test_an_unpinned_voice_goes_like_any_other() -> None:
     manager.unpin("a")
     manager.acquire("b", (1,), fill_of("b", (1,))).release()
     with manager.acquire("b", (1,), pytest.fail) as lease:
-        assert lease.num_served == ROOT + 1
+        assert lease.num_cached_tokens == ROOT + 1
 
 
 def stored(voice: str, labels: tuple) -> StaticKVCache:

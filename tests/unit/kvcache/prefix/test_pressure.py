@@ -14,8 +14,8 @@ import torch
 from chatterbox.config import KVCacheConfig, PressureConfig
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.prefill import PrefixSource
-from chatterbox.engine.request import DecodeRequest
+from chatterbox.engine.prefill import Prefiller
+from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.engine.sequence import StepResult
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
@@ -24,7 +24,7 @@ from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryReading, Syst
 from chatterbox.kvcache.prefix.policy import lru
 from chatterbox.kvcache.prefix.stats import CacheStats, prometheus_text
 from chatterbox.kvcache.prefix.tiers import Tiers
-from chatterbox.kvcache.prefix.tree import PrefixTree
+from chatterbox.kvcache.prefix.tree import RadixTree
 from chatterbox.models.t3 import T3
 from tests.support.decoding import stream
 from tests.support.small import REQUESTS
@@ -60,9 +60,7 @@ def segment(known: tuple[Segment, ...] = ()) -> Segment:
 
 
 def filled(machine: Machine, voices: str, **options) -> GlobalKVCacheManager:
-    manager = GlobalKVCacheManager(
-        budget_bytes=100 * MIB, replacement_policy="lru", monitor=machine.monitor(), **options
-    )
+    manager = GlobalKVCacheManager(budget_bytes=100 * MIB, eviction_policy="lru", monitor=machine.monitor(), **options)
     for voice in voices:
         manager.acquire(voice, "", segment).release()
     assert manager.stats()["entries"] == len(voices)
@@ -106,13 +104,13 @@ def test_what_gives_way_in_order(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     manager = filled(machine, "abcdefgh", host_bytes=100 * MIB, host_codec="int8")
     with caplog.at_level(logging.INFO, logger="chatterbox.kvcache.prefix.memory_pressure"):
-        machine.has(97)  # 3 MiB short: two beginnings, a quarter of their size once packed, free 3
+        machine.has(97)  # 3 MiB short: two prefixes, a quarter of their size once packed, free 3
         manager.acquire("h", "", pytest.fail).release()
         stats = manager.stats()
         assert (stats["pressure_demotions"], stats["pressure_evictions"], stats["pressure"]) == (3, 0, Level.SOFT)
         assert (known(manager), stats["host_entries"]) == ("abcdefgh", 3)
         machine.has(51)  # more than there is to give, and not yet beyond the hard watermark
-        assert manager.acquire("h", "", segment).num_served == 0
+        assert manager.acquire("h", "", segment).num_cached_tokens == 0
         assert known(manager) == "h"
         assert (manager.stats()["pressure_evictions"], manager.stats()["pressure_unshared"]) == (8, 0)
         manager.acquire("i", "", segment).release()
@@ -121,7 +119,7 @@ def test_what_gives_way_in_order(caplog: pytest.LogCaptureFixture) -> None:
         machine.has(49)
         assert manager.monitor.admits()
         for count in (1, 2):
-            assert manager.acquire("j", "", segment).num_served == 0
+            assert manager.acquire("j", "", segment).num_cached_tokens == 0
             assert manager.stats()["pressure_unshared"] == count
         assert "j" not in known(manager)
         machine.has(49)
@@ -165,14 +163,14 @@ def test_only_as_much_leaves_as_is_short_and_nothing_in_use_or_pinned() -> None:
         assert torch.equal(lease.segments[0].keys, segment().keys)
     machine.has(1000)
     with manager.acquire("z", "", segment) as back:
-        assert back.num_served == 0 and known(manager) == "abz"
+        assert back.num_cached_tokens == 0 and known(manager) == "abz"
 
 
 def test_a_short_device_moves_to_host_memory_unless_that_is_short_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatterbox.kvcache.prefix.tiers._is_in_host", lambda node: False)
 
-    def tiers() -> tuple[Tiers, CacheStats, PrefixTree]:
-        tree, stats = PrefixTree(codec("none")), CacheStats()
+    def tiers() -> tuple[Tiers, CacheStats, RadixTree]:
+        tree, stats = RadixTree(codec("none")), CacheStats()
         made = Tiers(tree, stats, 100 * MIB, 100 * MIB, lru)
         for voice in "abcd":
             tree.use(made.keep(voice, (), segment(), 1.0))
@@ -196,7 +194,7 @@ def test_nothing_comes_back_to_the_device_under_pressure() -> None:
     manager.acquire("b", "", pytest.fail).release()
     assert manager.stats()["host_entries"] == 1
     with manager.acquire("a", "", pytest.fail) as lease:
-        assert lease.num_served == 8
+        assert lease.num_cached_tokens == 8
     assert (manager.stats()["promotions"], manager.stats()["host_entries"]) == (0, 1)
     machine.has(1000)
     manager.acquire("a", "", pytest.fail).release()
@@ -205,9 +203,9 @@ def test_nothing_comes_back_to_the_device_under_pressure() -> None:
 
 @pytest.mark.parametrize("available_mib", [0, 75, 10_000])
 def test_requests_run_whatever_is_short(t3: T3, available_mib: int) -> None:
-    """The tokens are those of the oracle, and without memory nothing is kept."""
+    """The tokens are those of the uncached decoder, and without memory nothing is kept."""
     machine = Machine(MemoryReading(None, None, available_mib * MIB))
-    source = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=2**24, monitor=machine.monitor()))
+    source = Prefiller(t3, GlobalKVCacheManager(budget_bytes=2**24, monitor=machine.monitor()))
     for request in REQUESTS[:6]:
         with source.acquire(request) as prefix:
             assert prefix.length == len(request.text_tokens) + t3.hp.cond_len
@@ -249,9 +247,9 @@ def test_many_threads_while_memory_comes_and_goes() -> None:
     manager.check_integrity()
 
 
-def in_waves(t3: T3, requests: list[DecodeRequest], monitor: MemoryMonitor) -> tuple[list[list[int]], int]:
+def in_waves(t3: T3, requests: list[Request], monitor: MemoryMonitor) -> tuple[list[list[int]], int]:
     """Tokens of requests that are submitted at once, and the most rows that were in use."""
-    prefixes = PrefixSource(t3, GlobalKVCacheManager(budget_bytes=0, monitor=monitor))
+    prefixes = Prefiller(t3, GlobalKVCacheManager(budget_bytes=0, monitor=monitor))
     scheduler, rows, step = Scheduler(prefixes), [0], DecodeEngine.step
 
     def counted(engine: DecodeEngine) -> StepResult:

@@ -23,7 +23,7 @@ from chatterbox.models.t3.modules.perceiver import Perceiver
 class T3Cond:
     """Conditioning of one voice.
 
-    speaker_emb: (B, 256) voice-encoder embedding. cond_prompt_speech_tokens: (B, T) codes of the reference.
+    speaker_emb: (B, 256) voice-encoder embedding. cond_prompt_speech_tokens: (B, T) speech tokens of the reference.
     cond_prompt_speech_emb: (B, T, hidden), only if precomputed. emotion_adv: exaggeration, a number or (B, 1, 1).
     clap_emb: must stay None; it exists because stored conditionals have the field.
     """

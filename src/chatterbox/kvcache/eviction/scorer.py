@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NO_TOKEN = -1  # of a position that stands for no drawn token
+NO_TOKEN = -1  # of a position that stands for no decoded token
 
 
 class Held(NamedTuple):

@@ -1,6 +1,6 @@
 """The next token of every request of a step, from its rows' logits.
 
-Owns: guidance, guards and noise in their order, what is remembered of a draw, and torch's global generator behind it.
+Owns: guidance, guards and noise in their order, what is remembered of a token, and torch's global generator behind it.
 Does not know: rows, caches, the model (`engine`); what a knob does (`sampler`).
 """
 
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from chatterbox.engine.batch_state import BatchState
 from chatterbox.engine.guards.batch import Verdict
-from chatterbox.engine.sampler import draw, guide, hashed_exponential
+from chatterbox.engine.sampler import apply_cfg, hashed_exponential, sample
 from chatterbox.models.config import T3Config
 
 
-def draw_next(state: BatchState, logits: Tensor, hp: T3Config) -> None:
+def sample_next(state: BatchState, logits: Tensor, hp: T3Config) -> None:
     """Next tokens of all requests, from the logits (rows, V), into ``state``."""
     guided = logits[state.conditional]
-    if state.knobs.cfg_weight is not None:
-        guided = guide(guided, logits[state.unconditional], state.knobs.cfg_weight)
+    if state.params.cfg_weight is not None:
+        guided = apply_cfg(guided, logits[state.unconditional], state.params.cfg_weight)
     state.broken |= ~guided.isfinite().all(1, keepdim=True)
-    num_new = state.num_drawn - state.num_forced
+    num_new = state.num_decoded - state.num_forced
     verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
     if verdict:
         verdict.mask(guided, hp.stop_speech_token)
-    tokens = draw(guided, state.seen, state.knobs, _noise(state, num_new), penalty_last=hp.penalty_last)
+    tokens = sample(guided, state.seen, state.params, _noise(state, num_new), penalty_last=hp.penalty_last)
     if verdict:
         tokens = verdict.correct(tokens, guided, hp.stop_speech_token)
-        state.forced.copy_(verdict.must_stop)
+        state.guard_stopped.copy_(verdict.must_stop)
     state.tokens.copy_(tokens)
     if not hp.start_stays_seen:
-        state.seen[:, hp.start_speech_token, None] &= state.num_drawn > 0
+        state.seen[:, hp.start_speech_token, None] &= state.num_decoded > 0
     state.seen.scatter_(1, state.tokens, True)
-    state.num_drawn += 1
+    state.num_decoded += 1
 
 
 def _noise(state: BatchState, num_new: Tensor) -> Tensor | None:
@@ -64,7 +64,7 @@ class Rewind:
         self._states: list[Tensor] = []
 
     def note(self) -> None:
-        """A step has drawn."""
+        """A step has decoded."""
         if self._place is not None:
             self._states.append(self._generator.get_state())
 

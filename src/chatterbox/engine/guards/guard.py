@@ -32,7 +32,7 @@ class Guard(abc.ABC):
     """
 
     # True: a stop token that must not be is taken out of the logits, before the sampling filters, which changes what
-    # else may be drawn. False: it is replaced only if it is drawn, and nothing else changes.
+    # else may be decoded. False: it is replaced only if it is decoded, and nothing else changes.
     masks_logits: ClassVar[bool] = False
 
     places: Tensor  # (N,), ascending: which of all requests of the batch these are
@@ -66,12 +66,12 @@ class Guard(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def look(self, last: Tensor, num_drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, last: Tensor, num_decoded: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step in; changes the state.
 
         Args:
-            last: (N, 1), the token drawn before, the start token at first.
-            num_drawn: (N, 1), tokens drawn so far.
+            last: (N, 1), the token decoded before, the start token at first.
+            num_decoded: (N, 1), tokens decoded so far.
 
         Returns:
             For each request (N, 1), whether it must not end now, and whether it must.

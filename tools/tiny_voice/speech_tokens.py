@@ -1,10 +1,10 @@
-"""The speech codes of the embedded voice: two phones a code, one per 20 ms mel frame.
+"""The speech tokens of the embedded voice: two phones a token, one per 20 ms mel frame.
 
 Owns: the mapping between (phone, pitch level) symbols and the 6,561 FSQ codes. Does not know: audio, models.
 
-A code has eight ternary digits; the first four name what sounds in its first 20 ms, the last four in its second. Of
-each four, one digit is the pitch level for vowels. So codes say what is spoken and how it is intoned, not who speaks,
-and S3Gen's two mel frames per code get one symbol each.
+A speech token has eight ternary digits; the first four name what sounds in its first 20 ms, the last four in its
+second. Of each four, one digit is the pitch level for vowels. So speech tokens say what is spoken and how it is
+intoned, not who speaks, and S3Gen's two mel frames per speech token get one symbol each.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def frame_symbols(phones: list[str], ends: np.ndarray, pitch: np.ndarray, *, spr
         spread: factor on ``pitch``: above 1 is livelier.
 
     Returns:
-        (2 * tokens,) symbols; an odd last frame is repeated so that codes are whole.
+        (2 * tokens,) symbols; an odd last frame is repeated so that speech tokens are whole.
     """
     symbols = np.array([SYMBOLS[p, pitch_level(z, spread)] for p, z in zip(phones, pitch, strict=True)])
     middles = (np.arange(int(ends[-1] / SECONDS_PER_FRAME + 1e-6)) + 0.5) * SECONDS_PER_FRAME
@@ -70,17 +70,17 @@ def frame_symbols(phones: list[str], ends: np.ndarray, pitch: np.ndarray, *, spr
     return np.append(frames, frames[-1]) if len(frames) % 2 else frames
 
 
-def to_codes(symbols: np.ndarray) -> np.ndarray:
-    """(2 N,) symbols to (N,) codes."""
+def to_speech_tokens(symbols: np.ndarray) -> np.ndarray:
+    """(2 N,) symbols to (N,) speech tokens."""
     pairs = symbols.reshape(-1, 2)
     return pairs[:, 0] + NUM_SYMBOLS * pairs[:, 1]
 
 
-def to_symbols(codes: np.ndarray) -> np.ndarray:
-    """(N,) codes to (2 N,) symbols."""
-    return np.stack([codes % NUM_SYMBOLS, codes // NUM_SYMBOLS], axis=1).reshape(-1)
+def to_symbols(speech_tokens: np.ndarray) -> np.ndarray:
+    """(N,) speech tokens to (2 N,) symbols."""
+    return np.stack([speech_tokens % NUM_SYMBOLS, speech_tokens // NUM_SYMBOLS], axis=1).reshape(-1)
 
 
-def digits(codes: np.ndarray) -> np.ndarray:
-    """(..., ) codes to (..., 8) ternary digits 0, 1, 2, least significant first."""
-    return codes[..., None] // 3 ** np.arange(2 * DIGITS_PER_SYMBOL) % 3
+def digits(speech_tokens: np.ndarray) -> np.ndarray:
+    """(..., ) speech tokens to (..., 8) ternary digits 0, 1, 2, least significant first."""
+    return speech_tokens[..., None] // 3 ** np.arange(2 * DIGITS_PER_SYMBOL) % 3
