@@ -17,6 +17,10 @@ OUT ?= say.wav
 export SAY_TEXT = $(value TEXT)
 export SAY_OUT = $(value OUT)
 
+# Where a benchmark's result goes: not into the tree, unless asked. `make gate`, docs and `make report` are of
+# benchmarks/results, so a result that is to be committed is made with RESULTS=benchmarks/results.
+RESULTS ?= build/results
+
 # Data and checkpoints of the embedded voice's training; every stage resumes from here.
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
@@ -45,59 +49,58 @@ train-tiny: $(READY)
 	set -e; for stage in $(STAGES); do $(BIN)/python -m tools.tiny_voice $$stage --work $(WORK) $(ARGS); done
 
 voice-eval: $(READY)
-	$(BIN)/python -m tools.tiny_voice.evaluate -o benchmarks/results/voice_eval.json $(ARGS)
+	$(BIN)/python -m tools.tiny_voice.evaluate -o $(RESULTS)/voice_eval.json $(ARGS)
 
 memory: $(READY)
-	$(BIN)/python benchmarks/memory.py -o benchmarks/results/memory.json $(ARGS)
+	$(BIN)/python -m benchmarks.speed.memory -o $(RESULTS)/memory.json $(ARGS)
 
 # Leaks: a thousand generations that differ in all a user can vary; ARGS="--hours 8" is a night.
 soak: $(READY)
-	$(BIN)/python benchmarks/soak.py -o benchmarks/results/soak.json $(ARGS)
+	$(BIN)/python -m benchmarks.speed.soak -o $(RESULTS)/soak.json $(ARGS)
 
 # What each cache policy costs in speech: needs flite, takes about an hour on one core, goes on where it stopped.
 QUALITY_WORK ?= quality-work
 quality: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality.py --work $(QUALITY_WORK) \
-		-o benchmarks/results/quality.json --plot docs/images/quality_vs_bytes.png $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.quality --work $(QUALITY_WORK) \
+		-o $(RESULTS)/quality.json $(ARGS)
 
 # Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
 bench-kvcache: $(READY) $(PEER_READY)
-	$(BIN)/python benchmarks/linear.py -o benchmarks/results/linear.json
-	$(BIN)/python benchmarks/prefill.py -o benchmarks/results/prefill.json
-	$(BIN)/python benchmarks/t3_decode.py --peer "$(abspath $(PEER_VENV))/bin/python" -o benchmarks/results/t3_decode.json
-	$(BIN)/python benchmarks/decode_memory.py -o benchmarks/results/decode_memory.json
-	$(BIN)/python benchmarks/codecs.py -o benchmarks/results/codecs.json
-	$(BIN)/python benchmarks/eviction.py -o benchmarks/results/eviction.json
+	$(BIN)/python -m benchmarks.speed.linear -o $(RESULTS)/linear.json
+	$(BIN)/python -m benchmarks.kvcache.prefill -o $(RESULTS)/prefill.json
+	$(BIN)/python -m benchmarks.kvcache.t3_decode --peer "$(abspath $(PEER_VENV))/bin/python" -o $(RESULTS)/t3_decode.json
+	$(BIN)/python -m benchmarks.kvcache.decode_memory -o $(RESULTS)/decode_memory.json
+	$(BIN)/python -m benchmarks.kvcache.codecs -o $(RESULTS)/codecs.json
+	$(BIN)/python -m benchmarks.kvcache.eviction -o $(RESULTS)/eviction.json
 
 # Against the packages this one replaces, in turn, at the published size: an hour on two cores, minutes with ARGS=--quick,
 # whose result goes to peer_quick.json. The checkpoint with synthetic weights takes 6 GiB under build/.
 PEER_RESULT = $(if $(findstring --quick,$(ARGS)),peer_quick,peer)
 bench-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
-	$(BIN)/python benchmarks/peer.py --peer "$(abspath $(PEER_VENV))/bin/python" \
-		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o benchmarks/results/$(PEER_RESULT).json $(ARGS)
+	$(BIN)/python -m benchmarks.speed.baselines --peer "$(abspath $(PEER_VENV))/bin/python" \
+		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o $(RESULTS)/$(PEER_RESULT).json $(ARGS)
 
 # Streaming with the embedded voice: a quarter of an hour on two cores, two minutes with ARGS=--quick.
 bench-streaming: $(READY)
-	$(BIN)/python benchmarks/streaming.py -o benchmarks/results/streaming.json $(ARGS)
+	$(BIN)/python -m benchmarks.streaming.streaming -o $(RESULTS)/streaming.json $(ARGS)
 
 # Many streams at once, beside the packages this one replaces: half an hour on two cores; ARGS="--only tiny" is one part,
 # ARGS="--only one --against SRC" compares with the src folder of another checkout.
 bench-streams: $(READY) $(PEER_READY) $(STREAMING_READY)
-	$(BIN)/python benchmarks/speed/streams.py --peer "$(abspath $(PEER_VENV))/bin/python" \
-		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o benchmarks/results/streams.json $(ARGS)
+	$(BIN)/python -m benchmarks.speed.streams --peer "$(abspath $(PEER_VENV))/bin/python" \
+		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o $(RESULTS)/streams.json $(ARGS)
 
 # An hour of audio in one stream, in each continuity: goes on with the mode that it was at; half an hour on one core.
 streaming-hour: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streaming_hour.py -o benchmarks/results/streaming_hour.json \
-		--plot docs/images/streaming_hour.svg $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.streaming.hour -o $(RESULTS)/streaming_hour.json $(ARGS)
 
 # docs/benchmarks.md and its plots, of the results that lie in benchmarks/results.
 report: $(READY)
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.lib.report
 
 # Ratios between policies in one run; fails where a cache has lost its purpose.
 gate: $(READY)
-	$(BIN)/python benchmarks/gate.py $(ARGS)
+	$(BIN)/python -m benchmarks.kvcache.gate $(ARGS)
 
 # Circles of files, files that a call enters, what importing brings, long signatures; fails where one is over its bound.
 structure: $(READY)

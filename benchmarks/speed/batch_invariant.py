@@ -1,6 +1,6 @@
 """What does `engine.batch_invariant` cost? Steps and prefills of T3 with it and without, in turn.
 
-``python benchmarks/speed/batch_invariant.py -o benchmarks/results/batch_invariant.json``: milliseconds, medians of
+``python -m benchmarks.speed.batch_invariant -o benchmarks/results/batch_invariant.json``: milliseconds, medians of
 the turns, and the median ratio of a turn. The layers of the published size (4 of its 30, and the head), random weights.
 """
 
@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.lib.harness import report
 from chatterbox.engine.request import allocate_cache
 from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
-from harness import report
 
 NUM_LAYERS, CAPACITY, POSITION = 4, 512, 200
 STEPS = 12  # of a turn

@@ -1,6 +1,6 @@
 """Two cores for one chunk of audio, or one core for each of two? The embedded voice's S3Gen.
 
-``python benchmarks/speed/cores.py -o benchmarks/results/cores.json``, a minute: a chunk of 25 speech tokens behind a
+``python -m benchmarks.speed.cores -o benchmarks/results/cores.json``, a minute: a chunk of 25 speech tokens behind a
 context of 50 and the voice, flow and vocoder, in four ways in turn: alone on one core, alone on all, two at once with
 a core each, and eight in one batch on all (flow only: the vocoder of streams has rows of different lengths). ``ms``: of
 a chunk, the time of all over their number; ``times_one_core``: the median of the turns' ratios, and its interval.
@@ -9,20 +9,17 @@ a chunk, the time of all over their number; ``times_one_core``: the median of th
 from __future__ import annotations
 
 import argparse
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
-
 import torch
 
+from benchmarks.lib.harness import report
+from benchmarks.lib.heard import Row, paired
 from chatterbox.runtime.openmp import alone
 from chatterbox.tts import ChatterboxTTS
-from harness import report
-from heard import Row, paired
 
 CONTEXT, NEW, AHEAD = 50, 25, 3  # speech tokens
 BATCH = 8

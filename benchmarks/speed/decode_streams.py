@@ -11,6 +11,8 @@ from contextlib import ExitStack
 
 import torch
 
+from benchmarks.kvcache.t3_decode import PEER, Bench, T3Loop
+from benchmarks.lib.heard import Row, goal, paired
 from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
@@ -18,8 +20,6 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from heard import Row, goal, paired
-from t3_decode import PEER, Bench, Peer
 
 POSITION = 100
 MIX = (10, 10, 10, 100) * 4  # tokens of each request
@@ -65,7 +65,7 @@ def tokens(streams: Sequence[int], num_steps: int, turns: int, peer: str | None)
     rates: dict[int, list[float]] = {count: [] for count in streams}
     theirs: list[float] = []
     with ExitStack() as stack:
-        process = stack.enter_context(Peer(peer)) if peer else None
+        process = stack.enter_context(T3Loop(peer)) if peer else None
         for turn in range(turns + 1):  # the first does not count
             for count in streams:
                 rate = count / seconds_a_step(bench, count, num_steps)

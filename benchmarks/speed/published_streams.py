@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import ROOT
-from heard import Heard, Row, figures, is_given_the_same, says_the_same
-from peer import TEXTS
-from peers.client import OURS, UPSTREAM, Peer
-from peers.folder import full_size_folder, voices
+from benchmarks.baselines.client import OURS, UPSTREAM, Baseline
+from benchmarks.baselines.folder import full_size_folder, voices
+from benchmarks.lib.harness import ROOT
+from benchmarks.lib.heard import Heard, Row, figures, is_given_the_same, says_the_same
+from benchmarks.speed.baselines import TEXTS
 
 TEMPERATURE = 1e-4
 ALONE, AT_ONCE = "one after another", "at once"
@@ -33,7 +33,7 @@ class Asked:
     """One system of ``folder``, the questions put to it, and its audio of each call alone."""
 
     def __init__(
-        self, process: Peer, references: Sequence[Path], tokens: int, chunk_size: int, *, whole: bool = False
+        self, process: Baseline, references: Sequence[Path], tokens: int, chunk_size: int, *, whole: bool = False
     ) -> None:
         """``whole``: by `generate`, as UPSTREAM is asked anyway."""
         self.process, self.references, self.tokens, self.whole = process, references, tokens, whole
@@ -78,8 +78,8 @@ def published(
     folder, found = full_size_folder(folder), {}
     references = voices(folder, max(streams))
     with ExitStack() as stack:
-        ours = Peer(OURS, sys.executable, folder, script="public.py", source=ROOT / "src")
-        processes = [ours, *(Peer(name, python, folder) for name, python in pythons.items())]
+        ours = Baseline(OURS, sys.executable, folder, module="benchmarks.baselines.public", source=ROOT / "src")
+        processes = [ours, *(Baseline(name, python, folder) for name, python in pythons.items())]
         systems = [Asked(stack.enter_context(one), references, tokens, chunk_size) for one in processes]
         systems.insert(1, Asked(ours, references, tokens, chunk_size, whole=True))
         for asked in systems:  # what a process does once is no part of a turn

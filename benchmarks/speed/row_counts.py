@@ -1,6 +1,6 @@
 """How seldom does a token differ from the one that a request decodes alone? The embedded voice, in company.
 
-``python benchmarks/speed/row_counts.py -o benchmarks/results/row_counts.json``: requests of other texts and seeds, each
+``python -m benchmarks.speed.row_counts -o benchmarks/results/row_counts.json``: requests of other texts and seeds, each
 alone and then 8 and 32 at once, where the next joins when one ends. Products and attention add up in another order at
 another number of rows, so that last bits of the logits differ, and now and then another token is the likeliest under
 the same noise. ``tokens``: compared, up to the first that differs, as all behind it are others. ``at_most``: what the
@@ -16,18 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
-
 from scipy.stats import chi2
 
+from benchmarks.lib.harness import write
+from benchmarks.speed.baselines import TEXTS
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.request import Request
 from chatterbox.engine.row_pool import PooledDecoder, RowBudget
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.tts import ChatterboxTTS
-from harness import write
-from peer import TEXTS
 
 IN_COMPANY = (8, 32)
 AT_ONCE = 64  # requests between two writes of the file

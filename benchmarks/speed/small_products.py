@@ -1,6 +1,6 @@
 """What does the way in which small matrices are multiplied save in a step of T3? The embedded voice.
 
-``python benchmarks/speed/small_products.py -o benchmarks/results/small_products.json``, a minute: steps of 1 to 8
+``python -m benchmarks.speed.small_products -o benchmarks/results/small_products.json``, a minute: steps of 1 to 8
 requests with the rule of `chatterbox.models.linear` for small matrices and without it, in turn. Alone, products do not
 show it: how fast 18 MB of weights are read differs more from process to process than the ways do.
 """
@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
-
+from benchmarks.lib.harness import report
+from benchmarks.lib.heard import Row, paired
+from benchmarks.speed.row_counts import requests_of
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.row_pool import PooledDecoder, RowBudget
 from chatterbox.models import linear
 from chatterbox.tts import ChatterboxTTS
-from harness import report
-from heard import Row, paired
-from row_counts import requests_of
 
 STEPS = 30
 

@@ -1,6 +1,6 @@
 """Many streams at once: how soon each begins, how long its player waits, how much audio a second comes of all.
 
-``python benchmarks/speed/streams.py -o benchmarks/results/streams.json``, or ``make bench-streams``: half an hour on
+``python -m benchmarks.speed.streams -o benchmarks/results/streams.json``, or ``make bench-streams``: half an hour on
 two cores, ten minutes without ``published``; ``--quick`` tries it out. Sections can be run one by one and keep the
 others' rows; the result is written after each of a section's cases, and ``measured_in`` has the environment of each:
 
@@ -27,14 +27,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what all benchmarks share
-
-from decode_streams import mix, tokens
-from harness import ROOT, comparable, environment, report, write
-from peer import require_size
-from peers.client import FORKED, UPSTREAM
-from published_streams import published
-from tiny_streams import fifth, one, tiny
+from benchmarks.baselines.client import FORKED, UPSTREAM
+from benchmarks.lib.harness import ROOT, comparable, environment, report, write
+from benchmarks.speed.baselines import require_size
+from benchmarks.speed.decode_streams import mix, tokens
+from benchmarks.speed.published_streams import published
+from benchmarks.speed.tiny_streams import fifth, one, tiny
 
 Row = dict[str, Any]
 

@@ -11,19 +11,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness import ROOT
-from heard import Heard, Row, change_of_gaps, figures, goal, paired
-from peer import TEXTS
-from peers.client import OURS, Peer
+from benchmarks.baselines.client import OURS, Baseline
+from benchmarks.lib.harness import ROOT
+from benchmarks.lib.heard import Heard, Row, change_of_gaps, figures, goal, paired
+from benchmarks.speed.baselines import TEXTS
 
 LONG_TEXT, LATE_TEXT = 8, 3  # sentences of a stream that another joins, and of that one
 UNDER_WAY = 7  # chunks that a stream has had when another joins
 REAL_TIME_STREAMS = 8
 
 
-def speaker(source: Path = ROOT / "src") -> Peer:
+def speaker(source: Path = ROOT / "src") -> Baseline:
     """The package of ``source`` with the embedded voice, in a process of its own; it has spoken."""
-    process = Peer(OURS, sys.executable, "tiny", script="public.py", source=source)
+    process = Baseline(OURS, sys.executable, "tiny", module="benchmarks.baselines.public", source=source)
     process.ask("calls", texts=TEXTS[:2])
     process.ask("calls", texts=TEXTS[:2], whole=True)
     return process
@@ -58,7 +58,7 @@ def calls_of(answer: Row) -> list[Heard]:
     return calls
 
 
-def _threads(process: Peer, count: int, turns: int) -> list[Row]:
+def _threads(process: Baseline, count: int, turns: int) -> list[Row]:
     """`generate` in threads at once, one after another, and the same texts in a batch, A B C A B C."""
     texts, rates = texts_of(count), {name: [] for name in ("one after another", "threads at once", "batch")}
     for turn in range(turns + 1):  # the first does not count
@@ -126,7 +126,7 @@ def one(against: Path, turns: int) -> Iterator[list[Row]]:
     yield rows
 
 
-def _alone(process: Peer, text: str) -> tuple[float, float, float]:
+def _alone(process: Baseline, text: str) -> tuple[float, float, float]:
     """Seconds until a stream's first audio and its end, and of the same text by `generate`."""
     streamed, whole = process.ask("calls", texts=[text]), process.ask("calls", texts=[text], whole=True)
     return calls_of(streamed)[0].first, streamed["seconds"], whole["seconds"]

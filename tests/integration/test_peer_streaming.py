@@ -1,4 +1,4 @@
-"""chatterbox-streaming 0.1.2 in its environment (``make streaming-env``): what `benchmarks/peer.py` asks it."""
+"""chatterbox-streaming 0.1.2 in its environment (``make streaming-env``): what `benchmarks.speed.baselines` asks it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.baselines.client import FORKED, Baseline
+from benchmarks.baselines.folder import full_size_folder, new_recordings
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN_SAMPLES = 960  # samples of a speech token at 24 kHz
 
 
 @pytest.mark.peer
-def test_it_loads_a_folder_of_the_published_size_and_streams(monkeypatch, tmp_path):
+def test_it_loads_a_folder_of_the_published_size_and_streams(tmp_path):
     python = Path(os.environ.get("CHATTERBOX_STREAMING_PYTHON", ROOT / ".venv-streaming" / "bin" / "python"))
     assert python.is_file(), f"{python} does not exist; run make streaming-env"
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from peers.client import FORKED, Peer
-    from peers.folder import full_size_folder, new_recordings
-
     folder = full_size_folder(tmp_path)
-    with Peer(FORKED, str(python), folder) as peer:
+    with Baseline(FORKED, str(python), folder) as peer:
         peer.ask("conditioning", reference=str(next(new_recordings(folder))))
         answer = peer.ask("stream", text="Hello there.", tokens=7, chunk_size=3, seed=1)
     assert len(answer["samples"]) == 2  # the seventh token is lost: a chunk that is not full is not yielded

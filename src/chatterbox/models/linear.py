@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from chatterbox.models.conv import shared_length
 
 # What is fastest on CPUs differs by the number of rows and the size of the matrix. Large ones take `weight @ x.T` for
-# two to four rows (benchmarks/linear.py), those that the caches hold for up to eight, and there one row is computed as
-# two, in less time than alone (benchmarks/speed/small_products.py). Others take oneDNN, which `F.linear` does not take
-# for float32. In other types, and where there is no oneDNN, the first pays for more rows too. oneDNN keeps memory for
-# each number of rows that it meets: beyond a few they come in few numbers, zeros following them.
+# two to four rows (benchmarks/speed/linear.py), those that the caches hold for up to eight, and there one row is
+# computed as two, in less time than alone (benchmarks/speed/small_products.py). Others take oneDNN, which `F.linear`
+# does not take for float32. In other types, and where there is no oneDNN, the first pays for more rows too. oneDNN
+# keeps memory for each number of rows that it meets: beyond a few they come in few numbers, zeros following them.
 # Fixed, not probed: a probe under load would choose differently in the next process, and they differ in last bits.
 SKINNY, FEW_ROWS = range(2, 5), range(2, 129)
 SMALL, SMALL_ROWS = 2**19, range(1, 9)  # elements of a matrix at most, and rows

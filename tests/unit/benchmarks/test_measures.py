@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.measures import (
+from benchmarks.lib.measures import (
     RATE,
     Utterance,
     cosine,

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import re
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
+from benchmarks.lib import plots, report
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import report
-
-    return report
-
-
-@pytest.fixture
-def svg(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import svg
-
-    return svg
-
-
 def peer_result(ratio: float, failed: dict[str, str] | None = None) -> dict:
-    """A comparison of one measure, as `peer.py` writes it."""
+    """A comparison of one measure, as `benchmarks.speed.baselines` writes it."""
     measure = {"measure": "3 texts in a row in one voice", "unit": "ms", "turns": 2}
     ours = {**measure, "system": "chatterbox-kvcache", "median": 1000.0}
     theirs = {**measure, "system": "chatterbox-tts 0.1.7", "median": 1000.0 * ratio}
@@ -41,20 +26,20 @@ def peer_result(ratio: float, failed: dict[str, str] | None = None) -> dict:
         "loading": {"chatterbox-kvcache": {"loading_ms": 9000.0, "loaded_mib": 3300.0, "loading_peak_mib": 3400.0}},
         "installed": {"chatterbox-kvcache": {**weight, "without_torch_mib": 800.0}},
         "environment": {"cpu": "Some CPU", "device": "x86_64", "cores": 2, "threads": 2},
-        "command": "python benchmarks/peer.py --quick",
+        "command": "python -m benchmarks.speed.baselines --quick",
     }
 
 
-def target(report, results: dict, name: str) -> str:
+def target(results: dict, name: str) -> str:
     return next(line for line in report.targets(results) if name in line)
 
 
-def test_the_page_is_what_the_command_makes_of_the_results(report):
+def test_the_page_is_what_the_command_makes_of_the_results():
     made = report.page(report.load())
     assert (ROOT / "docs" / "benchmarks.md").read_text() == made, "run make report, and commit what it changes"
 
 
-def test_every_result_is_on_the_page_and_every_picture_of_the_page_is_there(report):
+def test_every_result_is_on_the_page_and_every_picture_of_the_page_is_there():
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     results = report.load()
     assert len(results) >= 13
@@ -63,7 +48,7 @@ def test_every_result_is_on_the_page_and_every_picture_of_the_page_is_there(repo
     assert len(pictures) >= 2 and all((ROOT / "docs" / picture).is_file() for picture in pictures)
 
 
-def test_results_are_those_that_git_knows_or_without_git_all(report, tmp_path):
+def test_results_are_those_that_git_knows_or_without_git_all(tmp_path):
     for name in ("known", "new"):
         (tmp_path / f"{name}.json").write_text("{}")
     assert report.load(tmp_path).keys() == {"known", "new"}
@@ -72,7 +57,7 @@ def test_results_are_those_that_git_knows_or_without_git_all(report, tmp_path):
     assert report.load(tmp_path).keys() == {"known"}
 
 
-def test_without_results_all_that_is_missing_is_named(report):
+def test_without_results_all_that_is_missing_is_named():
     text = report.page({})
     assert text.count("Not measured yet:") == len(report.SECTIONS)
     assert "reached" not in "".join(report.targets({}))
@@ -80,19 +65,19 @@ def test_without_results_all_that_is_missing_is_named(report):
 
 
 @pytest.mark.parametrize(("ratio", "word"), [(1.5, "| reached |"), (1.1, "| **not reached** |"), (0.8, "not reached")])
-def test_a_target_is_reached_or_not_by_the_measured_ratio(report, ratio, word):
-    line = target(report, {"peer_quick": peer_result(ratio)}, "multi-chunk text")
+def test_a_target_is_reached_or_not_by_the_measured_ratio(ratio, word):
+    line = target({"peer_quick": peer_result(ratio)}, "multi-chunk text")
     assert word in line and "`peer_quick.json`" in line and f"{100 * (1 - 1 / ratio):.0f}% less" in line
 
 
-def test_a_figure_that_the_long_comparison_lacks_is_of_the_quick_one(report):
+def test_a_figure_that_the_long_comparison_lacks_is_of_the_quick_one():
     lacking = {**peer_result(2.0), "rows": []}
-    line = target(report, {"peer": lacking, "peer_quick": peer_result(1.25)}, "multi-chunk text")
+    line = target({"peer": lacking, "peer_quick": peer_result(1.25)}, "multi-chunk text")
     assert "20% less" in line and "`peer_quick.json`" in line
 
 
-def test_the_long_comparison_stands_before_the_quick_one(report):
-    line = target(report, {"peer": peer_result(2.0), "peer_quick": peer_result(1.0)}, "multi-chunk text")
+def test_the_long_comparison_stands_before_the_quick_one():
+    line = target({"peer": peer_result(2.0), "peer_quick": peer_result(1.0)}, "multi-chunk text")
     assert "50% less" in line and "`peer.json`" in line
 
 
@@ -103,24 +88,24 @@ def test_the_long_comparison_stands_before_the_quick_one(report):
         ({"hit_rate": 0.8, "t3_gap_ms": 70.0, "less_time_than_nothing_kept": 0.14}, "| **not reached** |"),
     ],
 )
-def test_targets_of_streaming_are_read_once_it_was_measured(report, measured, word):
+def test_targets_of_streaming_are_read_once_it_was_measured(measured, word):
     for name in ("cache hits", "between chunks", "caches on against off"):
-        assert "not measured yet" in target(report, {}, name)
-        assert "not measured yet" in target(report, {"streaming": {"rows": []}}, name)
-        assert word in target(report, {"streaming": {"targets": measured}}, name)
+        assert "not measured yet" in target({}, name)
+        assert "not measured yet" in target({"streaming": {"rows": []}}, name)
+        assert word in target({"streaming": {"targets": measured}}, name)
 
 
-def test_a_failed_case_and_its_machine_are_on_the_page(report):
+def test_a_failed_case_and_its_machine_are_on_the_page():
     text = report.page({"peer": peer_result(1.2, {"stream": "it ended with code 1"})})
     assert "Not measured: stream: it ended with code 1." in text
     assert (
         "| 3 texts in a row in one voice, ms | 1,000 | chatterbox-tts 0.1.7 | 1,200 | 1.2 | 1.15 to 1.25 | 2 |" in text
     )
-    assert "`python benchmarks/peer.py --quick`: Some CPU, 2 cores, 2 threads." in text
+    assert "`python -m benchmarks.speed.baselines --quick`: Some CPU, 2 cores, 2 threads." in text
     assert "benchmark_peer" in report.images({"peer": peer_result(1.2)})
 
 
-def test_an_hour_of_streaming_is_shown_by_its_figures(report):
+def test_an_hour_of_streaming_is_shown_by_its_figures():
     text = report.page({"streaming_hour": {"append_minutes": 60, "append_t3_ms_per_token_last_over_first": 1.02}})
     assert "| append minutes | 60 |" in text and "| append t3 ms per token last over first | 1.02 |" in text
 
@@ -135,50 +120,59 @@ def streams_result() -> dict:
         {**case, "system": "chatterbox-tts 0.1.7", "audio_per_second": 0.0, "failed": "it says something else"},
         {**case, "system": "chatterbox-tts 0.1.7", "way": "one after another", "audio_per_second": 0.1, "failed": ""},
     ]
-    return {"rows": rows, "failed": {"one": "no package"}, "command": "python benchmarks/speed/streams.py"}
+    return {"rows": rows, "failed": {"one": "no package"}, "command": "python -m benchmarks.speed.streams"}
 
 
-def test_streams_at_once_are_shown_table_by_table(report):
+def test_streams_at_once_are_shown_table_by_table():
     text = report.page({"streams": streams_result()})
     assert "| threads at once | 2.1 (2.05 to 2.16) | yes |" in text
     assert "| 4 | at once | chatterbox-tts 0.1.7 | 0 | it says something else |" in text
     assert "Not measured: one: no package." in text and "## Others" not in text
-    assert "`benchmarks/results/streams.json`, `python benchmarks/speed/streams.py`" in text
+    assert "`benchmarks/results/streams.json`, `python -m benchmarks.speed.streams`" in text
 
 
-def test_whole_streams_are_compared_with_the_better_way_of_each_baseline(report):
+def test_whole_streams_are_compared_with_the_better_way_of_each_baseline():
     decoded = {"policy": "static", "rows": 16, "position": 500, "tokens_per_second": 40.0}
     alone = {**decoded, "policy": "chatterbox-tts 0.1.7", "rows": 2, "tokens_per_second": 5.0}
     t3 = {"rows": [decoded, alone], "static_step_at_last_over_first_position": {"2": 1.2}}
     name = "concurrent streams"
-    assert "whole streams not measured yet" in target(report, {"t3_decode": t3}, name)
-    line = target(report, {"t3_decode": t3, "streams": streams_result()}, name)
+    assert "whole streams not measured yet" in target({"t3_decode": t3}, name)
+    line = target({"t3_decode": t3, "streams": streams_result()}, name)
     assert "at 4: 6.0 times the audio a second of chatterbox-tts 0.1.7" in line and "`streams.json`" in line
 
 
-def test_results_that_no_section_is_of_are_shown_as_they_are(report):
+def test_results_that_no_section_is_of_are_shown_as_they_are():
     text = report.page({"novelty": {"rows": [{"case": "one", "median_ms": 1234.5, "quartiles_ms": [1, 2]}]}})
     assert "## Others" in text and "| one | 1,234 |" in text and "`benchmarks/results/novelty.json`" in text
 
 
-def test_bars_are_as_long_as_their_values(svg):
-    drawn = ElementTree.fromstring(
-        svg.bars("A < B", [("one", 1.0, 0.9, 1.1), ("two", 2.0, 1.9, 2.1)], unit="x", mark=1.0)
-    )
-    one, two = (float(bar.get("width")) for bar in drawn.findall("{*}rect") if bar.get("fill", "").startswith("#"))
-    assert two == pytest.approx(2 * one, abs=0.2)
-    assert {"A < B", "one", "two", "x"} <= {text.text for text in drawn.findall("{*}text")}
+def test_bars_are_as_long_as_their_values(tmp_path):
+    items = [("one", 1.0, 0.9, 1.1), ("two", 2.0, 1.9, 2.1)]
+    figure = plots.bars("A < B", items, unit="x", mark=1.0)
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 2.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    assert axes.get_xlabel() == "x" and axes.get_xscale() == "linear"
+    (wide,) = plots.bars("Wide", [("least", 0.1, 0.1, 0.1), ("most", 9.0, 8.0, 10.0)], unit="x").axes
+    assert wide.get_xscale() == "log"
 
 
-def test_lines_go_through_their_points(svg):
-    drawn = ElementTree.fromstring(svg.lines("Growth", {"a": [(0, 0), (10, 50), (20, 100)]}, x_label="n", y_label="ms"))
-    points = [tuple(map(float, p.split(","))) for p in drawn.find("{*}polyline").get("points").split()]
-    (x0, y0), (x1, y1), (x2, y2) = points
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y0 - y1 == pytest.approx(y1 - y2, abs=0.2) and y0 > y2
+def test_lines_go_through_their_points():
+    points = [(0, 0), (10, 50), (20, 100)]
+    (axes,) = plots.lines("Growth", {"a": points}, x_label="n", y_label="ms").axes
+    (line,) = axes.get_lines()
+    assert [tuple(one) for one in line.get_xydata().tolist()] == points and line.get_label() == "a"
 
 
-def test_nothing_to_draw_is_an_error(svg):
+def test_the_same_numbers_give_the_same_picture(tmp_path):
+    for name in ("one", "two"):
+        figure = plots.lines("Growth", {"a": [(0, 0), (1, 2)]}, x_label="n", y_label="ms")
+        plots.save(figure, tmp_path / f"{name}.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="at least one point"):
-        svg.lines("Growth", {"a": []}, x_label="n", y_label="ms")
+        plots.lines("Growth", {"a": []}, x_label="n", y_label="ms")
     with pytest.raises(ValueError, match="positive"):
-        svg.bars("Ratios", [("one", 0.0, 0.0, 0.0)], unit="x")
+        plots.bars("Ratios", [("one", 0.0, 0.0, 0.0)], unit="x")

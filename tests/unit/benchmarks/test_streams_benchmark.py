@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
-
-
-@pytest.fixture
-def heard(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "speed"))
-    import heard
-
-    return heard
-
-
-@pytest.fixture
-def streams(heard):
-    import streams
-
-    return streams
-
-
-@pytest.fixture
-def published(heard):
-    import published_streams
-
-    return published_streams
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
-    import calls
-
-    return calls
+from benchmarks.baselines import calls
+from benchmarks.lib import heard
+from benchmarks.speed import decode_streams, streams
+from benchmarks.speed import published_streams as published
 
 
 @pytest.mark.parametrize(
@@ -56,22 +27,22 @@ def calls(monkeypatch):
         ((), (), 0.0),
     ],
 )
-def test_a_player_waits_once_it_has_started_and_has_nothing_left(heard, arrived, lasts, waited):
+def test_a_player_waits_once_it_has_started_and_has_nothing_left(arrived, lasts, waited):
     assert heard.Heard(arrived, lasts).waited() == pytest.approx(waited)
 
 
-def test_a_larger_buffer_waits_less(heard):
+def test_a_larger_buffer_waits_less():
     stream = heard.Heard((1.0, 2.0, 3.0), (0.5, 1.0, 0.5))
     assert stream.waited(0.1) == pytest.approx(0.5)
     assert stream.waited(1.0) == 0.0
 
 
-def test_gaps_are_between_chunks_that_both_lie_within(heard):
+def test_gaps_are_between_chunks_that_both_lie_within():
     stream = heard.Heard((1.0, 2.0, 4.0, 7.0), (1.0,) * 4)
     assert stream.gaps(1.5, 10.0) == [2.0, 3.0] and stream.gaps(0.0, 3.0) == [1.0] and stream.gaps(5.0, 6.0) == []
 
 
-def test_what_a_stream_that_joins_costs_the_others_is_measured_while_it_speaks(heard):
+def test_what_a_stream_that_joins_costs_the_others_is_measured_while_it_speaks():
     others = [
         heard.Heard((0.0, 0.2, 0.5, 1.5, 2.5, 5.5, 8.5, 9.5), (1.0,) * 8) for _ in range(2)
     ]  # two short ones first
@@ -80,7 +51,7 @@ def test_what_a_stream_that_joins_costs_the_others_is_measured_while_it_speaks(h
         heard.change_of_gaps([*others, heard.Heard((9.9,), (1.0,), began=9.6)])
 
 
-def test_a_row_counts_the_audio_of_the_calls_that_count_over_the_time_of_all(heard):
+def test_a_row_counts_the_audio_of_the_calls_that_count_over_the_time_of_all():
     one, late = heard.Heard((0.2, 1.0), (0.5, 0.5)), heard.Heard((0.6,), (1.0,))
     row = heard.figures([([one, late], 2.0, 10.0), ([one], 2.0, 30.0), ([one, late], 4.0, 20.0)])
     assert row["first_audio_p50_ms"] == 200.0 and row["first_audio_p95_ms"] == pytest.approx(600.0)
@@ -88,18 +59,18 @@ def test_a_row_counts_the_audio_of_the_calls_that_count_over_the_time_of_all(hea
     assert row["waited_seconds"] == pytest.approx(0.3) and row["peak_mib_above_before"] == 30.0 and row["turns"] == 3
 
 
-def test_where_no_call_counts_nothing_is_heard(heard):
+def test_where_no_call_counts_nothing_is_heard():
     row = heard.figures([([], 2.0, 10.0)])
     assert row["first_audio_p50_ms"] is None and row["waited_seconds"] is None and row["audio_per_second"] == 0.0
 
 
-def test_percentiles_lie_between_the_values_around_them(heard):
+def test_percentiles_lie_between_the_values_around_them():
     calls = [heard.Heard((first / 1000,), (1.0,)) for first in range(1, 102)]
     row = heard.figures([(calls, 1.0, 0.0)])
     assert row["first_audio_p50_ms"] == 51.0 and row["first_audio_p95_ms"] == 96.0
 
 
-def test_turns_are_paired_and_their_interval_holds_the_median(heard):
+def test_turns_are_paired_and_their_interval_holds_the_median():
     slow = np.linspace(1.0, 9.0, 20)  # what slows a turn slows both
     found = heard.paired(list(2.0 * slow), list(slow))
     assert found == {"value": 2.0, "interval": [2.0, 2.0]}
@@ -119,7 +90,7 @@ def test_turns_are_paired_and_their_interval_holds_the_median(heard):
         ({"at_most": 0.0}, 0.0, {"goal": "at most 0", "reached": "yes"}),
     ],
 )
-def test_a_goal_stands_beside_what_was_reached(heard, bound, value, shown):
+def test_a_goal_stands_beside_what_was_reached(bound, value, shown):
     assert heard.goal(value, **bound) == shown
 
 
@@ -129,7 +100,7 @@ def tone(pitch: float, noise: int = 0) -> np.ndarray:
     return (wave + 0.003 * np.random.default_rng(noise).standard_normal(12_000)).astype(np.float32)
 
 
-def test_a_call_counts_if_it_says_what_it_says_alone(heard):
+def test_a_call_counts_if_it_says_what_it_says_alone():
     alone = [tone(300.0), tone(2000.0)]
     assert heard.says_the_same(alone[0], 0, alone) and heard.says_the_same(tone(300.0, noise=1), 0, alone)
     assert not heard.says_the_same(alone[1], 0, alone)  # another's voice
@@ -152,7 +123,7 @@ def audio_of(counts: list[int]):
 
 
 @pytest.mark.parametrize("concurrently", [True, False])
-def test_each_call_has_its_chunks_and_its_own_error(calls, concurrently):
+def test_each_call_has_its_chunks_and_its_own_error(concurrently):
     seconds, made = calls.run_calls(audio_of([2, -1, 3]), 3, concurrently=concurrently)
     told = [call.as_json() for call in made]
     assert [one["samples"] for one in told] == [[960] * 2, [960], [960] * 3]
@@ -164,14 +135,14 @@ def test_each_call_has_its_chunks_and_its_own_error(calls, concurrently):
         assert told[0]["ended"] <= told[1]["began"] and told[1]["ended"] <= told[2]["began"]
 
 
-def test_a_late_call_begins_when_the_others_are_under_way(calls):
+def test_a_late_call_begins_when_the_others_are_under_way():
     _, made = calls.run_calls(audio_of([3, -1, 4, 2]), 4, concurrently=True, late_after=3)
     first, failed, long, late = (call.as_json() for call in made)
     assert late["began"] >= max(first["arrived"][2], failed["ended"], long["arrived"][2])
     assert len(late["samples"]) == 2
 
 
-def test_rows_of_a_table_are_replaced_together(streams):
+def test_rows_of_a_table_are_replaced_together():
     old = [{"table": "tiny", "streams": 1}, {"table": "mix", "steps": 400}, {"table": "tiny", "streams": 2}]
     new = [{"table": "tiny", "streams": 4}]
     assert streams.with_rows(old, new) == [{"table": "mix", "steps": 400}, {"table": "tiny", "streams": 4}]
@@ -199,7 +170,7 @@ class Answers:
         return {"seconds": 5.0, "calls": calls, "before_mib": 1.0, "peak_mib": 3.0}
 
 
-def test_calls_that_mix_voices_at_once_are_no_audio(published, tmp_path):
+def test_calls_that_mix_voices_at_once_are_no_audio(tmp_path):
     voices = [tone(300.0), tone(2000.0), tone(800.0)]
     process = Answers(voices, [voices[0], voices[0], voices[2]])
     asked = published.Asked(process, [tmp_path / str(i) for i in range(3)], tokens=10, chunk_size=5)
@@ -217,7 +188,7 @@ def test_calls_that_mix_voices_at_once_are_no_audio(published, tmp_path):
     assert mixed["audio_per_second"] == 0.2 and mixed["peak_mib_above_before"] == 2.0
 
 
-def test_the_same_is_the_same_tokens_in_the_same_voice_but_for_the_last_bits(heard):
+def test_the_same_is_the_same_tokens_in_the_same_voice_but_for_the_last_bits():
     alone = {"tokens": [1, 2], "voice": [1.0, -2.0]}
     assert heard.is_given_the_same(alone, {"tokens": [1, 2], "voice": [1.0001, -2.0]})
     assert not heard.is_given_the_same(alone, {"tokens": [1, 2], "voice": [1.1, -2.0]})
@@ -226,7 +197,7 @@ def test_the_same_is_the_same_tokens_in_the_same_voice_but_for_the_last_bits(hea
     assert not heard.is_given_the_same({"tokens": [], "voice": []}, {"tokens": [], "voice": []})
 
 
-def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(published, tmp_path):
+def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 9_600)).astype(np.float32)
     process = Answers([1 + noise[0], 2 + noise[1]], [1 + noise[1], 1 + noise[0]], name="chatterbox-tts 0.1.7")
     asked = published.Asked(process, [tmp_path / "a", tmp_path / "b"], tokens=10, chunk_size=5)
@@ -235,9 +206,7 @@ def test_a_call_without_a_seed_counts_if_s3gen_is_given_the_same(published, tmp_
     assert first["error"] == "" and "something else" in second["error"]
 
 
-def test_a_request_that_waits_takes_the_place_of_one_that_ended_at_the_next_step(heard):
-    import decode_streams
-
+def test_a_request_that_waits_takes_the_place_of_one_that_ended_at_the_next_step():
     assert decode_streams.steps_of((3, 1), places=2) == 3
     assert decode_streams.steps_of((3, 1, 1, 1), places=2) == 3
 
@@ -251,9 +220,7 @@ def test_a_request_that_waits_takes_the_place_of_one_that_ended_at_the_next_step
         (["--only", "mix"], "measured at another size"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line_and_leaves_the_result(
-    streams, monkeypatch, capsys, tmp_path, given, error
-):
+def test_what_cannot_be_measured_is_one_line_and_leaves_the_result(monkeypatch, capsys, tmp_path, given, error):
     result = tmp_path / "streams.json"
     known = {"size": streams.FULL.as_json(), "rows": [], "environment": streams.environment()}
     result.write_text(json.dumps(known))
@@ -265,7 +232,7 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_the_result(
     assert stopped.value.code == 2 and error in capsys.readouterr().err and json.loads(result.read_text()) == known
 
 
-def test_each_case_is_written_and_a_section_that_fails_costs_no_other(streams, monkeypatch, capsys, tmp_path):
+def test_each_case_is_written_and_a_section_that_fails_costs_no_other(monkeypatch, capsys, tmp_path):
     result, seen = tmp_path / "streams.json", []
 
     def works(size, asked):
