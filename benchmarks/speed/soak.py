@@ -97,7 +97,7 @@ class Soak:
         limit = MAX_UNCACHED_TOKENS if policy == "none" else MAX_TOKENS
         sampling = replace(tts.sampling, cfg_weight=rng.choice((0.0, 0.5)), max_new_tokens=limit)
         text = self._text(rng)
-        request = SynthesisRequest(text, voice, sampling, exaggeration, seed=index)
+        request = SynthesisRequest(text, voice, sampling, exaggeration=exaggeration, seed=index)
         # The whole text in one utterance, however long.
         decoded = decode_request(tts.t3, voice, request, partial(text_tokens_of, tts.t3, tts.tokenizer, request))
         stop_at = rng.randint(1, limit // 2) if rng.random() < CANCELLED else None

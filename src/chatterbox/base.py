@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import Layout, load_models
-from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig
+from chatterbox.config import (
+    EngineConfig,
+    KVCacheConfig,
+    SamplingConfig,
+    SpeechOptions,
+    StreamArguments,
+    StreamingConfig,
+    check_seed,
+)
 from chatterbox.engine.guards import check_guard
 from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.config import T3Config
@@ -38,6 +47,33 @@ if TYPE_CHECKING:
 
 
 ENGINE = EngineConfig()
+Method = TypeVar("Method", bound=Callable[..., Any])
+_SAMPLING, _SPEECH, _STREAMING = (
+    frozenset(one.name for one in dataclasses.fields(config))
+    for config in (SamplingConfig, SpeechOptions, StreamingConfig)
+)
+_BY_NAME = StreamArguments.__annotations__.keys()
+
+
+def by_name(arguments: type) -> Callable[[Method], Method]:
+    """A method that takes the fields of a `TypedDict` by name, as ``**options``, and shows them in its signature.
+
+    Their defaults are those of `SpeechOptions` and `StreamingConfig`; None is the checkpoint's own.
+    """
+    defaults = {**vars(StreamingConfig), **vars(SpeechOptions), "norm_loudness": True}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    spelled = [
+        inspect.Parameter(name, keyword, default=defaults.get(name), annotation=kind)
+        for name, kind in get_type_hints(arguments).items()
+    ]
+
+    def shown(method: Method) -> Method:
+        signature = inspect.signature(method)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        method.__signature__ = signature.replace(parameters=[*own, *spelled])  # type: ignore[attr-defined]
+        return method
+
+    return shown
 
 
 class ModelDefault(float):
@@ -142,9 +178,8 @@ class SpeechModel(abc.ABC):
             TypeError, ValueError: as `generate`.
         """
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
-        requests = [
-            SynthesisRequest(text, voice, self.sampling, exaggeration, language_id=language_id) for text in texts
-        ]
+        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id}
+        requests = [SynthesisRequest(text, voice, self.sampling, **options) for text in texts]
         self.synthesizer.warm(requests, pin=pin)
 
     def get_cache_hit_rate(self) -> float:
@@ -181,24 +216,32 @@ class SpeechModel(abc.ABC):
         """
         return astream(self.generate_stream, *arguments, **options)
 
-    def _speak(self, request: SynthesisRequest) -> Tensor:
-        """(1, N) float32."""
-        return self.synthesizer.speak(request).audio
+    def _generate(self, text: str, reference: Reference | Conditionals | None, **options: Any) -> Tensor:
+        """(1, N) float32; ``options`` are `_request`'s."""
+        return self.synthesizer.speak(self._request(text, reference, options)).audio
 
-    def _stream(
+    def _generate_stream(
+        self, text: str | Iterable[str], reference: Reference | None, print_metrics: bool, **options: Any
+    ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
+        """Audio (1, N) float32 and what it cost, chunk by chunk; ``options`` are `_request`'s and of `StreamingConfig`.
+
+        ``print_metrics``: one line to stderr at the end.
+        """
+        streaming = StreamingConfig(**{name: options.pop(name) for name in _STREAMING & options.keys()})
+        return self._chunks(self._request(text, reference, options), streaming, print_metrics)
+
+    def _chunks(
         self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
-        """Audio (1, N) float32 and what it cost, chunk by chunk. ``print_metrics``: one line to stderr at the end."""
-        chunks = self.synthesizer.stream(request, streaming)
         metrics = StreamingMetrics()
-        with closing(chunks):
+        with closing(self.synthesizer.stream(request, streaming)) as chunks:
             for chunk in chunks:
                 metrics = chunk.metrics
                 yield chunk.audio, metrics
         if print_metrics:
             print(metrics.summary(), file=sys.stderr)
 
-    def _batch(
+    def _generate_batch(
         self, texts: Sequence[str], voices: Sequence[Reference | Conditionals | None] | None, **options: Any
     ) -> list[Tensor]:
         """(1, N_i) float32 of each text; ``options`` are `_request`'s."""
@@ -206,45 +249,37 @@ class SpeechModel(abc.ABC):
             raise TypeError(f"texts must be a list of strings, got the string {texts[:40]!r}; generate takes one")
         if voices is not None and len(voices) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many voices, got {len(voices)}; None stands for conds")
+        check_seed(options.get("seed"))
         chosen = [None] * len(texts) if voices is None else voices
-        seed = options.pop("seed", None)
+        seeds = (utterance_seed(options.get("seed"), index) for index in range(len(texts)))
         requests = [
-            self._request(text, voice, seed=utterance_seed(seed, index), **options)
-            for index, (text, voice) in enumerate(zip(texts, chosen, strict=True))
+            self._request(text, voice, {**options, "seed": seed})
+            for text, voice, seed in zip(texts, chosen, seeds, strict=True)
         ]
         return [result.audio for result in self.synthesizer.speak_batch(requests)]
 
     def _request(
-        self,
-        text: str | Iterable[str],
-        reference: Reference | Conditionals | None,
-        exaggeration: float = 0.5,
-        *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        language_id: str | None = None,
-        norm_loudness: bool = True,
-        guard: str = "light",
-        **knobs: float,
+        self, text: str | Iterable[str], reference: Reference | Conditionals | None, options: Mapping[str, Any]
     ) -> SynthesisRequest:
-        """``knobs`` are fields of `SamplingConfig`; a `ModelDefault` among them, or no limit, is the checkpoint's."""
-        check_guard(guard, self.t3.hp)  # before a recording is prepared; else where the request enters the engine
-        given: dict[str, Any] = {name: value for name, value in knobs.items() if not isinstance(value, ModelDefault)}
-        if max_new_tokens is not None:
-            given["max_new_tokens"] = max_new_tokens
+        """A request with ``options``: fields of `SamplingConfig` and `SpeechOptions`, ``language_id``,
+        ``norm_loudness``.
+
+        Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
+        """
+        if unknown := options.keys() - _SAMPLING - _SPEECH - {"language_id", "norm_loudness"}:
+            raise TypeError(f"unexpected argument {min(unknown)!r}; by name there are {', '.join(sorted(_BY_NAME))}")
+        speech = {name: options[name] for name in _SPEECH & options.keys()}
+        sampling = {name: options[name] for name in _SAMPLING & options.keys()}
+        sampling = {name: value for name, value in sampling.items() if not isinstance(value, ModelDefault | None)}
+        check_guard(speech.get("guard", SpeechOptions.guard), self.t3.hp)  # before a recording is prepared
+        exaggeration = speech.get("exaggeration", SpeechOptions.exaggeration)
         return SynthesisRequest(
             text,
-            self._conditionals(reference, exaggeration, norm_loudness),
-            dataclasses.replace(self.sampling, **given),
-            exaggeration,
-            seed,
-            use_cache,
-            watermark,
+            self._conditionals(reference, exaggeration, options.get("norm_loudness", True)),
+            dataclasses.replace(self.sampling, **sampling),
             self.synthesizer.config.kvcache,
-            language_id,
-            guard,
+            options.get("language_id"),
+            **speech,
         )
 
     def _conditionals(

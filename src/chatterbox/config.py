@@ -11,25 +11,51 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: T, about: str) -> T:
+    """A field with its meaning, which help and docs/configuration.md show; values in it are written as in YAML."""
+    return field(default=default, metadata={"about": about})
 
 
 def check_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
+    """Raise ValueError unless ``value`` is a number from ``low`` to ``high``; names it and the remedy."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}; {remedy}")
+
+
+def is_whole(value: object, low: int, high: int | None = None) -> bool:
+    """Whether ``value`` is a whole number from ``low`` to ``high``."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+
+
+def check_whole(name: str, value: object, low: int, remedy: str = "", *, unit: str = "") -> None:
+    """Raise ValueError unless ``value`` is a whole number from ``low`` on; names it and the remedy."""
+    if not is_whole(value, low):
+        kind = f"whole number{unit and f' of {unit}'} from {low}"
+        raise ValueError(f"{name} must be a {kind}, got {value!r}{remedy and f'; {remedy}'}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError if no generator can have this seed."""
+    if seed is not None and not is_whole(seed, 0, 2**63 - 1):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next speech token is decoded, and how many at most. ``temperature`` 0 is greedy."""
 
-    temperature: float = 0.8  # how much is left to chance; 0 takes the likeliest token
-    cfg_weight: float = 0.5  # guidance by the text; 0 turns it off and halves the work
-    repetition_penalty: float = 1.2  # divides the logits of tokens that were decoded before; 1 turns it off
-    min_p: float = 0.05  # tokens below this share of the likeliest one's probability are out; 0 turns it off
-    top_p: float = 1.0  # the likeliest tokens that make up this probability stay; 1 turns it off
-    top_k: int = 0  # so many of the likeliest tokens stay; 0 turns it off
-    max_new_tokens: int = 1000  # speech tokens at most, 25 a second
+    temperature: float = option(0.8, "how much is left to chance; 0 takes the likeliest token")
+    cfg_weight: float = option(0.5, "guidance by the text; 0 turns it off and halves the work")
+    repetition_penalty: float = option(1.2, "divides the logits of tokens that were decoded before; 1 turns it off")
+    min_p: float = option(0.05, "tokens below this share of the likeliest one's probability are out; 0 turns it off")
+    top_p: float = option(1.0, "the likeliest tokens that make up this probability stay; 1 turns it off")
+    top_k: int = option(0, "so many of the likeliest tokens stay; 0 turns it off")
+    max_new_tokens: int = option(1000, "speech tokens at most, 25 a second")
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
@@ -39,17 +65,15 @@ class SamplingConfig:
         check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+        if not is_whole(self.top_k, 0, 2**31 - 1):
             raise ValueError(f"top_k must be a whole number from 0 to 2**31 - 1, got {self.top_k!r}; 0 turns it off")
-        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a whole number from 1, got {self.max_new_tokens!r}; 1000 is 40 s")
+        check_whole("max_new_tokens", self.max_new_tokens, 1, "1000 is 40 s")
 
 
 def check_window(name: str, window: int | None, max_cache_size: int) -> None:
     """Raise ValueError if a row of ``max_cache_size`` cannot keep ``window`` positions (None: any) and take a step."""
-    for value in (max_cache_size, 1 if window is None else window):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"max_cache_size and {name} must be whole numbers, got {max_cache_size!r} and {window!r}")
+    if not all(is_whole(value, -(2**63)) for value in (max_cache_size, 1 if window is None else window)):
+        raise ValueError(f"max_cache_size and {name} must be whole numbers, got {max_cache_size!r} and {window!r}")
     if window is not None and not 1 <= window < max_cache_size:
         raise ValueError(
             f"{name} must be from 1 to {max_cache_size - 1}, one step less than max_cache_size {max_cache_size}, "
@@ -61,88 +85,135 @@ def check_window(name: str, window: int | None, max_cache_size: int) -> None:
 class PressureConfig:
     """Free memory, in MiB, below which the prefix cache gives way. docs/kvcache.md, Pressure, has the order."""
 
-    soft_mib: int = 512  # prefixes leave, until so much is free again; 0 never looks
-    hard_mib: int = 256  # nothing new is kept, and requests wait for others to end
-    process_mib: int | None = None  # what this process may take; None is what the machine or its container has
-    interval_ms: int = 100  # between two looks at least
+    soft_mib: int = option(512, "prefixes leave, until so much is free again; 0 never looks")
+    hard_mib: int = option(256, "nothing new is kept, and requests wait for others to end")
+    process_mib: int | None = option(None, "what this process may take; null is what the machine or its container has")
+    interval_ms: int = option(100, "between two looks at least")
 
     def __post_init__(self) -> None:
         for name in ("soft_mib", "hard_mib", "interval_ms"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number from 0, got {value!r}; soft_mib 0 never looks")
+            check_whole(name, getattr(self, name), 0, "soft_mib 0 never looks")
         if self.hard_mib > self.soft_mib > 0:
             raise ValueError(f"hard_mib must be at most soft_mib, {self.soft_mib}, got {self.hard_mib}")
-        limit = self.process_mib
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"process_mib must be a whole number from 1, got {limit!r}; null sets no limit")
+        if self.process_mib is not None:
+            check_whole("process_mib", self.process_mib, 1, "null sets no limit")
 
 
 @dataclass(frozen=True)
 class KVCacheConfig:
     """What T3 keeps of what it has computed; sizes in MiB (2**20 bytes). docs/kvcache.md explains each."""
 
-    policy: str = "static"  # of the rows being decoded; "none" recomputes everything at every step
-    max_cache_size: int = 1024  # positions a row holds at most, where the policy is bounded
-    window_size: int = 512  # positions beside prefix that a row keeps when it is trimmed
-    uncond_window: int | None = None  # the same for the row that guidance adds; None is window_size
-    eviction: str = "silence"  # who leaves first: "attention", "prosody", "recency", "silence"; "+" adds, "*2" weighs
-    silent_tokens: tuple[int, ...] | None = None  # speech tokens that are silence; None is as the checkpoint says
-    decode_codec: str = "int8"  # of the rows being decoded, where the policy packs them
-    group_size: int = 32  # positions whose keys share a scale, packed at once
-    residual_size: int = 32  # newest positions that stay in full precision
-    full_heads: float = 0.5  # share of all layers' heads that keep every position, where the policy tells them apart
-    prefix_mib: int | None = None  # prefixes that requests share, on the device; None is an eighth of T3's own size
-    host_mib: int = 0  # prefixes that left the device, in host memory
-    host_codec: str = "none"  # how they are packed there: "none", "int8", "int4"
-    disk_folder: str | None = None  # prefixes that outlive the process; None is nowhere
-    disk_mib: int = 1024  # prefixes on disk
-    total_mib: int | None = None  # prefixes on the device and in host memory together; None is the sum of the two
-    replacement: str = "cost"  # which prefix leaves first: "cost", "lfu", "lru"
+    policy: str = option("static", 'of the rows being decoded; "none" recomputes everything at every step')
+    max_cache_size: int = option(1024, "positions a row holds at most, where the policy is bounded")
+    window_size: int = option(512, "positions beside prefix that a row keeps when it is trimmed")
+    uncond_window: int | None = option(None, "the same for the row that guidance adds; null is window_size")
+    eviction: str = option("silence", 'who leaves first: attention, prosody, recency, silence; "+" adds, "*2" weighs')
+    silent_tokens: tuple[int, ...] | None = option(None, "speech tokens of silence; null is as the checkpoint says")
+    decode_codec: str = option("int8", "of the rows being decoded, where the policy packs them")
+    group_size: int = option(32, "positions whose keys share a scale, packed at once")
+    residual_size: int = option(32, "newest positions that stay in full precision")
+    full_heads: float = option(0.5, "share of heads that keep every position, where the policy tells them apart")
+    prefix_mib: int | None = option(None, "prefixes that requests share, on the device; null is an eighth of T3's size")
+    host_mib: int = option(0, "prefixes that left the device, in host memory")
+    host_codec: str = option("none", 'how they are packed there: "none", "int8", "int4"')
+    disk_folder: str | None = option(None, "prefixes that outlive the process; null is nowhere")
+    disk_mib: int = option(1024, "prefixes on disk")
+    total_mib: int | None = option(None, "prefixes on device and host together; null is the sum of the two")
+    replacement: str = option("cost", 'which prefix leaves first: "cost", "lfu", "lru"')
     pressure: PressureConfig = field(default_factory=PressureConfig)
 
     def __post_init__(self) -> None:
         for name in ("window_size", "uncond_window"):
             check_window(name, getattr(self, name), self.max_cache_size)
         for name in ("group_size", "residual_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {value!r}; 32 is usual")
+            check_whole(name, getattr(self, name), 1, "32 is usual")
         check_range("full_heads", self.full_heads, 0.0, 1.0, "1 keeps every position of every head")
         for name in ("prefix_mib", "host_mib", "total_mib", "disk_mib"):
-            value = getattr(self, name)
-            if value is None and name in ("prefix_mib", "total_mib"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number from 0, got {value!r}; 0 keeps nothing there")
+            if getattr(self, name) is not None or name in ("host_mib", "disk_mib"):
+                check_whole(name, getattr(self, name), 0, "0 keeps nothing there")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """How requests share a model's decode steps, and what rows may take. docs/architecture.md, The engine."""
 
-    max_rows: int = 32  # rows that decode at once at most; guidance takes two a request
-    cache_mib: int | None = None  # of all rows, MiB; None is half of what is free when the first request comes
-    idle_seconds: float = 60.0  # until rows that nobody uses are given back
-    park_seconds: float = 10.0  # until a stream that nobody reads, or whose text is late, gives its rows back
-    max_waiting: int = 256  # requests that wait for rows at most; one more is refused
-    prefill_len: int = 256  # positions of a prefix that are run between two steps
-    stop_stride: int | None = None  # steps between two looks at the tokens; None is 1 on CPUs, 4 elsewhere
-    batch_invariant: bool = False  # bits do not depend on other requests; T3 takes 1.1 to 2.6 times as long
+    max_rows: int = option(32, "rows that decode at once at most; guidance takes two a request")
+    cache_mib: int | None = option(None, "of all rows, MiB; null is half of what is free when the first request comes")
+    idle_seconds: float = option(60.0, "until rows that nobody uses are given back")
+    park_seconds: float = option(10.0, "until a stream that nobody reads, or whose text is late, gives its rows back")
+    max_waiting: int = option(256, "requests that wait for rows at most; one more is refused")
+    prefill_len: int = option(256, "positions of a prefix that are run between two steps")
+    stop_stride: int | None = option(None, "steps between two looks at the tokens; null is 1 on CPUs, 4 elsewhere")
+    batch_invariant: bool = option(False, "bits do not depend on other requests; T3 takes 1.1 to 2.6 times as long")
 
     def __post_init__(self) -> None:
         for name, low in (("max_rows", 2), ("max_waiting", 1), ("prefill_len", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number from {low}, got {value!r}")
+            check_whole(name, getattr(self, name), low)
         for name in ("cache_mib", "stop_stride"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_whole(value, 1):
                 raise ValueError(f"{name} must be a whole number from 1, or null, got {value!r}")
         for name in ("idle_seconds", "park_seconds"):
             check_range(name, getattr(self, name), 0.0, 1e9, "in seconds")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions:
+    """What a request may ask for beside its text, its voice and how its tokens are sampled.
+
+    A new option is a field here and in `SpeechArguments`, a null in ``configs/say.yaml``, and whoever reads it.
+    """
+
+    exaggeration: float = option(0.5, "emotion; 0.5 is neutral")
+    seed: int | None = option(None, "the same seed says it the same way; null is another way each time")
+    use_cache: bool = option(True, "false computes the whole sequence anew at every step: slow, for checking")
+    watermark: bool = option(True, "inaudible, says that the speech is synthetic")
+    guard: str = option("light", 'against loops and runaways: "light", "alignment" (multilingual models), "none"')
+
+    def __post_init__(self) -> None:
+        check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
+        check_seed(self.seed)
+
+
+class SpeechArguments(TypedDict, total=False):
+    """What every `generate` takes by name, beside upstream's arguments.
+
+    max_new_tokens: speech tokens at most, 25 a second, of each utterance; a longer one is cut there with a warning.
+    None is the checkpoint's own limit, 1000 as published. seed: own random numbers for this call; None draws from
+    torch's global generator, as upstream. use_cache: False recomputes the whole sequence at every step; for checking.
+    watermark: False leaves the audio unmarked. guard: ends an utterance that loops or runs away: "light", "alignment"
+    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md.
+    """
+
+    max_new_tokens: int | None
+    seed: int | None
+    use_cache: bool
+    watermark: bool
+    guard: str
+
+
+class BatchArguments(SpeechArguments, total=False):
+    """What every `generate_batch` takes by name beside its other arguments. None is the checkpoint's own."""
+
+    repetition_penalty: float | None
+    min_p: float | None
+    top_p: float | None
+    top_k: int | None
+    norm_loudness: bool
+
+
+class StreamArguments(BatchArguments, total=False):
+    """What every `generate_stream` takes by name, beside the arguments of chatterbox-streaming 0.1.2.
+
+    first_chunk, continuity, history_len, decode_ahead: as `StreamingConfig` has them.
+    """
+
+    first_chunk: int
+    continuity: str
+    history_len: int
+    decode_ahead: int
 
 
 CONTINUITIES = ("isolated", "history", "append")
@@ -152,25 +223,18 @@ CONTINUITIES = ("isolated", "history", "append")
 class StreamingConfig:
     """How speech is handed out while it is made. Speech tokens are 25 a second. docs/streaming.md explains each."""
 
-    chunk_size: int = 25  # speech tokens of a chunk of audio
-    first_chunk: int = 10  # of the first one; those between double until they reach chunk_size
-    context_window: int = 50  # speech tokens before a chunk that the flow sees again
-    fade_duration: float = 0.02  # seconds over which a chunk takes over from the one before
-    continuity: str = "isolated"  # what a sentence knows of those before: "isolated", "history", "append"
-    history_len: int = 250  # speech tokens of the sentence before, at most, that "history" gives to the next
-    decode_ahead: int = 250  # speech tokens that may wait for S3Gen; 0 decodes and renders in turn
+    chunk_size: int = option(25, "speech tokens of a chunk of audio")
+    first_chunk: int = option(10, "of the first one; those between double until they reach chunk_size")
+    context_window: int = option(50, "speech tokens before a chunk that the flow sees again")
+    fade_duration: float = option(0.02, "seconds over which a chunk takes over from the one before")
+    continuity: str = option("isolated", 'what a sentence knows of those before: "isolated", "history", "append"')
+    history_len: int = option(250, 'speech tokens of the sentence before, at most, that "history" gives to the next')
+    decode_ahead: int = option(250, "speech tokens that may wait for S3Gen; 0 decodes and renders in turn")
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("chunk_size", 1),
-            ("first_chunk", 1),
-            ("context_window", 0),
-            ("history_len", 0),
-            ("decode_ahead", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of speech tokens from {low}, got {value!r}")
+        lowest = {"chunk_size": 1, "first_chunk": 1, "context_window": 0, "history_len": 0, "decode_ahead": 0}
+        for name, low in lowest.items():
+            check_whole(name, getattr(self, name), low, unit="speech tokens")
         check_range("fade_duration", self.fade_duration, 0.0, 0.1, "in seconds; 0.02 is usual, 0 turns it off")
         if self.continuity not in CONTINUITIES:
             raise ValueError(f"continuity must be one of {', '.join(CONTINUITIES)}, got {self.continuity!r}")

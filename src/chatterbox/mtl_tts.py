@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from chatterbox.base import ModelDefault, SpeechModel
+from chatterbox.base import ModelDefault, SpeechModel, by_name
 from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.config import (
+    BatchArguments,
+    EngineConfig,
+    KVCacheConfig,
+    SpeechArguments,
+    StreamArguments,
+    StreamingConfig,
+)
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import MULTILINGUAL as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
 from chatterbox.voice.conditionals import Conditionals, Reference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
 PUBLISHED = MULTILINGUAL.config.sampling
@@ -84,6 +95,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         folder = find_checkpoint(model, layout, local_files_only=local_files_only)
         return cls._load(folder, device, layout, kvcache, engine)
 
+    @by_name(SpeechArguments)
     def generate(
         self,
         text: str,
@@ -95,17 +107,12 @@ class ChatterboxMultilingualTTS(SpeechModel):
         repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
         min_p: float = ModelDefault(PUBLISHED.min_p),
         top_p: float = ModelDefault(PUBLISHED.top_p),
-        *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[SpeechArguments],
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
-        The defaults of the sampling knobs are the published model's (chatterbox-tts 0.1.7). A checkpoint whose
-        ``config.json`` has its own uses those for every knob that the call leaves out.
+        The defaults of the sampling settings are the published model's (chatterbox-tts 0.1.7). A checkpoint whose
+        ``config.json`` has its own uses those for every one that the call leaves out.
 
         Args:
             language_id: code of `SUPPORTED_LANGUAGES`, in any case; None names no language to the model.
@@ -113,37 +120,26 @@ class ChatterboxMultilingualTTS(SpeechModel):
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
             temperature: 0 is greedy.
-            max_new_tokens: speech tokens at most, 25 a second, of each utterance; a longer one is cut there with a
-                warning. None is the checkpoint's own limit, 1000 as published.
-            seed: own random numbers for this call; None draws from torch's global generator, as upstream.
-            use_cache: False recomputes the whole sequence at every step; for checking.
-            watermark: False leaves the audio unmarked.
-            guard: ends an utterance that goes wrong: "light", "alignment", which is 0.1.7's analyser without its bugs,
-                or "none"; docs/guards.md.
 
         Raises:
             TypeError: ``text`` is not a string.
-            ValueError: no such language, no voice, a knob out of range, no such guard, text too long, or a recording
+            ValueError: no such language, no voice, a setting out of range, no such guard, text too long, or a recording
                 that cannot be used.
         """
-        request = self._request(
+        return self._generate(
             text,
             audio_prompt_path,
-            exaggeration,
+            exaggeration=exaggeration,
             repetition_penalty=repetition_penalty,
             min_p=min_p,
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
             language_id=check_language(language_id or None),
+            **options,
         )
-        return self._speak(request)
 
+    @by_name(StreamArguments)
     def generate_stream(
         self,
         text: str | Iterable[str],
@@ -156,46 +152,24 @@ class ChatterboxMultilingualTTS(SpeechModel):
         context_window: int = STREAMING.context_window,
         fade_duration: float = STREAMING.fade_duration,
         print_metrics: bool = True,
-        *,
-        first_chunk: int = STREAMING.first_chunk,
-        continuity: str = STREAMING.continuity,
-        decode_ahead: int = STREAMING.decode_ahead,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        min_p: float = ModelDefault(PUBLISHED.min_p),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[StreamArguments],
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
         """Speak ``text`` while it is made, as `ChatterboxTTS.generate_stream`; the rest as `generate`."""
-        request = self._request(
+        return self._generate_stream(
             text,
             audio_prompt_path,
-            exaggeration,
-            repetition_penalty=repetition_penalty,
-            min_p=min_p,
-            top_p=top_p,
+            print_metrics,
+            exaggeration=exaggeration,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
             language_id=check_language(language_id or None),
-        )
-        streaming = StreamingConfig(
             chunk_size=chunk_size,
-            first_chunk=first_chunk,
             context_window=context_window,
             fade_duration=fade_duration,
-            continuity=continuity,
-            decode_ahead=decode_ahead,
+            **options,
         )
-        return self._stream(request, streaming, print_metrics)
 
+    @by_name(BatchArguments)
     def generate_batch(
         self,
         texts: Sequence[str],
@@ -204,28 +178,15 @@ class ChatterboxMultilingualTTS(SpeechModel):
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
         temperature: float = ModelDefault(PUBLISHED.temperature),
-        *,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        min_p: float = ModelDefault(PUBLISHED.min_p),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[BatchArguments],
     ) -> list[Tensor]:
         """Speak several texts of one language at once, as `ChatterboxTTS.generate_batch`."""
-        return self._batch(
+        return self._generate_batch(
             texts,
             voices,
             exaggeration=exaggeration,
-            repetition_penalty=repetition_penalty,
-            min_p=min_p,
-            top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            watermark=watermark,
-            guard=guard,
             language_id=check_language(language_id or None),
+            **options,
         )

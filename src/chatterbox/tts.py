@@ -7,16 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from chatterbox.base import ModelDefault, SpeechModel
+from chatterbox.base import ModelDefault, SpeechModel, by_name
 from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.config import (
+    BatchArguments,
+    EngineConfig,
+    KVCacheConfig,
+    SpeechArguments,
+    StreamArguments,
+    StreamingConfig,
+)
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import punc_norm
 from chatterbox.voice.conditionals import Conditionals, Reference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 PUBLISHED = ENGLISH.config.sampling
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
@@ -71,6 +82,7 @@ class ChatterboxTTS(SpeechModel):
         folder = find_checkpoint(model, local_files_only=local_files_only)
         return cls.from_local(folder, device, kvcache=kvcache, engine=engine)
 
+    @by_name(SpeechArguments)
     def generate(
         self,
         text: str,
@@ -81,51 +93,36 @@ class ChatterboxTTS(SpeechModel):
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
         temperature: float = ModelDefault(PUBLISHED.temperature),
-        *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[SpeechArguments],
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
-        The defaults of the sampling knobs are the published model's. A checkpoint whose ``config.json`` has its own
-        uses those for every knob that the call leaves out.
+        The defaults of the sampling settings are the published model's. A checkpoint whose ``config.json`` has its own
+        uses those for every one that the call leaves out. By name it takes `chatterbox.config.SpeechArguments` too.
 
         Args:
             audio_prompt_path: recording of the voice for this call alone; None uses ``conds``.
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
-            temperature: 0 is greedy.
-            max_new_tokens: speech tokens at most, 25 a second, of each utterance; a longer one is cut there with a
-                warning. None is the checkpoint's own limit, 1000 as published.
-            seed: own random numbers for this call; None draws from torch's global generator, as upstream.
-            use_cache: False recomputes the whole sequence at every step; for checking.
-            watermark: False leaves the audio unmarked.
-            guard: ends an utterance that loops or runs away: "light", or "none"; docs/guards.md.
+            temperature: 0 is greedy. None, of this and its like, is the checkpoint's own.
 
         Raises:
             TypeError: ``text`` is not a string.
-            ValueError: no voice, a knob out of range, no such guard, text too long, or a recording that cannot be used.
+            ValueError: no voice, a setting out of range, no such guard, text too long, or an unusable recording.
         """
-        request = self._request(
+        return self._generate(
             text,
             audio_prompt_path,
-            exaggeration,
+            exaggeration=exaggeration,
             repetition_penalty=repetition_penalty,
             min_p=min_p,
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
+            **options,
         )
-        return self._speak(request)
 
+    @by_name(StreamArguments)
     def generate_stream(
         self,
         text: str | Iterable[str],
@@ -137,18 +134,7 @@ class ChatterboxTTS(SpeechModel):
         context_window: int = STREAMING.context_window,
         fade_duration: float = STREAMING.fade_duration,
         print_metrics: bool = True,
-        *,
-        first_chunk: int = STREAMING.first_chunk,
-        continuity: str = STREAMING.continuity,
-        decode_ahead: int = STREAMING.decode_ahead,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        min_p: float = ModelDefault(PUBLISHED.min_p),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[StreamArguments],
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
         """Speak ``text`` while it is made: audio (1, N) float32 at ``sr`` Hz and what it has cost, chunk by chunk.
 
@@ -161,38 +147,24 @@ class ChatterboxTTS(SpeechModel):
             context_window: speech tokens before a chunk that its waveform is made with.
             fade_duration: seconds over which a chunk takes over from the one before; 0 to 0.1.
             print_metrics: print one line to stderr at the end.
-            continuity: what a sentence knows of those before: "isolated", "history" or "append".
-            decode_ahead: speech tokens that may be decoded while a waveform is made; 0 does one after the other.
-            seed: None draws one from torch's global generator.
 
-        The other arguments, and what is raised, are those of `generate`. What goes wrong on the way is raised behind
-        the audio that came before it.
+        By name it takes `chatterbox.config.StreamArguments` too. What is raised is what `generate` raises. What goes
+        wrong on the way is raised behind the audio that came before it.
         """
-        request = self._request(
+        return self._generate_stream(
             text,
             audio_prompt_path,
-            exaggeration,
-            repetition_penalty=repetition_penalty,
-            min_p=min_p,
-            top_p=top_p,
+            print_metrics,
+            exaggeration=exaggeration,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
-        )
-        streaming = StreamingConfig(
             chunk_size=chunk_size,
-            first_chunk=first_chunk,
             context_window=context_window,
             fade_duration=fade_duration,
-            continuity=continuity,
-            decode_ahead=decode_ahead,
+            **options,
         )
-        return self._stream(request, streaming, print_metrics)
 
+    @by_name(BatchArguments)
     def generate_batch(
         self,
         texts: Sequence[str],
@@ -200,35 +172,22 @@ class ChatterboxTTS(SpeechModel):
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
         temperature: float = ModelDefault(PUBLISHED.temperature),
-        *,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        min_p: float = ModelDefault(PUBLISHED.min_p),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[BatchArguments],
     ) -> list[Tensor]:
         """Speak several texts at once: (1, N_i) float32 of each, as `generate` gives it. Tokens are decoded together.
 
         Args:
             voices: of each text, a recording, conditionals, or None for ``conds``; None is ``conds`` for all.
-            seed: of the first text; the others' follow from it. None draws them from torch's global generator.
 
-        The other arguments, and what is raised, are those of `generate`. Where some texts fail on the way, it is one
+        By name it takes `chatterbox.config.BatchArguments` too; ``seed`` is of the first text, the others' follow from
+        it. What is raised is what `generate` raises. Where some texts fail on the way, it is one
         `chatterbox.synthesis.synthesizer.BatchError`, which has the others' results.
         """
-        return self._batch(
+        return self._generate_batch(
             texts,
             voices,
             exaggeration=exaggeration,
-            repetition_penalty=repetition_penalty,
-            min_p=min_p,
-            top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            watermark=watermark,
-            guard=guard,
+            **options,
         )

@@ -6,23 +6,34 @@ Owns: upstream's names, signatures and defaults, nothing else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from chatterbox.base import ModelDefault, SpeechModel
+from chatterbox.base import ModelDefault, SpeechModel, by_name
 from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.config import (
+    BatchArguments,
+    EngineConfig,
+    KVCacheConfig,
+    SpeechArguments,
+    StreamArguments,
+    StreamingConfig,
+)
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.render import StreamingMetrics
+from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.text.normalize import TURBO as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
 from chatterbox.voice.conditionals import Conditionals, Reference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +119,7 @@ class ChatterboxTurboTTS(SpeechModel):
         """
         self.conds = self._voice_of(wav_fpath, exaggeration, norm_loudness)
 
+    @by_name(SpeechArguments)
     def generate(
         self,
         text: str,
@@ -120,17 +132,12 @@ class ChatterboxTurboTTS(SpeechModel):
         temperature: float = ModelDefault(PUBLISHED.temperature),
         top_k: int = TOP_K,
         norm_loudness: bool = True,
-        *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[SpeechArguments],
     ) -> Tensor:
         """Speak ``text``: (1, N) float32 on the CPU, at ``sr`` Hz.
 
-        The defaults of the sampling knobs are the published model's. A checkpoint whose ``config.json`` has its own
-        uses those for every knob that the call leaves out.
+        The defaults of the sampling settings are the published model's. A checkpoint whose ``config.json`` has its own
+        uses those for every one that the call leaves out. By name it takes `chatterbox.config.SpeechArguments` too.
 
         Args:
             min_p: ignored, as ``exaggeration`` and ``cfg_weight``, with a warning when one is above 0: these models
@@ -139,31 +146,26 @@ class ChatterboxTurboTTS(SpeechModel):
             temperature: 0 is greedy.
             top_k: so many of the likeliest tokens are sampled from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.
-            max_new_tokens: as `chatterbox.tts.ChatterboxTTS.generate`; so are ``seed``, ``use_cache``, ``watermark``
-                and ``guard``.
 
         Raises:
             TypeError: ``text`` is not a string.
-            ValueError: no voice, a knob out of range, text too long, or a recording that cannot be used.
+            ValueError: no voice, a setting out of range, text too long, or a recording that cannot be used.
         """
-        _warn_ignored(min_p=min_p, exaggeration=exaggeration, cfg_weight=cfg_weight)
-        request = self._request(
+        return self._generate(
             text,
             audio_prompt_path,
-            exaggeration,
+            min_p=min_p,
+            exaggeration=exaggeration,
+            cfg_weight=cfg_weight,
             repetition_penalty=repetition_penalty,
             top_p=top_p,
             top_k=top_k,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
             norm_loudness=norm_loudness,
+            **options,
         )
-        return self._speak(request)
 
+    @by_name(StreamArguments)
     def generate_stream(
         self,
         text: str | Iterable[str],
@@ -175,84 +177,49 @@ class ChatterboxTurboTTS(SpeechModel):
         context_window: int = STREAMING.context_window,
         fade_duration: float = STREAMING.fade_duration,
         print_metrics: bool = True,
-        *,
-        first_chunk: int = STREAMING.first_chunk,
-        continuity: str = STREAMING.continuity,
-        decode_ahead: int = STREAMING.decode_ahead,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        top_k: int = TOP_K,
-        norm_loudness: bool = True,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[StreamArguments],
     ) -> Iterator[tuple[Tensor, StreamingMetrics]]:
         """Speak ``text`` while it is made, as `ChatterboxTTS.generate_stream`; the rest as `generate`."""
-        _warn_ignored(exaggeration=exaggeration, cfg_weight=cfg_weight)
-        request = self._request(
+        return self._generate_stream(
             text,
             audio_prompt_path,
-            exaggeration,
-            repetition_penalty=repetition_penalty,
-            top_p=top_p,
-            top_k=top_k,
+            print_metrics,
+            exaggeration=exaggeration,
+            cfg_weight=cfg_weight,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            use_cache=use_cache,
-            watermark=watermark,
-            guard=guard,
-            norm_loudness=norm_loudness,
-        )
-        streaming = StreamingConfig(
             chunk_size=chunk_size,
-            first_chunk=first_chunk,
             context_window=context_window,
             fade_duration=fade_duration,
-            continuity=continuity,
-            decode_ahead=decode_ahead,
+            **options,
         )
-        return self._stream(request, streaming, print_metrics)
 
+    @by_name(BatchArguments)
     def generate_batch(
         self,
         texts: Sequence[str],
         voices: Sequence[Reference | Conditionals | None] | None = None,
         temperature: float = ModelDefault(PUBLISHED.temperature),
-        *,
-        repetition_penalty: float = ModelDefault(PUBLISHED.repetition_penalty),
-        top_p: float = ModelDefault(PUBLISHED.top_p),
-        top_k: int = TOP_K,
-        norm_loudness: bool = True,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        watermark: bool = True,
-        guard: str = "light",
+        **options: Unpack[BatchArguments],
     ) -> list[Tensor]:
         """Speak several texts at once, as `ChatterboxTTS.generate_batch`."""
-        return self._batch(
+        return self._generate_batch(
             texts,
             voices,
-            repetition_penalty=repetition_penalty,
-            top_p=top_p,
-            top_k=top_k,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            watermark=watermark,
-            guard=guard,
-            norm_loudness=norm_loudness,
+            **options,
         )
 
-
-def _warn_ignored(**values: float) -> None:
-    """Name what is above 0 and has no effect, once a process for the same names."""
-    _warn_once(tuple(name for name, value in values.items() if value > 0.0))
+    def _request(
+        self, text: str | Iterable[str], reference: Reference | Conditionals | None, options: Mapping[str, Any]
+    ) -> SynthesisRequest:
+        ignored = {name: options[name] for name in ("min_p", "exaggeration", "cfg_weight") if name in options}
+        _warn_once(tuple(name for name, value in ignored.items() if value > 0.0))
+        heeded = {name: value for name, value in options.items() if name not in ignored}
+        return super()._request(text, reference, {**heeded, "exaggeration": 0.0})
 
 
 @cache
 def _warn_once(names: tuple[str, ...]) -> None:
+    """Name what is above 0 and has no effect, once a process for the same names."""
     if names:
         logger.warning("Turbo and Nano ignore %s: they have neither emotion nor guidance", ", ".join(names))

@@ -444,3 +444,15 @@ def test_a_model_that_has_spoken_is_freed_with_its_last_reference(small_folder):
         assert t3() is None
     finally:
         gc.enable()
+
+
+def test_arguments_by_name_are_shown_and_no_other_is_taken(small_tts):
+    shown = inspect.signature(ChatterboxTTS.generate_stream).parameters
+    assert shown["history_len"].default == 250 and shown["norm_loudness"].default is True and "options" not in shown
+    for method in (small_tts.generate, small_tts.generate_stream):
+        with pytest.raises(TypeError, match=r"unexpected argument 'sed'; by name there are .*, seed, "):
+            method("Hello.", sed=3)
+    with pytest.raises(TypeError, match="unexpected argument 'chunk_size'"):
+        small_tts.generate_batch(["Hello."], chunk_size=3)
+    assert torch.equal(say(small_tts, top_k=None, temperature=None), say(small_tts))
+    assert not torch.equal(say(small_tts, top_k=1), say(small_tts))

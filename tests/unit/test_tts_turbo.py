@@ -108,11 +108,11 @@ def test_loudness_of_the_reference(turbo, long_wav):
     wav, _ = soundfile.read(long_wav, dtype="float32")
     gain = np.float32(10 ** ((-27 - integrated_loudness(wav, 24_000)) / 20))
     assert gain > 1.5
-    loud, plain = (turbo._voice_of(long_wav, 0.5, normalize) for normalize in (True, False))
-    by_hand = turbo._voice_of(wav * gain, 0.5, False)
+    loud, plain = (turbo.synthesizer.conditionals(long_wav, norm_loudness=normalize) for normalize in (True, False))
+    by_hand = turbo.synthesizer.conditionals(wav * gain, norm_loudness=False)
     torch.testing.assert_close(loud.gen["prompt_feat"], by_hand.gen["prompt_feat"], rtol=1e-4, atol=1e-4)
     assert (loud.gen["prompt_feat"] - plain.gen["prompt_feat"]).abs().max() > 0.1
-    assert torch.equal(turbo._voice_of(long_wav, 0.5, True).gen["prompt_feat"], loud.gen["prompt_feat"])
+    assert torch.equal(turbo.synthesizer.conditionals(long_wav).gen["prompt_feat"], loud.gen["prompt_feat"])
 
 
 def test_the_prompt_is_fifteen_seconds(turbo, turbo_folder):

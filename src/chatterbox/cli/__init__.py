@@ -1,4 +1,7 @@
-"""The ``chatterbox`` command, one module for each of its commands; `main` is the entry point."""
+"""The ``chatterbox`` command, one module for each of its commands; `main` is the entry point.
+
+Owns: the terminal, and all that knows Hydra. Nothing else of the package imports it. Must not import: `integrations`.
+"""
 
 from chatterbox.cli.main import main
 

@@ -125,11 +125,11 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             for done, text in enumerate(texts):
                 report.bar(done, len(texts), text[:40])
                 speaker.synthesizer.warm([speaker.request(text)])
-        stats = speaker.synthesizer.prefixes.manager.stats()
-    asked = stats["tokens_served"] + stats["tokens_computed"]
+        stats = speaker.synthesizer.prefixes.manager.snapshot()
+    asked = stats.cached_tokens + stats.tokens_computed
     print(
-        f"{config.kvcache.disk_folder}: {len(texts)} texts, {stats['tokens_computed']:.0f} of {asked:.0f} positions "
-        f"computed, the rest was there; {stats['disk_bytes'] / MIB:.1f} of {config.kvcache.disk_mib} MiB"
+        f"{config.kvcache.disk_folder}: {len(texts)} texts, {stats.tokens_computed} of {asked} positions "
+        f"computed, the rest was there; {stats.disk_bytes / MIB:.1f} of {config.kvcache.disk_mib} MiB"
     )
     return 0
 

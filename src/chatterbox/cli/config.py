@@ -8,20 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatterbox.config import EngineConfig, KVCacheConfig, SamplingConfig, StreamingConfig
+from chatterbox.config import (
+    EngineConfig,
+    KVCacheConfig,
+    SamplingConfig,
+    SpeechOptions,
+    StreamingConfig,
+    check_whole,
+    option,
+)
 
 
 @dataclass(frozen=True)
 class ModelChoice:
     """Which weights to load, and where they run."""
 
-    source: str = "tiny"  # "tiny", "chatterbox", "multilingual", "turbo", "nano" or a folder
-    device: str = "auto"  # "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is one
-    local_files_only: bool = False  # never reach for the network
+    source: str = option("tiny", '"tiny", "chatterbox", "multilingual", "turbo", "nano" or a folder')
+    device: str = option("auto", '"cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is one')
+    local_files_only: bool = option(False, "never reach for the network")
 
 
-@dataclass(frozen=True)
-class SayCommandConfig:
+@dataclass(frozen=True, kw_only=True)
+class SayCommandConfig(SpeechOptions):
     """One run of ``chatterbox say``, beside its text and output file."""
 
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -29,45 +37,38 @@ class SayCommandConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     # Fields that replace the checkpoint's own.
     sampling: dict[str, Any] = field(default_factory=dict, metadata={"of": SamplingConfig})
-    language: str | None = None  # of the text, for a multilingual model alone
-    voice: str | None = None  # recording, or a name of `chatterbox voices`; None is the checkpoint's built-in voice
-    exaggeration: float = 0.5  # emotion; 0.5 is neutral
-    seed: int | None = None  # the same seed says it the same way; None is another way each time
-    use_cache: bool = True  # False computes the whole sequence anew at every step: slow, for checking
-    watermark: bool = True  # inaudible, says that the speech is synthetic
-    guard: str = "light"  # against loops and runaways: "light", "alignment" (multilingual models), "none"
+    language: str | None = option(None, "of the text, for a multilingual model alone")
+    voice: str | None = option(None, "recording, or a name of `chatterbox voices`; null is the built-in voice")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamCommandConfig(SayCommandConfig):
     """One run of ``chatterbox stream``."""
 
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
 
+TEXTS = ("Every machine in this room can talk.", "The little one here speaks without a network.")
+
+
 @dataclass(frozen=True)
 class MeasurementConfig:
     """What a job of ``chatterbox bench`` says, and how often."""
 
-    texts: tuple[str, ...] = (  # what is said, one after the other
-        "Every machine in this room can talk.",
-        "The little one here speaks without a network.",
-    )
-    warmup: int = 1  # turns that are not counted
-    repeats: int = 3  # turns whose median counts; a turn is all texts once
+    texts: tuple[str, ...] = option(TEXTS, "texts, one after the other")
+    warmup: int = option(1, "turns that are not counted")
+    repeats: int = option(3, "turns whose median counts; a turn is all texts once")
 
     def __post_init__(self) -> None:
         for name, low in (("warmup", 0), ("repeats", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of turns from {low}, got {value!r}")
+            check_whole(name, getattr(self, name), low, unit="turns")
         if not self.texts or not all(isinstance(text, str) for text in self.texts):
             raise ValueError(f"texts must be a list of at least one text, got {list(self.texts)!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkCommandConfig(StreamCommandConfig):
     """One job of ``chatterbox bench``."""
 
     benchmark: MeasurementConfig = field(default_factory=MeasurementConfig)
-    seed: int | None = 0  # the same for all jobs, so that their tokens can be compared
+    seed: int | None = option(0, "the same for all jobs, so that their tokens can be compared")

@@ -6,6 +6,7 @@ state is afterwards what it was before. Does not know: what a configuration is f
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,7 @@ def compose_config(
     ``sampling`` of the result holds the overridden fields alone: the rest is the checkpoint's.
 
     Args:
-        name: "say", "stream" or "benchmark"; the result is a `SayCommandConfig`, `StreamCommandConfig` or
-        `BenchmarkCommandConfig`.
+        name: "say", "stream" or "benchmark": a `SayCommandConfig`, or the subclass of it that has this name.
         config_dir: a folder of the user's own YAML, ``kvcache/mine.yaml`` in it is the choice ``kvcache=mine``.
 
     Raises:
@@ -63,12 +63,11 @@ def compose_say(overrides: Sequence[str] = ()) -> SayCommandConfig:
 def split_sweep(name: str, overrides: Sequence[str], *, config_dir: str | Path | None = None) -> list[list[str]]:
     """Overrides of each job of a sweep, in Hydra's order: ``a=1,2 b=range(0,2)`` are four jobs.
 
-    Grammar and product are Hydra's own (its parser and its basic sweeper's split).
+    Grammar and order are Hydra's own. Of a setting that is given twice the last value counts.
 
     Raises:
         ConfigError: no such setting or group, or a sweep that is no list (``interval``); one line.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.errors import HydraException
 
     folders = _user_folders(config_dir)
@@ -82,9 +81,20 @@ def split_sweep(name: str, overrides: Sequence[str], *, config_dir: str | Path |
         for override in parsed:
             override.config_loader = choices  # glob(*) asks it for what there is
         try:
-            return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            values = {override.get_key_element(): _values(override) for override in parsed}
         except (HydraException, ValueError) as error:
             raise ConfigError(_first_line(error)) from None
+    one_each = itertools.product(*([f"{key}={value}" for value in some] for key, some in values.items()))
+    return [list(job) for job in one_each]
+
+
+def _values(override: Override) -> list[str]:
+    """The values that an override gives its setting, one after the other."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{override.input_line} is no list of values; give some, as {override.key_or_group}=1,2")
+    return list(override.sweep_string_iterator())
 
 
 def to_yaml(config: Any) -> str:
@@ -98,19 +108,19 @@ def to_yaml(config: Any) -> str:
 def _hydra() -> Iterator[None]:
     """Room for a Hydra of our own: what the program around us has initialised is put away, and put back."""
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
     from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
 
-    ours: tuple[Any, ...] = (GlobalHydra, VersionBase, JobRuntime)
     with _LOCKS.setdefault(os.getpid(), threading.Lock()):
-        theirs = {kind: Singleton._instances.pop(kind) for kind in ours if kind in Singleton._instances}
+        hydra, version, job = GlobalHydra.instance(), VersionBase.instance(), JobRuntime.instance()
+        theirs = hydra.hydra, version.version_base, job.conf
+        hydra.clear()
+        job.conf = job.conf.copy()
         try:
             yield
         finally:
-            for kind in ours:
-                Singleton._instances.pop(kind, None)
-            Singleton._instances.update(theirs)
+            hydra.hydra, version.version_base, job.conf = theirs
+            GlobalHydra.set_instance(hydra)  # `initialize_config_dir` leaves a copy
 
 
 def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:

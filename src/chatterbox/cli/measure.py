@@ -27,7 +27,7 @@ SpeechTokens = list[list[int]]  # by text
 
 @dataclass(frozen=True)
 class Measured:
-    """A job's figures by name, None where there is none, and what it said."""
+    """A job's figures by name, None where there is none, and its speech tokens."""
 
     figures: dict[str, float | None]
     speech_tokens: SpeechTokens
@@ -58,18 +58,18 @@ def measure(speaker: Speaker, config: MeasurementConfig, on_turn: Callable[[int]
         on_turn(number)
         turn = [_said(speaker, text) for text in config.texts]
         turns += [turn] * (number >= config.warmup)
-    peak, stats = memory.mib(), speaker.synthesizer.prefixes.manager.stats()
+    peak, stats = memory.mib(), speaker.synthesizer.prefixes.manager.snapshot()
     by_turn = [_figures(turn) for turn in turns]
     figures: dict[str, float | None] = {
         name: statistics.median(figures[name] for figures in by_turn) for name in by_turn[0]
     }
     figures |= {
         "cache_bytes": cache_bytes(speaker, config.texts),
-        "prefix_bytes": stats["bytes"],
-        "prefix_hits": stats["hit_rate"],
+        "prefix_bytes": stats.bytes,
+        "prefix_hits": stats.hit_rate,
         "peak_mib": peak,
     }
-    return Measured(figures, [said.speech_tokens for said in turns[-1]])
+    return Measured(figures, [run.speech_tokens for run in turns[-1]])
 
 
 def _said(speaker: Speaker, text: str) -> _Said:
@@ -80,7 +80,7 @@ def _said(speaker: Speaker, text: str) -> _Said:
         if not decoded.ends:
             times.append(time.perf_counter() - started)
     if not times:
-        raise RuntimeError(f"nothing is said of {text!r}")
+        raise RuntimeError(f"nothing was spoken of {text!r}")
     metrics = [chunk.metrics for chunk in speaker.stream(text)]
     if not metrics:
         raise RuntimeError(f"nothing is heard of {text!r}")
@@ -96,17 +96,17 @@ def _said(speaker: Speaker, text: str) -> _Said:
 
 def _figures(turn: Sequence[_Said]) -> dict[str, float]:
     """Of all texts of a turn together."""
-    num_tokens = sum(len(said.token_times) for said in turn)
-    steps = sum(len(said.token_times) - 1 for said in turn)
-    stepping = sum(said.token_times[-1] - said.token_times[0] for said in turn)
-    decoding = sum(said.token_times[-1] for said in turn)
+    num_tokens = sum(len(run.token_times) for run in turn)
+    steps = sum(len(run.token_times) - 1 for run in turn)
+    stepping = sum(run.token_times[-1] - run.token_times[0] for run in turn)
+    decoding = sum(run.token_times[-1] for run in turn)
     return {
         "tokens": num_tokens,
         "tokens_per_s": num_tokens / decoding,
         "ms_per_token": 1000 * (stepping / steps if steps else decoding / num_tokens),
-        "first_token_ms": 1000 * statistics.median(said.token_times[0] for said in turn),
-        "first_audio_ms": 1000 * statistics.median(said.first_audio for said in turn),
-        "rtf": sum(said.waited for said in turn) / sum(said.duration for said in turn),
+        "first_token_ms": 1000 * statistics.median(run.token_times[0] for run in turn),
+        "first_audio_ms": 1000 * statistics.median(run.first_audio for run in turn),
+        "rtf": sum(run.waited for run in turn) / sum(run.duration for run in turn),
     }
 
 

@@ -7,8 +7,6 @@ setting does.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -20,12 +18,10 @@ from chatterbox.cli.config import BenchmarkCommandConfig, SayCommandConfig, Stre
 
 PRIMARY: dict[str, type] = {"say": SayCommandConfig, "stream": StreamCommandConfig, "benchmark": BenchmarkCommandConfig}
 
-_COMMENTED = re.compile(r"^    (\w+): [^#\n]*# (.+)$", re.MULTILINE)
-
 
 @dataclass(frozen=True)
 class Setting:
-    """One key. ``default`` as the dataclass has it; ``about`` is the comment beside it there."""
+    """One key. ``default`` as the dataclass has it; ``about`` is what it means."""
 
     key: str
     kind: str
@@ -54,14 +50,14 @@ def configs_folder() -> Path:
 
 def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
     """All settings of a dataclass, those of tables within with a dot, in order."""
-    comments, hints = _comments(config), typing.get_type_hints(config)
+    hints = typing.get_type_hints(config)
     for one in dataclasses.fields(config):
         key, kind = prefix + one.name, hints[one.name]
         table: Any = one.metadata.get("of", kind)
         if isinstance(table, type) and dataclasses.is_dataclass(table):
             yield from settings_of(table, key + ".")
         else:
-            yield Setting(key, kind_name(kind), one.default, _as_yaml(comments.get(one.name, "")))
+            yield Setting(key, kind_name(kind), one.default, one.metadata["about"])
 
 
 def groups_of(config: type, folders: Sequence[Path] = ()) -> dict[str, list[Choice]]:
@@ -91,24 +87,6 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"[{', '.join(map(shown, value))}]" if isinstance(value, tuple) else str(value)
-
-
-def _comments(config: type) -> dict[str, str]:
-    """Meaning by field: the comment on its line, of base classes too; nothing where the source is not at hand."""
-    comments: dict[str, str] = {}
-    for cls in reversed(config.__mro__[:-1]):
-        try:
-            comments |= dict(_COMMENTED.findall(inspect.getsource(cls)))
-        except (OSError, TypeError):
-            continue
-    return comments
-
-
-def _as_yaml(comment: str) -> str:
-    """Values in a comment as one writes them in YAML."""
-    return re.sub(
-        r"\b(None|True|False)\b", lambda word: shown({"None": None, "True": True}.get(word[0], False)), comment
-    )
 
 
 def _first_comment(path: Path) -> str:

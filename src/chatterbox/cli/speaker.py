@@ -15,7 +15,7 @@ from chatterbox.cli.config import SayCommandConfig, StreamCommandConfig
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import Config
 from chatterbox.cli.output import Progress
-from chatterbox.config import SamplingConfig, StreamingConfig, check_range, from_dict, to_dict
+from chatterbox.config import SamplingConfig, SpeechOptions, StreamingConfig, from_dict, to_dict
 from chatterbox.voice.library import BUILT_IN, find_voice, load_prepared
 
 if TYPE_CHECKING:
@@ -49,13 +49,9 @@ class Speaker:
                 text=text,
                 conditionals=self.voice,
                 sampling=sampling_of(config, self.models.config.sampling),
-                exaggeration=config.exaggeration,
-                seed=config.seed,
-                use_cache=config.use_cache,
-                watermark=config.watermark,
                 cache_policy=config.kvcache,
                 language_id=config.language,
-                guard=config.guard,
+                **{one.name: getattr(config, one.name) for one in dataclasses.fields(SpeechOptions)},
             )
 
     def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
@@ -131,7 +127,6 @@ def checked(config: Config) -> Config:
     """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
     from chatterbox.checkpoints import resolve_device
     from chatterbox.engine.guards import check_guard
-    from chatterbox.engine.request import check_seed
     from chatterbox.kvcache import check_names
     from chatterbox.models.tokenizers.languages import check_language
 
@@ -139,8 +134,6 @@ def checked(config: Config) -> Config:
         resolve_device(config.model.device)
         check_names(config.kvcache)
         check_guard(config.guard)
-        check_seed(config.seed)
-        check_range("exaggeration", config.exaggeration, 0.0, 10.0, "0.5 is neutral")
         return dataclasses.replace(config, language=check_language(config.language))
 
 

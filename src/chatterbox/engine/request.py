@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, check_seed, is_whole
 from chatterbox.engine.guards import guard_of
 from chatterbox.kvcache import KVCache, cache_config, make_cache
 from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -81,12 +81,6 @@ class Turn:
         return decoded if forced is None else torch.cat([forced.tokens.cpu().long(), decoded])
 
 
-def check_seed(seed: int | None) -> None:
-    """Raise ValueError if no generator can have this seed."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
-
-
 def check_request(t3: T3, request: Request) -> None:
     """Raise ValueError if this model cannot serve the request. Once, where it comes in; what follows relies on it."""
     text, hp = torch.atleast_2d(request.text_tokens)[0], t3.hp
@@ -104,7 +98,7 @@ def check_request(t3: T3, request: Request) -> None:
     check_seed(request.seed)
     most = hp.max_speech_tokens - request.num_forced
     limit = most if request.max_new_tokens is None else request.max_new_tokens
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
+    if not is_whole(limit, 1, most):
         behind = f" behind {request.num_forced} that are given" if request.num_forced else ""
         raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit!r}")
     if guard := guard_of(request.guard):

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 
@@ -54,6 +54,18 @@ class EngineClosedError(RuntimeError):
 
 class _LeftError(Exception):
     """A request was cancelled while its prefix was computed."""
+
+
+class SchedulerStats(TypedDict):
+    """Requests by where they are; rows in use; bytes held for rows; steps so far."""
+
+    running: int
+    on_hold: int
+    waiting: int
+    parked: int
+    rows: int
+    cache_bytes: int
+    steps: int
 
 
 class Scheduler:
@@ -190,7 +202,7 @@ class Scheduler:
         self._worker.close()
         self._fail_all(EngineClosedError("the engine was closed while the request was under way"))
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> SchedulerStats:
         """Requests that run, are on hold, wait, are parked; rows in use; bytes held for rows; steps so far."""
         waiting = self._num_queued  # once more below: a request that moves meanwhile is not overlooked
         engines = list(self._engines.values())

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, SamplingConfig, check_range
-from chatterbox.engine.request import ForcedPrefix, Request, check_seed
+from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions
+from chatterbox.engine.request import ForcedPrefix, Request
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.text import utterances
@@ -25,31 +25,20 @@ SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's uttera
 
 
 @dataclass(frozen=True)
-class SynthesisRequest:
-    """One text to speak in one voice: plain data, nothing of it is changed.
+class SynthesisRequest(SpeechOptions):
+    """One text to speak in one voice, as its options say: plain data, nothing of it is changed.
 
-    text: a string of any length, or its pieces as they are written, of any size.
-    seed: None draws from torch's global generator, for a text of one utterance in upstream's order; a number draws from
-    generators of this request's own and leaves the global one alone. use_cache: False recomputes the whole sequence at
-    every step. cache_policy: of the rows being decoded, a name of `chatterbox.kvcache.POLICIES` or settings.
-    language_id: for a multilingual model alone.
-    guard: what ends an utterance that goes wrong, of `chatterbox.engine.guards.GUARDS`, or "none".
+    text: a string of any length, or its pieces as they are written, of any size. cache_policy: of the rows being
+    decoded, a name of `chatterbox.kvcache.POLICIES` or settings. language_id: for a multilingual model alone. Without a
+    ``seed`` a text of one utterance draws from torch's global generator, in upstream's order; with one the request has
+    generators of its own.
     """
 
     text: str | Iterable[str]
     conditionals: Conditionals
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    exaggeration: float = 0.5
-    seed: int | None = None
-    use_cache: bool = True
-    watermark: bool = True
     cache_policy: str | KVCacheConfig = "static"
     language_id: str | None = None
-    guard: str = "light"
-
-    def __post_init__(self) -> None:
-        check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
-        check_seed(self.seed)
 
 
 def utterance_texts(

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import load_reference
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, check_seed
 from chatterbox.engine.prefill import Prefiller
-from chatterbox.engine.request import Request, check_seed
+from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen

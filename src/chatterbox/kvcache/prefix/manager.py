@@ -28,7 +28,7 @@ from chatterbox.kvcache.prefix.archive import Archive
 from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor
 from chatterbox.kvcache.prefix.policy import prefix_eviction
-from chatterbox.kvcache.prefix.stats import CacheStats
+from chatterbox.kvcache.prefix.stats import CacheStats, PrefixStats
 from chatterbox.kvcache.prefix.tiers import Tiers
 from chatterbox.kvcache.prefix.tree import Label, Match, Node, RadixTree
 from chatterbox.kvcache.static import StaticKVCache
@@ -228,7 +228,7 @@ class GlobalKVCacheManager:
                 )
             rest = segment[len(known) :]
             self._stats.tokens_computed += len(rest)
-            self._stats.fill_ms += prefill_ms
+            self._stats.prefill_ms += prefill_ms
             if known.node is not None:
                 self._tree.ref(known.node)
             kept = self._kept(speaker_id, labels, rest, prefill_ms)
@@ -261,25 +261,29 @@ class GlobalKVCacheManager:
             return self._stats.hit_rate
 
     def stats(self) -> dict[str, float]:
-        """Counters (`CacheStats`), bytes, entries and budgets, all of one moment but the disk's."""
+        """`snapshot` by name."""
+        return self.snapshot().as_dict()
+
+    def snapshot(self) -> PrefixStats:
+        """Counters, bytes, entries and budgets, all of one moment but the disk's."""
         disk_bytes = 0 if self.disk is None else self.disk.nbytes
         with self._lock:
             num_resident = sum(node.is_resident for node in self._tree.nodes())
             if self.monitor is not None:
                 self._stats.pressure_episodes = self.monitor.num_episodes
                 self._stats.pressure_delays = self.monitor.num_delays
-            return {
-                **self._stats.as_dict(),
-                "bytes": self._tree.nbytes,
-                "host_bytes": self._tree.packed_nbytes,
-                "disk_bytes": disk_bytes,
-                "entries": num_resident,
-                "host_entries": len(self._tree) - num_resident,
-                "voices": len(self._tree.voices()),
-                "budget_bytes": self.budget_bytes,
-                "total_budget_bytes": self._tiers.total_bytes,
-                "pressure": int(self._tiers.level),
-            }
+            return PrefixStats(
+                **vars(self._stats),
+                bytes=self._tree.nbytes,
+                host_bytes=self._tree.packed_nbytes,
+                disk_bytes=disk_bytes,
+                entries=num_resident,
+                host_entries=len(self._tree) - num_resident,
+                voices=len(self._tree.voices()),
+                budget_bytes=self.budget_bytes,
+                total_budget_bytes=self._tiers.total_bytes,
+                pressure=int(self._tiers.level),
+            )
 
     def summary(self) -> str:
         """One line for a log."""
@@ -309,7 +313,7 @@ class GlobalKVCacheManager:
     def _served(self, segments: tuple[Segment, ...], node: Node | None, prefill_ms: float) -> Lease:
         num_cached_tokens = sum(map(len, segments))
         self._stats.lookups += 1
-        self._stats.tokens_served += num_cached_tokens
+        self._stats.cached_tokens += num_cached_tokens
         self._stats.saved_ms += prefill_ms
         return self._leased(segments, num_cached_tokens, node)
 
@@ -331,7 +335,7 @@ class GlobalKVCacheManager:
             return self._continued(voice, labels, known, prefill, device)
         except BaseException:
             with self._lock:
-                self._stats.failed_fills += 1
+                self._stats.failed_prefills += 1
             raise
         finally:
             with self._lock:
@@ -361,9 +365,9 @@ class GlobalKVCacheManager:
             self._stats.disk_hits += is_whole
             self._stats.load_ms += load_ms * (self.disk is not None)
             if not is_whole:
-                self._stats.fills += 1
-                self._stats.fill_ms += prefill_ms
-            self._stats.tokens_served += num_cached_tokens
+                self._stats.prefills += 1
+                self._stats.prefill_ms += prefill_ms
+            self._stats.cached_tokens += num_cached_tokens
             self._stats.tokens_computed += rest.end - num_cached_tokens
             node = self._kept(voice, labels, rest, load_ms + prefill_ms)
             return self._leased((*known.segments, rest), num_cached_tokens, node)

@@ -11,6 +11,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+ALIASES = {
+    "tokens_served": "cached_tokens",
+    "fills": "prefills",
+    "failed_fills": "failed_prefills",
+    "fill_ms": "prefill_ms",
+}
+
 
 @dataclass
 class CacheStats:
@@ -18,7 +25,7 @@ class CacheStats:
 
     lookups: int = 0
     hits: int = 0  # lookups that found all they asked for
-    tokens_served: int = 0  # positions that were found
+    cached_tokens: int = 0  # positions that were found
     tokens_computed: int = 0  # positions that had to be computed
     demotions: int = 0  # moved to host memory
     promotions: int = 0  # moved back
@@ -26,27 +33,28 @@ class CacheStats:
     disk_hits: int = 0  # lookups that the disk completed
     load_ms: float = 0.0  # bringing back from host memory and disk
     store_ms: float = 0.0  # packing for host memory, writing to disk
-    fills: int = 0
-    failed_fills: int = 0
-    waits: int = 0  # lookups that waited for another thread's fill
-    uncached: int = 0  # fills that did not fit into the budget
-    fill_ms: float = 0.0
-    saved_ms: float = 0.0  # what the positions served once took to compute
+    prefills: int = 0
+    failed_prefills: int = 0
+    waits: int = 0  # lookups that waited for another thread's prefill
+    uncached: int = 0  # prefills that did not fit into the budget
+    prefill_ms: float = 0.0
+    saved_ms: float = 0.0  # what the positions found once took to compute
     pressure_episodes: int = 0  # times that memory ran short, as these all
     pressure_demotions: int = 0  # of the demotions
     pressure_evictions: int = 0  # of the evictions
-    pressure_unshared: int = 0  # fills that were not kept
+    pressure_unshared: int = 0  # prefills that were not kept
     pressure_delays: int = 0  # refusals of another request
 
     @property
     def hit_rate(self) -> float:
         """Share of the positions asked for that were found, 0 to 1; 0 before the first lookup."""
-        asked = self.tokens_served + self.tokens_computed
-        return self.tokens_served / asked if asked else 0.0
+        asked = self.cached_tokens + self.tokens_computed
+        return self.cached_tokens / asked if asked else 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """Counters and `hit_rate`, by name."""
-        return {**dataclasses.asdict(self), "hit_rate": self.hit_rate}
+        """All of it and `hit_rate`, by name; some by an older name too."""
+        named = {**dataclasses.asdict(self), "hit_rate": self.hit_rate}
+        return named | {old: named[name] for old, name in ALIASES.items()}
 
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
@@ -60,9 +68,24 @@ class CacheStats:
     def summary(self) -> str:
         """One line for a log."""
         return (
-            f"prefix cache: {self.hit_rate:.0%} of {self.tokens_served + self.tokens_computed} positions served, "
-            f"{self.fill_ms:.0f} ms computing, {self.saved_ms:.0f} ms saved, {self.evictions} evictions"
+            f"prefix cache: {self.hit_rate:.0%} of {self.cached_tokens + self.tokens_computed} positions cached, "
+            f"{self.prefill_ms:.0f} ms computing, {self.saved_ms:.0f} ms saved, {self.evictions} evictions"
         )
+
+
+@dataclass
+class PrefixStats(CacheStats):
+    """The counters, and what is held now, of one moment but the disk's."""
+
+    bytes: int = 0  # on the device
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    entries: int = 0  # segments on the device
+    host_entries: int = 0
+    voices: int = 0
+    budget_bytes: int = 0
+    total_budget_bytes: int = 0
+    pressure: int = 0  # `chatterbox.kvcache.prefix.memory_pressure.Level`
 
 
 def prometheus_text(stats: Mapping[str, float], prefix: str = "chatterbox_prefix_cache") -> str:
@@ -70,7 +93,7 @@ def prometheus_text(stats: Mapping[str, float], prefix: str = "chatterbox_prefix
 
     What only grows is a counter, ``chatterbox_prefix_cache_tokens_served_total``; the rest are gauges.
     """
-    counters = {one.name for one in dataclasses.fields(CacheStats)}
+    counters = {one.name for one in dataclasses.fields(CacheStats)} | ALIASES.keys()
     lines = []
     for name, value in stats.items():
         kind = "counter" if name in counters else "gauge"

@@ -110,7 +110,7 @@ def test_a_second_lookup_computes_nothing() -> None:
     assert (stats["tokens_computed"], stats["tokens_served"]) == (ROOT + 4, ROOT + 3 + ROOT + 2)
     assert stats["hit_rate"] == pytest.approx(11 / 18)
     assert stats["bytes"] == (ROOT + 4) * WIDTH
-    assert "11 of" not in manager.summary() and "61% of 18 positions served" in manager.summary()
+    assert "11 of" not in manager.summary() and "61% of 18 positions cached" in manager.summary()
     manager.check_integrity()
 
 
