@@ -39,7 +39,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
 
 test-transformers: $(TRANSFORMERS_READY)
-	CHATTERBOX_TEST_TRANSFORMERS=5.2. $(TRANSFORMERS_VENV)/bin/python -m pytest --noconftest tests/unit/kvcache/test_transformers_cache.py $(ARGS)
+	CHATTERBOX_TEST_TRANSFORMERS=5.2. $(TRANSFORMERS_VENV)/bin/python -m pytest --noconftest tests/unit/integrations/test_transformers_cache.py $(ARGS)
 
 test-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" \

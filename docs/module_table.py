@@ -1,4 +1,4 @@
-"""The list of modules in docs/architecture.md, made of their docstrings.
+"""The list of modules in docs/modules.md, made of their docstrings.
 
 ``python docs/module_table.py`` writes it anew; a test fails where it is not what this would write.
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-PAGE = Path(__file__).parent / "architecture.md"
+PAGE = Path(__file__).parent / "modules.md"
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "chatterbox"
 _MARKED = re.compile(r"(<!-- modules -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -31,7 +31,7 @@ from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
 from chatterbox.kvcache.prefix.manager import Lease, PrefillResult
 from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
-from chatterbox.kvcache.prefix.policy import PREFIX_EVICTION
+from chatterbox.kvcache.prefix.tiers import PREFIX_EVICTION
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 
 MB = 10**6

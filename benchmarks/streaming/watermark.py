@@ -24,8 +24,7 @@ import soundfile
 from benchmarks.lib.harness import report, summary
 from chatterbox import verify_prosody_continuity
 from chatterbox.tts import ChatterboxTTS
-from chatterbox.watermark.perth import PerthWatermarker, read_watermark
-from chatterbox.watermark.stream import WatermarkStream
+from chatterbox.watermark.perth import PerthWatermarker, WatermarkStream, read_watermark
 
 TEXTS = (
     "The old mill by the river turns slowly in the morning, and the children walk along the path to school.",

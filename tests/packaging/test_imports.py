@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools import structure
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "chatterbox"
 HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile", "huggingface_hub", "scipy", "numba")
@@ -18,6 +21,7 @@ LEVELS = {
     "chatterbox.runtime": 0,
     "chatterbox.audio": 1,
     "chatterbox.evaluation": 1,
+    "chatterbox.integrations": 6,
     "chatterbox.kvcache": 1,
     "chatterbox.text": 1,
     "chatterbox.models": 2,
@@ -35,8 +39,8 @@ LEVELS = {
     "chatterbox.cli": 8,
     "chatterbox": 9,
 }
-# `T3.inference` is upstream's name for what `engine.decode` does; it imports it when called.
-EXCEPTIONS = {("chatterbox.models.t3.t3", f"chatterbox.engine.{name}") for name in ("decode", "request")}
+KNOWN = structure.modules()
+FORBIDDEN = re.compile(r"Must not\s+import:(.*?)[.;]\s", re.DOTALL)
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -92,58 +96,43 @@ def test_upstreams_import_paths():
     assert (S3GEN_SR, S3_SR, SPEECH_VOCAB_SIZE) == (24_000, 16_000, 6561)
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Modules of this package that ``path`` imports for use, wherever in the file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {id(n) for node in ast.walk(tree) if is_type_checking(node) for n in ast.walk(node)}
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = ".".join(path.relative_to(PACKAGE.parent).parts[: -node.level]) if node.level else ""
-            source = ".".join(filter(None, (package, node.module)))
-            found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("chatterbox.") and is_module(name)}
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def is_module(name: str) -> bool:
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    return path.with_suffix(".py").is_file() or path.is_dir()
-
-
 def level(module: str) -> int:
     while module not in LEVELS:
         module = module.rpartition(".")[0]
     return LEVELS[module]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    module = module_name(path)
+@pytest.mark.parametrize("module", sorted(KNOWN))
+def test_imports_point_down(module):
     if "chatterbox." in module:
         assert any(module == part or module.startswith(f"{part}.") for part in LEVELS if part != "chatterbox"), (
             f"{module} has no place in LEVELS"
         )
-    upward = {name for name in imported_modules(path) if level(name) > level(module)}
-    assert {(module, name) for name in upward} <= EXCEPTIONS
+    used = structure.imports(KNOWN[module], KNOWN) - {"chatterbox"}  # its version
+    upward = {name for name in used if level(name) > level(module)}
+    assert {(module, name) for name in upward} <= structure.LATE
+
+
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parents[1] == PACKAGE)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folder_imports_nothing_that_it_says_it_must_not(folder):
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    said = FORBIDDEN.search(text + " ")
+    assert "Owns: " in text and said is not None, "its first lines say what it owns and must not import"
+    forbidden = [f"chatterbox.{name}" for name in re.findall(r"`(\w+)`", said[1])]
+    assert forbidden and all(name in KNOWN for name in forbidden)
+    users = {name: path for name, path in KNOWN.items() if path.is_relative_to(folder)}
+    found = {(user, other) for user, path in users.items() for other in structure.imports(path, KNOWN)}
+    wrong = {(user, other) for user, other in found for name in forbidden if f"{other}.".startswith(f"{name}.")}
+    assert wrong <= structure.LATE
 
 
 def test_kvcache_knows_no_model():
     for path in (PACKAGE / "kvcache").rglob("*.py"):
         allowed = ("chatterbox.config", "chatterbox.kvcache", "chatterbox.runtime")
-        assert all(name.startswith(allowed) for name in imported_modules(path)), path
+        assert all(name.startswith(allowed) for name in structure.imports(path, KNOWN)), path
 
 
 def test_one_module_imports_hydra():

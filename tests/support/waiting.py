@@ -21,4 +21,4 @@ def wait_for(condition: Callable[[], object], seconds: float = WAIT) -> None:
 def wait_until_free(scheduler: Scheduler) -> None:
     """Nobody may be left: no rows, nobody who waits, no lease on a prefix."""
     wait_for(lambda: not any(scheduler.stats()[name] for name in ("running", "on_hold", "waiting", "parked", "rows")))
-    wait_for(lambda: not any(node.num_holders for node in list(scheduler.prefixes.manager._tree.nodes())))
+    wait_for(lambda: not any(node.ref_count for node in list(scheduler.prefixes.manager.tree.nodes())))

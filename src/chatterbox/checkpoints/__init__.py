@@ -1,6 +1,6 @@
 """Where weights come from, and how they get into models.
 
-Owns: what a checkpoint is. Must not import: synthesis, the engine, the command line.
+Owns: layouts, names, downloads, strict loading. Must not import: `engine`, `synthesis`, `cli`.
 """
 
 from chatterbox.checkpoints.hub import find_checkpoint, find_model, find_s3gen

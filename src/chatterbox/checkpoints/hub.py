@@ -1,6 +1,6 @@
 """Where a model is: its folder, in this package, on this machine, or fetched from the hub.
 
-Owns: names and folders to folders, downloads, what is said where there is none. Does not know: what is in the files.
+Owns: names and folders to folders, downloads, the error where there is none. Does not know: what is in the files.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Weights into models: a folder becomes the models of its layout.
 
-Owns: strict loading with its listed exceptions, the device check. Does not know: where folders come from (`hub`), how
-files are read (`files`), what the models compute.
+Owns: reading files one tensor at a time, safetensors or pickled state dicts without running them; strict loading with
+its listed exceptions; the device check. Does not know: where folders come from (`hub`), what the models compute.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chatterbox.checkpoints.files import open_tensors
 from chatterbox.checkpoints.layouts import ENGLISH, CheckpointError, Layout, layout_of
 from chatterbox.config import from_dict
 from chatterbox.models.config import ModelConfig
@@ -217,3 +217,38 @@ def _required(folder: Path, name: str, needed: Sequence[str]) -> Path:
         what = f"has no {name}" if folder.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint folder {folder} {what}; it needs {', '.join(needed)}")
     return path
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
+    """Shapes by key, and a function that reads one tensor to the CPU."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix == ".pt":
+        tensors = _unpickled(path)
+        yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
+        return
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        reason = "it is a pickle" if _looks_pickled(path) else str(error)
+        raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A state dict, mapped from its file; nothing in it is executed."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the file's own damage decides which
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is not a whole file of weights ({reason}); copy or download it again") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds no state dict; copy or download it again")
+    return tensors
+
+
+def _looks_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))

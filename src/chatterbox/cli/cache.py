@@ -93,7 +93,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _by_voice(entries: Sequence[DiskEntry]) -> list[dict[str, Any]]:
     """Totals of each voice, the latest used first. A voice is a hash of its content, and of the weights."""
-    from chatterbox.kvcache.prefix.archive import voice_of
+    from chatterbox.kvcache.prefix.disk import voice_of
 
     groups: dict[str, list[DiskEntry]] = defaultdict(list)
     for entry in entries:

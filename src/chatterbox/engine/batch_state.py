@@ -1,7 +1,8 @@
-"""What a decode step of a batch reads and writes on the device, and how requests come into it and leave it.
+"""What a decode step of a batch reads and writes on the device, how requests come into it and leave it, and the next
+token of each from its rows' logits.
 
-Owns: the sampler's state of each request, which rows are whose. Does not know: the backbone, caches, who
-joins when.
+Owns: a request's rows, turns and sampler while it is served; guidance, guards and noise in their order; torch's global
+generator behind them. Does not know: the backbone, caches, who joins when, what a setting does (`sampler`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chatterbox.engine.guards.batch import Guards, join_guards, select_guards
-from chatterbox.engine.request import Request
-from chatterbox.engine.sampler import SamplingParams
+from chatterbox.engine.guards import Guards, Verdict, join_guards, select_guards
+from chatterbox.engine.request import Request, Turn
+from chatterbox.engine.sampler import SamplingParams, apply_cfg, hashed_exponential, sample
+from chatterbox.models.config import T3Config
 
 
 @dataclass
@@ -137,3 +139,91 @@ _NO_TENSORS = ("params", "guards", "from_global")
 
 def _is_greedy(request: Request) -> bool:
     return request.sampling.temperature == 0.0
+
+
+def sample_next(state: BatchState, logits: Tensor, hp: T3Config) -> None:
+    """Next tokens of all requests, from the logits (rows, V), into ``state``."""
+    guided = logits[state.conditional]
+    if state.params.cfg_weight is not None:
+        guided = apply_cfg(guided, logits[state.unconditional], state.params.cfg_weight)
+    state.broken |= ~guided.isfinite().all(1, keepdim=True)
+    num_new = state.num_decoded - state.num_forced
+    verdict = Verdict.of(state.guards.values(), state.tokens, num_new) if state.guards else None
+    if verdict:
+        verdict.mask(guided, hp.stop_speech_token)
+    tokens = sample(guided, state.seen, state.params, _noise(state, num_new), penalty_last=hp.penalty_last)
+    if verdict:
+        tokens = verdict.correct(tokens, guided, hp.stop_speech_token)
+        state.guard_stopped.copy_(verdict.must_stop)
+    state.tokens.copy_(tokens)
+    if not hp.start_stays_seen:
+        state.seen[:, hp.start_speech_token, None] &= state.num_decoded > 0
+    state.seen.scatter_(1, state.tokens, True)
+    state.num_decoded += 1
+
+
+def _noise(state: BatchState, num_new: Tensor) -> Tensor | None:
+    """(N, V) of this step, the ``num_new``-th (N, 1) of each request."""
+    if state.seeds is None:
+        return state.noise
+    hashed = hashed_exponential(state.seeds, num_new, state.seen.shape[1])
+    if state.noise is None or state.is_seeded is None:
+        return hashed
+    return torch.where(state.is_seeded, hashed, state.noise)
+
+
+class Rewind:
+    """Takes back what torch's global generator drew beyond the end of the only request that uses it.
+
+    So the number of steps between two looks at the tokens does not change what the generator gives next.
+    """
+
+    def __init__(self, device: torch.device, places: Sequence[int], stride: int) -> None:
+        """``places``: of the requests that use the generator."""
+        self._place = places[0] if len(places) == 1 and stride > 1 else None
+        if self._place is not None:
+            self._generator = torch.default_generator
+            if device.type == "cuda":
+                self._generator = torch.cuda.default_generators[device.index or 0]
+        self._states: list[Tensor] = []
+
+    def note(self) -> None:
+        """A step has decoded."""
+        if self._place is not None:
+            self._states.append(self._generator.get_state())
+
+    def ended(self, place: int, number: int) -> None:
+        """The request at ``place`` ended with the step ``number``."""
+        # Where somebody else has drawn since, their numbers are not drawn twice.
+        if place == self._place and torch.equal(self._generator.get_state(), self._states[-1]):
+            self._generator.set_state(self._states[number])
+
+
+@dataclass(eq=False)
+class DecodeSequence:
+    """What a handle stands for: a request, and those before it that it continues."""
+
+    handle: int
+    turns: list[Turn]
+    limit: int = 0  # tokens that the last turn may decode
+    keeps_rows: bool = False
+    rows: list[int] = field(default_factory=list)  # the conditional one first; none while it is parked
+    fresh: Tensor | None = None  # logits (rows, V) behind its prefix, until its first token is decoded
+    sampler: SamplerState | None = None  # while it is on hold or parked
+
+    @property
+    def request(self) -> Request:
+        return self.turns[-1].request
+
+    @property
+    def num_decoded(self) -> int:
+        return len(self.turns[-1].decoded)
+
+
+@dataclass
+class StepResult:
+    """tokens: (handle, token) in the order they were decoded. ended, failed: handles that have left with that."""
+
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    failed: dict[int, RuntimeError] = field(default_factory=dict)

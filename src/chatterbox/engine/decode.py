@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.engine.cached import CachedDecoder
-from chatterbox.engine.decoder import RowDecoder
+from chatterbox.engine.decoder import CachedDecoder, RowDecoder, UncachedDecoder
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import CachedPrefix
 from chatterbox.engine.request import Request, allocate_cache, check_request, required_capacity
-from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
 

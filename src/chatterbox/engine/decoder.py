@@ -1,10 +1,11 @@
-"""The contract between the engine and what remembers the past of its rows.
+"""The contract between the engine and what remembers the past of its rows, and rows in a key-value cache.
 
-Owns: the interface `RowDecoder`. Does not know: sampling, requests, which rows are whose.
+Owns: the interface `RowDecoder`; the calls of a cache that a pass is made of, in their order. Does not know: sampling,
+requests, which rows are whose, who allocated the cache.
 
 A row is one sequence. Rows are numbered from 0; those that take part in a decode step are the first ones, which the
-engine sees to. A decoder remembers a row in a key-value cache (`cached`), in rows of a pool (`row_pool`), or not at
-all, and then computes everything anew at every step (`uncached`).
+engine sees to. A decoder remembers a row in a key-value cache (`CachedDecoder`), in rows of a pool (`row_pool`), or not
+at all, and then computes everything anew at every step (`uncached`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox.kvcache import Segment
+from chatterbox.kvcache import KVCache, Segment
 from chatterbox.models.t3.attention import HeadReader
+from chatterbox.models.t3.t3 import T3
 
 # Readers of the requests at some places; their conditional rows in the pass, None where these are the rows themselves.
 MakeReaders = Callable[[slice, Tensor | None], Sequence[HeadReader]]
@@ -145,3 +147,136 @@ def row_order(rows: Sequence[int]) -> list[int]:
 def in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     """Rows of ``x`` in ``order``; ``x`` itself where that is how they are."""
     return x if list(order) == list(range(len(order))) else x[torch.tensor(order, device=x.device)]
+
+
+class CachedDecoder(RowDecoder):
+    """`RowDecoder` on the rows of one cache, which stays as large as it is."""
+
+    def __init__(self, t3: T3, cache: KVCache, *, batch_invariant: bool = False) -> None:
+        self._t3, self.cache, self.batch_invariant = t3, cache, batch_invariant
+
+    @property
+    def num_rows(self) -> int:
+        return self.cache.num_rows
+
+    @property
+    def step_shape(self) -> Hashable | None:
+        return self.cache.step_shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes
+
+    def require(self, num_rows: int, num_new: int, kept_len: int, prompt_len: int, limit: int) -> None:
+        if num_rows + num_new > self.num_rows:
+            raise ValueError(
+                f"the cache has {self.num_rows} rows, {num_rows} in use, and the request needs {num_new}; "
+                "allocate more rows or wait for a request to end"
+            )
+        if kept_len + prompt_len + limit > self.cache.capacity:
+            raise ValueError(
+                f"the request may take {kept_len} + {prompt_len + limit} positions, the cache has "
+                f"{self.cache.capacity}; allocate a larger capacity or lower max_new_tokens"
+            )
+
+    def require_pinned(self, *pinned: range) -> None:
+        self.cache.require_pinned(*pinned)
+
+    def begin(self, row: int, start: RowStart, kept_len: int | None = None) -> None:
+        self.cache.require_pinned(*start.pinned)
+        if kept_len is None:
+            self.cache.load(row, *start.segments)
+        elif kept_len < self.length(row):
+            self.cache.crop(kept_len)
+        self.cache.begin(row, *start.pinned, is_conditional=start.is_conditional)
+
+    def length(self, row: int) -> int:
+        return self.cache.row_lens[row]
+
+    def extend(
+        self, embeds: Tensor, rows: Sequence[int], readers: Sequence[HeadReader] = (), tokens: Tensor | None = None
+    ) -> Tensor:
+        order = row_order(rows)
+        first = rows[order[0]]
+        positions = self.cache.reserve(embeds.shape[1], slice(first, first + len(rows)))
+        if tokens is not None and self.cache.wants_tokens:
+            self.cache.note_tokens(tokens.expand(len(rows), -1))
+        hidden = self._run(in_order(embeds, order), positions, readers)
+        return in_order(hidden, [order.index(place) for place in range(len(order))])
+
+    def reserve(self, num_rows: int) -> None:
+        self._positions = self.cache.reserve(1, slice(0, num_rows))
+
+    def decode(
+        self, embeds: Tensor, tokens: Tensor, spans: Sequence[Sequence[int]], make_readers: MakeReaders
+    ) -> Tensor:
+        if self.cache.wants_tokens:
+            self.cache.note_tokens(tokens)
+        return self._run(embeds, self._positions, make_readers(slice(0, len(spans)), None))
+
+    def move_row(self, source: int, target: int) -> None:
+        self.cache.move_row(source, target)
+
+    def clear_row(self, row: int, *, wipe: bool = False) -> None:
+        self.cache.clear_row(row, wipe=wipe)
+
+    def _run(self, embeds: Tensor, positions: Tensor, readers: Sequence[HeadReader]) -> Tensor:
+        """Hidden state (rows, hidden) of the last position."""
+        hidden: Tensor = self._t3.tfmr(
+            embeds, self.cache, positions=positions, readers=readers, batch_invariant=self.batch_invariant
+        )
+        return hidden[:, -1]
+
+
+class UncachedDecoder(RowDecoder):
+    """`RowDecoder` that remembers nothing but what went in."""
+
+    def __init__(self, t3: T3, num_rows: int = 1024, *, batch_invariant: bool = False) -> None:
+        self._t3, self._num_rows, self.batch_invariant = t3, num_rows, batch_invariant
+        self._inputs: dict[int, Tensor] = {}  # (1, T, hidden) by row
+
+    @property
+    def num_rows(self) -> int:
+        return self._num_rows
+
+    @property
+    def nbytes(self) -> int:
+        return sum(inputs.nbytes for inputs in list(self._inputs.values()))  # others ask
+
+    def require(self, num_rows: int, num_new: int, kept_len: int, prompt_len: int, limit: int) -> None:
+        if num_rows + num_new > self._num_rows:
+            raise ValueError(f"{self._num_rows} rows, {num_rows} in use, and the request needs {num_new}")
+
+    def begin(self, row: int, start: RowStart, kept_len: int | None = None) -> None:
+        assert not start.segments and kept_len is None, "without a cache a row begins with nothing"
+        self._inputs.pop(row, None)
+
+    def length(self, row: int) -> int:
+        return self._inputs[row].shape[1] if row in self._inputs else 0
+
+    def extend(
+        self, embeds: Tensor, rows: Sequence[int], readers: Sequence[HeadReader] = (), tokens: Tensor | None = None
+    ) -> Tensor:
+        for row, new in zip(rows, embeds, strict=True):
+            past = self._inputs.get(row, new[None, :0])
+            self._inputs[row] = torch.cat([past, new[None]], dim=1)
+        inputs = torch.cat([self._inputs[row] for row in rows])
+        hidden: Tensor = self._t3.tfmr(inputs, readers=readers, batch_invariant=self.batch_invariant)
+        return hidden[:, -1]
+
+    def decode(
+        self, embeds: Tensor, tokens: Tensor, spans: Sequence[Sequence[int]], make_readers: MakeReaders
+    ) -> Tensor:
+        hidden: dict[int, Tensor] = {}
+        for place, rows in enumerate(spans):
+            readers = make_readers(
+                slice(place, place + 1), torch.zeros(len(spans), dtype=torch.long, device=embeds.device)
+            )
+            hidden |= zip(rows, self.extend(embeds[list(rows)], rows, readers), strict=True)
+        return torch.stack([hidden[row] for row in range(len(hidden))])
+
+    def move_row(self, source: int, target: int) -> None:
+        self._inputs[target] = self._inputs.pop(source)
+
+    def clear_row(self, row: int, *, wipe: bool = False) -> None:
+        self._inputs.pop(row, None)

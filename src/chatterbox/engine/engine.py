@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chatterbox.engine.batch_state import BatchState, SamplerState
+from chatterbox.engine.batch_state import BatchState, DecodeSequence, Rewind, SamplerState, StepResult, sample_next
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decoder import RowDecoder, RowStart
-from chatterbox.engine.guards.batch import Guards, readers_of, start_guards
+from chatterbox.engine.guards import Guards, readers_of, start_guards
 from chatterbox.engine.prefill import CachedPrefix
 from chatterbox.engine.request import (
     Between,
@@ -29,10 +29,8 @@ from chatterbox.engine.request import (
     speech_embeds,
     start_embeds,
 )
-from chatterbox.engine.rows import RowTable
+from chatterbox.engine.row_pool import RowTable
 from chatterbox.engine.sampler import draw_exponential
-from chatterbox.engine.sampling import Rewind, sample_next
-from chatterbox.engine.sequence import DecodeSequence, StepResult
 from chatterbox.kvcache import Segment
 from chatterbox.models.t3.attention import HeadReader
 from chatterbox.models.t3.t3 import T3

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatterbox.config import EngineConfig, KVCacheConfig
-from chatterbox.engine.decoder import RowDecoder
+from chatterbox.engine.batch_state import DecodeSequence
+from chatterbox.engine.decoder import RowDecoder, UncachedDecoder
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import CachedPrefix, Prefiller
 from chatterbox.engine.request import Between, Request, prefix_len, required_capacity
 from chatterbox.engine.row_pool import ENDLESS, PooledDecoder, RowBudget
-from chatterbox.engine.sequence import DecodeSequence
 from chatterbox.engine.token_stream import TokenSink
-from chatterbox.engine.uncached import UncachedDecoder
 from chatterbox.kvcache import policy
 from chatterbox.models.config import GPT2Config
 from chatterbox.runtime.openmp import alone, is_small

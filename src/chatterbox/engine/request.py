@@ -39,8 +39,8 @@ class Request:
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
     is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
-    `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. forced: its text
-    begins was said before, and this request goes on behind it.
+    `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. forced: the
+    previous utterance, which this request continues.
     """
 
     t3_cond: T3Cond
@@ -54,12 +54,12 @@ class Request:
 
     @property
     def num_forced(self) -> int:
-        """Speech tokens that are given."""
+        """Speech tokens of the previous utterance."""
         return 0 if self.forced is None else len(self.forced.tokens)
 
     @property
     def new_text(self) -> range:
-        """Places in the text of what is to be said."""
+        """Places in the text of what is not forced."""
         return range(0 if self.forced is None else self.forced.text_len, torch.atleast_2d(self.text_tokens).shape[1])
 
     @property

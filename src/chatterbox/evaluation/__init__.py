@@ -1,4 +1,4 @@
 """How well speech came out, measured on its samples.
 
-Owns: measures and their reports. Must not import: models, the engine, synthesis, the command line.
+Owns: measures and their reports. Must not import: `models`, `engine`, `synthesis`, `cli`.
 """

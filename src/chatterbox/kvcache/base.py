@@ -161,7 +161,7 @@ class KVCache(abc.ABC):
     def begin(self, row: int, *pinned: range, is_conditional: bool = True) -> None:  # noqa: B027
         """Say that a request goes on from what ``row`` holds now, before its own prefix is run.
 
-        What is said holds until the row is loaded or begins again, and moves with the row.
+        It holds until the row is loaded or begins again, and moves with the row.
 
         Args:
             pinned: absolute positions that must stay, those of the prefix to come among them.
@@ -231,7 +231,7 @@ class KVCache(abc.ABC):
     def take_row(self, row: int, source: KVCache, source_row: int) -> None:
         """Make ``row`` an exact copy of a row of ``source``, which may be this cache: it goes on as that row would.
 
-        Everything comes along: keys, values, length, what `begin` said and all that the policy keeps of a row.
+        Everything comes along: keys, values, length, what `begin` was given and all that the policy keeps of a row.
 
         Args:
             source: of the same policy, settings, dtype and sizes; rows, capacity and device may differ. Left as it is.
@@ -256,7 +256,7 @@ class KVCache(abc.ABC):
             self.clear_row(source)
 
     def clear_row(self, row: int, *, wipe: bool = False) -> None:
-        """Forget all that a row holds and all that was said of it; its memory stays allocated, for whoever comes next.
+        """Forget all that a row holds and what `begin` was given; its memory stays allocated, for whoever comes next.
 
         ``wipe``: overwrite what the row has stored with zeros. Needed once a row was given a number that is not finite:
         what a mask hides is multiplied by 0, and must be finite for that.
@@ -326,7 +326,7 @@ class KVCache(abc.ABC):
 
     @abc.abstractmethod
     def _empty(self, row: int) -> None:
-        """Forget all that a row holds, and what was said of it."""
+        """Forget all that a row holds, and what `begin` was given."""
 
     @abc.abstractmethod
     def _wipe(self, row: int) -> None:

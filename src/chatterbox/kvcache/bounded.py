@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.kvcache.base import ALL_ROWS, NOWHERE
-from chatterbox.kvcache.preallocated import PreallocatedKVCache
+from chatterbox.kvcache.static import PreallocatedKVCache
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -128,7 +128,7 @@ class CompressedKVCache(KVCache):
         self._row_index = torch.arange(self.num_rows, **on)[:, None]
         self._single = torch.zeros(2, self.num_rows, 1, dtype=torch.long, **on)  # slots, positions of a step
         self._folds: list[_Fold] = []
-        self._packed_lens = [0] * self.num_rows
+        self.packed_lens = [0] * self.num_rows
         self.reset()
 
     @property
@@ -151,11 +151,11 @@ class CompressedKVCache(KVCache):
         for row in places:
             self._pack(row, missing[row] if fits[row] else 0)
         starts = self._advance(new_len, rows)
-        firsts = [start - self._packed_lens[row] for row, start in zip(places, starts, strict=True)]
+        firsts = [start - self.packed_lens[row] for row, start in zip(places, starts, strict=True)]
         single = self._single[:, : len(starts)]
         single.copy_(torch.tensor([firsts, starts])[..., None])
         self._slots, new = single if new_len == 1 else single + self._offsets[:new_len]
-        extent = max(self._packed_lens[row] for row in places)
+        extent = max(self.packed_lens[row] for row in places)
         self._extent = min(self._packed["keys"].shape[3], -(-extent // self._extent_step) * self._extent_step)
         if all(fits.values()):
             self._folds, self._visible = [], self._positions[self._rows, : self._num_residual + self._extent]
@@ -188,7 +188,7 @@ class CompressedKVCache(KVCache):
 
     def segment(self, row: int, start: int, end: int) -> Segment:
         self._require_row(row, start, end)
-        middle, packed_len = self.group_size, self._packed_lens[row]
+        middle, packed_len = self.group_size, self.packed_lens[row]
         first, last = start // middle * middle, -(-min(end, packed_len) // middle) * middle
         parts = [(self._keys[:, row], self._values[:, row], packed_len)]
         if first < last:
@@ -199,7 +199,7 @@ class CompressedKVCache(KVCache):
 
     def check_integrity(self) -> None:
         require_equal_appends(self._num_appends)
-        for row, packed_len in enumerate(self._packed_lens):
+        for row, packed_len in enumerate(self.packed_lens):
             residual_len = self._residual_len(row)
             if packed_len % self.group_size or not 0 <= residual_len <= self._num_residual:
                 raise RuntimeError(f"row {row} of length {self._row_lens[row]} has {packed_len} packed positions")
@@ -211,7 +211,7 @@ class CompressedKVCache(KVCache):
                 raise RuntimeError(f"row {row} has a group whose smallest number is above its largest")
 
     def _residual_len(self, row: int) -> int:
-        return self._row_lens[row] - self._packed_lens[row]
+        return self._row_lens[row] - self.packed_lens[row]
 
     def _num_foldable(self, length: int) -> int:
         """Of ``length`` positions, the oldest that become groups where the residual keeps its size."""
@@ -223,7 +223,7 @@ class CompressedKVCache(KVCache):
 
     def _settle(self, row: int, packed_len: int) -> None:
         """Count the row's packed positions, and write down where its slots are: the residual, then the groups."""
-        self._packed_lens[row] = packed_len
+        self.packed_lens[row] = packed_len
         self._write_positions(self._positions[row], packed_len, self._num_residual)
 
     def _write_positions(self, out: Tensor, packed_len: int, num_residual: int) -> None:
@@ -235,7 +235,7 @@ class CompressedKVCache(KVCache):
         """Move the oldest groups of a row's residual to the packed buffers."""
         if not num_groups:
             return
-        start, num = self._packed_lens[row], num_groups * self.group_size
+        start, num = self.packed_lens[row], num_groups * self.group_size
         old, rest = slice(0, num), slice(num, self._residual_len(row))
         self._write(ALL_ROWS, row, start, self._keys[:, row, :, old], self._values[:, row, :, old])
         self._set_residual(row, self._keys[:, row, :, rest].clone(), self._values[:, row, :, rest].clone())
@@ -270,7 +270,7 @@ class CompressedKVCache(KVCache):
         self._folds = []
         self._visible = self._positions.new_empty(len(self._slots), num_residual + self._extent)
         for positions, row in zip(self._visible, range(self.num_rows)[self._rows], strict=True):
-            packed_len, length = self._packed_lens[row], self._residual_len(row)
+            packed_len, length = self.packed_lens[row], self._residual_len(row)
             self._write_positions(positions, packed_len, num_residual)
             num_packed = 0 if fits[row] else self._num_foldable(length)
             self._folds.append(_Fold(row, packed_len, length - new_len, num_packed))
@@ -313,7 +313,7 @@ class CompressedKVCache(KVCache):
 
     def _split_at(self, row: int, length: int) -> tuple[int, Segment]:
         """Of a row's first ``length`` positions: how many stay packed, and a copy of the rest in full precision."""
-        packed_len = min(self._packed_lens[row], length // self.group_size * self.group_size)
+        packed_len = min(self.packed_lens[row], length // self.group_size * self.group_size)
         return packed_len, self.segment(row, packed_len, length)
 
     def _empty(self, row: int) -> None:

@@ -17,7 +17,7 @@ from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, re
 from chatterbox.kvcache.bounded import BoundedKVCache, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
-from chatterbox.kvcache.eviction.scorer import NO_TOKEN, Held, survivors, within
+from chatterbox.kvcache.eviction.scorers import NO_TOKEN, Held, survivors, within
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -85,11 +85,11 @@ class HeadWindowKVCache(BoundedKVCache):
         self._more_keys = torch.empty(shape, dtype=self.dtype, device=device)
         self._more_values = torch.empty(shape, dtype=self.dtype, device=device)
         self._num_more_clean = 0
-        self._is_full = torch.zeros(self.num_layers, rows, self.num_heads, dtype=torch.bool, device=device)
-        self._place_of = torch.zeros(self._is_full.shape, dtype=torch.long, device=device)  # in the extension
+        self.is_full = torch.zeros(self.num_layers, rows, self.num_heads, dtype=torch.bool, device=device)
+        self._place_of = torch.zeros(self.is_full.shape, dtype=torch.long, device=device)  # in the extension
         self._all = torch.arange(self.capacity, device=device)
         self._head_index = torch.arange(self.num_heads, device=device)[:, None]
-        self._is_split = [False] * rows
+        self.is_split = [False] * rows
 
     def _num_visible(self) -> int:
         return self.capacity
@@ -109,17 +109,17 @@ class HeadWindowKVCache(BoundedKVCache):
         Raises:
             ValueError: the row's heads are told apart already.
         """
-        if self._is_split[row]:
+        if self.is_split[row]:
             raise ValueError(f"row {row} has its heads; load or reset it before they are assigned anew")
         best = scores.flatten().topk(self.num_full).indices
         layers, heads = best // self.num_heads, best % self.num_heads
-        self._is_full[:, row] = False
-        self._is_full[layers, row, heads] = True
+        self.is_full[:, row] = False
+        self.is_full[layers, row, heads] = True
         self._place_of[layers, row, heads] = torch.arange(self.num_full, device=best.device)
-        self._is_split[row] = True
+        self.is_split[row] = True
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, is_full = self._rows, self._is_full[layer, self._rows, :, None]  # (rows, heads, 1)
+        rows, is_full = self._rows, self.is_full[layer, self._rows, :, None]  # (rows, heads, 1)
         slots = self._slots[:, None].expand(-1, self.num_heads, -1)  # (rows, heads, new)
         if self._differ:
             own = self._new[:, None]
@@ -155,14 +155,14 @@ class HeadWindowKVCache(BoundedKVCache):
         first = held.index(start) if start in held else 0
         if held[first : first + end - start] != list(range(start, end)):
             raise ValueError(f"not every head of row {row} still holds all positions from {start} to {end}")
-        if not self._is_split[row]:
+        if not self.is_split[row]:
             return self._taken(row, slice(start, end), start)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         only = slice(row, row + 1)
         for layer in range(self.num_layers):
             slots = torch.where(
-                self._is_full[layer, row, :, None], self._all[start:end], self._all[first:][: end - start]
+                self.is_full[layer, row, :, None], self._all[start:end], self._all[first:][: end - start]
             )
             for parts, store in zip((keys, values), self._seen(layer, only, self._see_extension(end)), strict=True):
                 parts.append(torch.take_along_dim(store[0], slots[..., None], dim=1))
@@ -176,10 +176,10 @@ class HeadWindowKVCache(BoundedKVCache):
                 raise RuntimeError(f"the windowed heads of row {row}, of length {length}, hold the positions {held}")
             if missing := self._missing(row, self._pinned[row]):
                 raise RuntimeError(f"row {row} lost the pinned positions {missing}")
-            if self._is_split[row] and int(self._is_full[:, row].sum()) != self.num_full:
+            if self.is_split[row] and int(self.is_full[:, row].sum()) != self.num_full:
                 raise RuntimeError(f"row {row} does not have {self.num_full} heads that keep everything")
             for layer in range(self.num_layers):
-                full = self._is_full[layer, row]
+                full = self.is_full[layer, row]
                 for heads, num in ((full, min(length, self.bound)), (~full, len(held))):
                     require_finite(self._keys[layer, row, heads, :num], self._values[layer, row, heads, :num])
                 places, num = self._place_of[layer, row, full], max(0, length - self.bound)
@@ -206,21 +206,21 @@ class HeadWindowKVCache(BoundedKVCache):
         return self.bound + extent
 
     def _reveal(self, places: Sequence[int], num_held: int, length: int) -> int:
-        self._differ = any(self._is_split[row] for row in places)
+        self._differ = any(self.is_split[row] for row in places)
         self._extent = self._see_extension(length) if self._differ else min(self.bound, self._expose(length))
         return self._extent
 
     def _trim(self, row: int, new_len: int) -> None:
         """Let the windowed heads keep what is pinned and the newest."""
         held, window, pinned = self.held(row), self._window(row, new_len), _positions(self._pinned[row])
-        if not self._is_split[row]:
+        if not self.is_split[row]:
             self.assign_heads(row, self._scores(row, window))
         others = [slot for slot, position in enumerate(held) if position not in pinned]
         stay = sorted(
             others[len(others) - window :] + [slot for slot, position in enumerate(held) if position in pinned]
         )
         for layer in range(self.num_layers):
-            heads = (~self._is_full[layer, row]).nonzero()
+            heads = (~self.is_full[layer, row]).nonzero()
             for store in (self._keys, self._values):
                 store[layer, row, heads, self._all[: len(stay)]] = store[
                     layer, row, heads, torch.tensor(stay, device=heads.device)
@@ -246,12 +246,12 @@ class HeadWindowKVCache(BoundedKVCache):
             self._see_extension(length)
             self._more_keys[:, row, :num] = source._more_keys[:, source_row, :num]
             self._more_values[:, row, :num] = source._more_values[:, source_row, :num]
-        self._is_full[:, row], self._place_of[:, row] = source._is_full[:, source_row], source._place_of[:, source_row]
-        self._is_split[row] = source._is_split[source_row]
+        self.is_full[:, row], self._place_of[:, row] = source.is_full[:, source_row], source._place_of[:, source_row]
+        self.is_split[row] = source.is_split[source_row]
 
     def _empty(self, row: int) -> None:
         super()._empty(row)
-        self._is_split[row], self._is_full[:, row] = False, False
+        self.is_split[row], self.is_full[:, row] = False, False
 
     def _wipe(self, row: int) -> None:
         super()._wipe(row)

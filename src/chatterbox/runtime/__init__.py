@@ -1,4 +1,4 @@
 """Threads and processes: forks, OpenMP's teams, one maker of a thing that several threads want.
 
-Owns: what has nothing to do with speech. Must not import: anything else of the package.
+Owns: what has nothing to do with speech. Must not import: `kvcache`, `models`, `engine`, `synthesis`, `cli`.
 """

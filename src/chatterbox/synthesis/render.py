@@ -18,8 +18,7 @@ from torch import Tensor
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
-from chatterbox.watermark.perth import PerthWatermarker
-from chatterbox.watermark.stream import WatermarkStream
+from chatterbox.watermark.perth import PerthWatermarker, WatermarkStream
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
 RELEASE_LEN = S3GEN_SR // 100
@@ -161,16 +160,16 @@ class SpeechRenderer:
         return self._said(self._stream.push(self._handed_over()))
 
     def flush(self) -> Tensor:
-        """Say all there is, although speech tokens may follow in the same stream."""
+        """Audio of all there is, although speech tokens may follow in the same stream."""
         assert self._stream is not None, "nothing has begun"
         return self._said(self._stream.finish(self._handed_over()), is_all=True)
 
     def close(self) -> Tensor:
-        """Say all there is: the utterance is over."""
-        said = self.flush()
+        """Audio of all there is: the utterance is over."""
+        audio = self.flush()
         self._stream = None
-        self._last = float(said[0, -1]) if said.shape[1] else 0.0
-        return said
+        self._last = float(audio[0, -1]) if audio.shape[1] else 0.0
+        return audio
 
     def _handed_over(self) -> Tensor:
         speech_tokens, self._speech_tokens = torch.tensor(self._speech_tokens, dtype=torch.long), []

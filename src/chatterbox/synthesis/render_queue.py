@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypedDict
 
 from chatterbox.engine.worker import CHECK_SECONDS, Worker, process_num_threads
 from chatterbox.runtime import forking
@@ -35,6 +36,15 @@ class _Start:
 
     until: float  # in seconds of the queue's clock
     ask_again: Callable[[], None] | None = None  # while they wait for leave to have the first
+
+
+class RenderStats(TypedDict):
+    """Jobs by where they are; streams whose second chunk is not rendered; workers that are at it."""
+
+    waiting: int
+    running: int
+    starting: int
+    workers: int
 
 
 class RenderQueue:
@@ -58,6 +68,16 @@ class RenderQueue:
     def is_alive(self) -> bool:
         """Whether there is a thread now."""
         return any(worker.is_alive for worker in self._workers)
+
+    def stats(self) -> RenderStats:
+        """Counts of this moment."""
+        with self._lock:
+            return {
+                "waiting": len(self._jobs),
+                "running": len(self._running),
+                "starting": len(self._starting),
+                "workers": len(self._busy),
+            }
 
     def is_for_none_but(self, owner: Hashable) -> bool:
         """Whether no job of another waits, runs or is expected, and nobody else starts."""

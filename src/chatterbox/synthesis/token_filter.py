@@ -38,7 +38,7 @@ class SpeechTokenFilter:
         return certain
 
     def finish(self) -> list[int]:
-        """The speech tokens that are left, now that all is decoded, without what a guard saw repeated and is unsaid."""
+        """The speech tokens that are left, now that all is decoded, without what a guard saw repeated."""
         tokens = torch.tensor(self.decoded, dtype=torch.long)
         if self._guard is not None:
             tokens = self._guard.trim(tokens)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from chatterbox.text.sentences import CJK, CLOSERS, sentence_spans
-from chatterbox.text.words import CONJUNCTIONS
+from chatterbox.text.sentences import CJK, CLOSERS, CONJUNCTIONS, sentence_spans
 
 Length = Callable[[str], int]
 FRAGMENT_WORDS = 2  # so short that it is spoken with its neighbour

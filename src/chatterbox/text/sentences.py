@@ -1,6 +1,7 @@
 """Where a sentence ends.
 
-Owns: the rule for sentence ends, decided one character at a time from what has been read so far.
+Owns: the rule for sentence ends, decided one character at a time from what has been read so far; the words that it
+reads: abbreviations, sentence openers, dates and conjunctions of the languages that are written with spaces.
 Does not know: tokens, lengths, utterances.
 """
 
@@ -9,7 +10,49 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from chatterbox.text import words
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Abbreviations stand without their last full stop. Something always follows these:
+LEADING = _words("""
+    mr mrs ms mx dr prof gen col sgt capt lt cmdr adm rev hon messrs e.g i.e cf viz vs ca approx
+    hr frl z.b d.h u.a s.o s.u v.a bzw ggf evtl inkl vgl dipl ing lic mme mlle mgr sra srta sig dott p.ej
+    dhr mevr bijv np tzn ul т.е т.к т.н ул пгт проф डॉ श्री
+""")
+# These end a sentence only before one of `STARTERS`:
+OPEN = _words("""
+    st mt jr sr inc ltd co corp bros dept univ govt est ave blvd rd sq ft lbs al ed eds trans sen rep gov pres
+    mio mrd str tel abb fr med phil kath ev jh ex ud uds ee uu тыс млн млрд руб стр др пр гг
+""")
+# These do not end one before a number or a small letter:
+COUNTED = _words("""
+    no nos nr fig figs eq eqs sec ch vol pp art abs bd kap etc usw usf
+    n° núm pág págs т.д т.п см рис кв
+    jan feb mar apr jun jul aug sep sept oct okt nov dec dez
+""")
+# Words that seldom have a capital unless a sentence begins with them.
+STARTERS = _words("""
+    a an the this that these those it he she we you they i its his her our your their my there here then now but and
+    so or if when while where what who why how in on at for from with after before as although because however yet not
+    no some many most one all every both is was are were do does did can will would please let meanwhile
+    der die das den dem ein eine er sie es wir ihr ich und aber doch dann wenn als auch im am
+    il elle le la les un une el los las ella pero mais et nous on ils
+""")
+# A number of one or two digits with a full stop goes on before the first and behind the second: 3. Mai, im 19. Stock.
+MONTHS = _words("""
+    januar jänner februar märz april mai juni juli august september oktober november dezember marts maj
+""")
+BEFORE_ORDINAL = _words("der das dem den des im vom zum zur beim jeder jede jedes jeden seit")
+# A long sentence may be divided before these.
+CONJUNCTIONS = _words("""
+    and but or nor because although though while whereas unless until since which who whose where when if that
+    und aber oder denn sondern weil dass ob wenn während obwohl damit et mais ou donc car parce puisque lorsque qui que
+    y pero sino porque aunque cuando donde e ma perché quando che mas porém en maar omdat
+    и а но или что потому если когда और लेकिन या क्योंकि कि و لكن أو لأن
+""")
+
 
 LOOK_LEN = 48  # characters read before a possible end, or behind it until it is decided
 UNSPACED_ENDS = "。！？｡।॥؟۔։።။។"  # end a sentence without a space behind them
@@ -147,16 +190,16 @@ def _is_end(text: str, start: int, end: int, seen: int) -> bool | None:
 def _is_end_of_word(word: str, head: str, after: str) -> bool | None:
     """The rule for a word and a full stop, ``head`` before them, a space and more behind them."""
     key = word.lower()
-    if key in words.LEADING:
+    if key in LEADING:
         return False
-    if key in words.COUNTED:
+    if key in COUNTED:
         return _unless_small(after, or_digit=True)
     if _is_initial(word):
         previous = head.split()[-1:]
         if word == "I" and previous and previous[0][0].islower():  # "So did I."
             return True
         return _if_starter(after)
-    if key in words.OPEN or _DOTTED.fullmatch(word):
+    if key in OPEN or _DOTTED.fullmatch(word):
         return _if_starter(after)
     if _VOWELLESS.fullmatch(word) and not word.isupper():
         return _unless_small(after, or_digit=True)
@@ -173,7 +216,7 @@ def _is_end_of_number(head: str, after: str) -> bool | None:
         return None
     if word[0].islower() or word[0].isdigit():
         return False
-    return word.lower() not in words.MONTHS and head.split()[-1].lower() not in words.BEFORE_ORDINAL
+    return word.lower() not in MONTHS and head.split()[-1].lower() not in BEFORE_ORDINAL
 
 
 def _opened(left: str, right: str, text: str, start: int, end: int) -> bool:
@@ -194,7 +237,7 @@ def _if_starter(after: str) -> bool | None:
     if not word or (word[0].isupper() and not mark):
         return None
     initial = len(word) == 1 and mark == "."
-    return word[0].isupper() and word.lower() in words.STARTERS and not initial
+    return word[0].isupper() and word.lower() in STARTERS and not initial
 
 
 def _next_word(after: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
 """The inaudible watermark of the published models, on audio in one piece or in pieces.
 
-Owns: marking and reading. Must not import: models, the engine, synthesis.
+Owns: marking and reading. Must not import: `engine`, `synthesis`, `cli`.
 """

@@ -111,7 +111,7 @@ def test_what_a_line_of_the_plot_joins(name, family):
 def test_the_page_shows_the_figures_of_the_committed_run():
     result = json.loads((BENCHMARKS / "results" / "quality.json").read_text())
     docs = BENCHMARKS.parent / "docs"
-    page = (docs / "kvcache.md").read_text()
+    page = (docs / "benchmarks.md").read_text()
     assert len(result["rows"]) > 20 and {row["cases"] for row in result["rows"]} == {160}
-    assert report.table(result["rows"]) in page, "put the table that make quality prints into docs/kvcache.md"
+    assert report.table(result["rows"]) in page, "run make report"
     assert "(images/quality_vs_bytes.svg)" in page and (docs / "images" / "quality_vs_bytes.svg").is_file()

@@ -19,7 +19,7 @@ from chatterbox.cli.speaker import Speaker
 from chatterbox.engine.guards import GUARDS, NO_GUARD
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache.eviction import SCORERS
-from chatterbox.kvcache.factory import POLICIES
+from chatterbox.kvcache.registry import POLICIES
 from tests.support.folders import SMALL
 
 SAMPLES = SMALL.sampling.max_new_tokens * 960

@@ -13,8 +13,7 @@ from chatterbox.config import SamplingConfig
 from chatterbox.engine.cuda_graphs import StepGraphs
 from chatterbox.engine.decode import decode, decoder_on, generate
 from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.guards import AlignmentGuard, LightGuard, check_guard
-from chatterbox.engine.guards.batch import Verdict, join_guards, select_guards
+from chatterbox.engine.guards import AlignmentGuard, LightGuard, Verdict, check_guard, join_guards, select_guards
 from chatterbox.engine.guards.light import MAX_PERIOD, MIN_TOKENS, SLACK, WINDOW
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request, allocate_cache, required_capacity

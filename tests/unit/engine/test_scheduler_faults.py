@@ -124,7 +124,7 @@ def test_a_voice_of_nan_fails_alone(t3: T3, scheduler: Scheduler) -> None:
     with pytest.raises(RuntimeError, match="NaN or infinite values for this voice or text"):
         list(streams[1])
     assert [list(streams[0]), list(streams[2])] == [alone(t3, good[0]), alone(t3, good[1])]
-    tree = scheduler.prefixes.manager._tree
+    tree = scheduler.prefixes.manager.tree
     assert scheduler.prefixes.voice_of(cond) not in tree.voices()
     assert scheduler.prefixes.voice_of(good[0].t3_cond) in tree.voices()
     assert list(scheduler.stream(good[2], policy=STATIC)) == alone(t3, good[2])

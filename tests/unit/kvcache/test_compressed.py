@@ -123,7 +123,7 @@ def test_layers_see_every_position_once(codec: str, pieces: list[int]) -> None:
                 error = (got[row][:, slots] - all_of[-1]).abs().amax((0, 2))
                 assert error.max() <= 1.0 / STEPS[codec] + 1e-6
                 assert not error[length - max(newest, new_len) :].any()  # what is new is exact
-    assert cache._packed_lens[2] >= sum(pieces) - 2 * cache.group_size
+    assert cache.packed_lens[2] >= sum(pieces) - 2 * cache.group_size
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -132,9 +132,9 @@ def test_exact_until_the_first_group_is_packed(codec: str) -> None:
     append((cache, exact), 5, slice(0, 3))
     for _ in range(8):
         append((cache, exact), 1, slice(0, 3))
-    assert require_same(cache, exact) == 0.0 and cache._packed_lens == [0, 0, 0]
+    assert require_same(cache, exact) == 0.0 and cache.packed_lens == [0, 0, 0]
     append((cache, exact), 1, slice(0, 3))
-    assert require_same(cache, exact) > 0.0 and cache._packed_lens == [8, 8, 8]
+    assert require_same(cache, exact) > 0.0 and cache.packed_lens == [8, 8, 8]
 
 
 def live_bytes() -> int:
@@ -201,7 +201,7 @@ def test_logit_error(hp: T3Config, codec: str, bound: float) -> None:
     exact = forced_logits(t3, StaticKVCache(*sizes), embeds, 40)
     cache = CompressedKVCache(*sizes, codec=codec, group_size=8, residual_size=4)
     error = (forced_logits(t3, cache, embeds, 40) - exact).abs() / exact.std()
-    assert min(cache._packed_lens) >= embeds.shape[1] + 40 - 12
+    assert min(cache.packed_lens) >= embeds.shape[1] + 40 - 12
     assert error[:, 0].max() < 1e-5 < error.max() < bound
 
 
@@ -212,7 +212,7 @@ def test_decodes_a_request(codec: str) -> None:
     config = KVCacheConfig(policy="compressed", decode_codec=codec, group_size=4, residual_size=2)
     tokens, cache = decode(t3, request, cache_policy=config)
     assert isinstance(cache, CompressedKVCache) and (cache.codec, cache.group_size) == (codec, 4)
-    assert len(tokens) >= 1 and min(cache._packed_lens) > 0
+    assert len(tokens) >= 1 and min(cache.packed_lens) > 0
     cache.check_integrity()
 
 

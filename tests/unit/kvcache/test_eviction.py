@@ -15,7 +15,7 @@ from chatterbox.engine.request import allocate_cache, prefix_len, required_capac
 from chatterbox.kvcache import EvictingKVCache, SlidingKVCache
 from chatterbox.kvcache.eviction import SCORERS, Held, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import Attention, received
-from chatterbox.kvcache.eviction.scorer import NO_TOKEN, survivors, within
+from chatterbox.kvcache.eviction.scorers import NO_TOKEN, survivors, within
 from chatterbox.models.t3 import T3
 from tests.support.decoding import generate_batch
 from tests.support.full_cache import FullCache

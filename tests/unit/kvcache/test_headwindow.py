@@ -58,7 +58,7 @@ def require_content(cache: HeadWindowKVCache, exact: StaticKVCache, seen: list[t
         wanted = exact.segment(row, 0, length)
         for head in range(HEADS):
             found = seen_by(*seen[layer], place, head, length)
-            full = not cache._is_split[row] or bool(cache._is_full[layer, row, head])
+            full = not cache.is_split[row] or bool(cache.is_full[layer, row, head])
             assert sorted(found) == (list(range(length)) if full else cache.held(row))
             for position, number in found.items():
                 both = (wanted.keys[layer, head, position], wanted.values[layer, head, position])
@@ -79,8 +79,8 @@ def test_important_heads_keep_everything_the_rest_prefix_and_window() -> None:
             assert len(held) <= BASE and held[:PINNED] == list(range(PINNED))
             if length > BASE:
                 assert held[PINNED:] == list(range(held[PINNED], length)) and len(held) >= PINNED + WINDOW
-    assert cache.num_full == 3 and all(cache._is_split)
-    assert [int(cache._is_full[:, row].sum()) for row in range(ROWS)] == [3, 3, 3]
+    assert cache.num_full == 3 and all(cache.is_split)
+    assert [int(cache.is_full[:, row].sum()) for row in range(ROWS)] == [3, 3, 3]
     assert seen[0][2].shape == (ROWS, HEADS, seen[0][0].shape[2])
 
 
@@ -133,7 +133,7 @@ def test_any_order_of_operations(seed: int, full_heads: float) -> None:
             if newest < length:
                 with pytest.raises(ValueError, match="not every head of row"):
                     cache.segment(row, length - newest - 1, length)
-        done[name] = done.get(name, 0) + any(cache._is_split)
+        done[name] = done.get(name, 0) + any(cache.is_split)
     assert len(done) == 6 and sum(done.values()) > 50  # heads were told apart most of the time
 
 
@@ -152,15 +152,15 @@ def test_exact_until_the_base_is_full() -> None:
     for _ in range(8):
         (seen, _) = append((cache, exact), 1)
         assert seen[0][2].ndim == 2
-    assert not any(cache._is_split)
+    assert not any(cache.is_split)
     (seen, _) = append((cache, exact), 1)
-    assert all(cache._is_split) and seen[0][2].ndim == 3
+    assert all(cache.is_split) and seen[0][2].ndim == 3
 
 
 def test_short_capacity_never_tells_heads_apart() -> None:
     cache = make(capacity=15)
     append((cache,), 15)
-    assert not any(cache._is_split) and cache._more_keys.numel() == 0
+    assert not any(cache.is_split) and cache._more_keys.numel() == 0
     with pytest.raises(ValueError, match=r"15 \+ 1 positions, capacity 15"):
         cache.reserve(1)
 
@@ -197,7 +197,7 @@ def test_integrity() -> None:
     for _ in range(10):
         append((cache,), 1)
     cache.check_integrity()
-    layer, head = cache._is_full[:, 1].nonzero()[0].tolist()
+    layer, head = cache.is_full[:, 1].nonzero()[0].tolist()
     cache._more_keys[cache._place_of[layer, 1, head], 1, 2] = float("nan")
     with pytest.raises(RuntimeError, match="not finite"):
         cache.check_integrity()
@@ -286,7 +286,7 @@ def test_compress_cache(kind: type[KVCache], ratio: float, dtype: torch.dtype) -
     small.check_integrity()
     assert small.row_lens == (180, 180)
     assert 0.93 * ratio < small.nbytes / cache.nbytes <= ratio + 0.01
-    full = small._is_full.nonzero().tolist()
+    full = small.is_full.nonzero().tolist()
     assert len(full) == 2 * small.num_full == 2 * int(16 * ratio / 2)
     for layer, row, head in full:  # the important heads have all of it
         keys, values = small._seen(layer, slice(row, row + 1), small._see_extension(180))
@@ -314,4 +314,4 @@ def test_compress_cache_refuses() -> None:
     with pytest.raises(ValueError, match=r"compression_ratio 0.3 leaves \d+ positions .* too few for 15 pinned"):
         compress_cache(cache, 0.3, pinned_len=15)
     whole = compress_cache(cache, 0.9)
-    assert not any(whole._is_split) and torch.equal(whole.segment(0, 0, 30).keys, cache.segment(0, 0, 30).keys)
+    assert not any(whole.is_split) and torch.equal(whole.segment(0, 0, 30).keys, cache.segment(0, 0, 30).keys)

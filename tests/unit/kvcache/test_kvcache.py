@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatterbox.kvcache import KVCache, Segment, policy
-from chatterbox.kvcache.preallocated import PreallocatedKVCache
+from chatterbox.kvcache.static import PreallocatedKVCache
 from chatterbox.models.config import LlamaConfig
 from chatterbox.models.t3.backbone import LlamaBackbone
 

@@ -117,7 +117,7 @@ def test_a_first_chunk_that_gives_way_runs_when_what_was_expected_has_come_or_is
         jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
         jobs.submit("b1", FIRST)
         jobs._go.set()
-        wait_for(lambda: not jobs.queue._busy)
+        wait_for(lambda: jobs.queue.stats()["workers"] == 0)
         assert "b1" not in jobs.names
         settle()
         jobs.all_run()
@@ -125,7 +125,7 @@ def test_a_first_chunk_that_gives_way_runs_when_what_was_expected_has_come_or_is
         jobs.names.clear()
     jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
     jobs.submit("b2", FIRST)
-    wait_for(lambda: not jobs.queue._busy)
+    wait_for(lambda: jobs.queue.stats()["workers"] == 0)
     assert jobs.names == []
     jobs.clock.now += 2.0
     assert jobs.all_run() == ["b2"]
@@ -215,7 +215,7 @@ def test_a_closed_queue_drops_what_waits_and_takes_nothing(jobs):
     jobs.queue.close()
     with pytest.raises(RuntimeError, match="the renderer is closed; load the model anew"):
         jobs.submit("b1", FIRST)
-    assert jobs.names == [] and jobs.queue._jobs == []
+    assert jobs.names == [] and jobs.queue.stats()["waiting"] == 0
 
 
 def test_jobs_that_a_closed_queue_drops_are_told(jobs):
@@ -242,7 +242,7 @@ def test_ctrl_c_while_a_worker_is_woken_loses_no_worker(jobs):
     jobs.queue._busy = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         jobs.submit("a1", FIRST)
-    assert jobs.queue._jobs == [] and jobs.queue._busy == set()
+    assert jobs.queue.stats()["waiting"] == jobs.queue.stats()["workers"] == 0
     jobs.submit("b1", FIRST)
     assert jobs.all_run() == ["b1"]
 
@@ -252,7 +252,7 @@ def test_a_first_chunk_runs_as_soon_as_what_it_waits_for_is_cancelled(jobs):
     jobs.all_run()
     jobs.queue.expect("a", 10, jobs.clock.now + 1.5)
     jobs.submit("b1", FIRST)
-    wait_for(lambda: not jobs.queue._busy)
+    wait_for(lambda: jobs.queue.stats()["workers"] == 0)
     assert jobs.names == ["a1"]
     jobs.queue.cancel("a")
     wait_for(lambda: jobs.names == ["a1", "b1"])
@@ -342,7 +342,7 @@ def test_fewer_run_at_once_when_torch_gets_fewer_threads(pair, monkeypatch):
         pair.submit(RenderJob(name, partial(run, name), 1, 200.0))
     go.set()
     wait_for(lambda: len(running) == 6)
-    wait_for(lambda: not pair._busy)
+    wait_for(lambda: pair.stats()["workers"] == 0)
     go.clear()
     for name in "gh":
         pair.submit(RenderJob(name, partial(run, name), 1, 200.0))
@@ -408,7 +408,7 @@ def test_who_has_no_second_chunk_counts_as_started_in_time(few):
     few.clock.now += START_SECONDS - 0.05
     assert not queue.starts("b", lambda: asked.append("b"))
     few.submit("a1", FIRST, seconds=0.0)  # its worker then sleeps for 0.05 s
-    wait_for(lambda: few.names and not queue._busy)
+    wait_for(lambda: few.names and queue.stats()["workers"] == 0)
     assert not asked
     few.clock.now += 0.05
     wait_for(lambda: asked == ["b"])
@@ -433,7 +433,7 @@ def test_who_has_waited_may_start(few):
 def test_who_is_held_is_asked_although_all_workers_sleep(few):
     few.submit("a1", FIRST, seconds=0.0)
     few.all_run()
-    wait_for(lambda: not few.queue._busy)
+    wait_for(lambda: few.queue.stats()["workers"] == 0)
     asked = []
     assert few.queue.starts("a", lambda: None)
     few.queue._starting["a"].until = few.clock.now + 0.1

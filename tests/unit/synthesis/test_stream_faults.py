@@ -53,8 +53,8 @@ def stream(tts: ChatterboxTTS, text=LONG, **options) -> Iterator:
 def is_in_use(tts: ChatterboxTTS) -> bool:
     """Whether a request has rows, waits for some, or holds a prefix."""
     stats = tts.synthesizer.scheduler.stats()
-    nodes = tts.synthesizer.prefixes.manager._tree.nodes()
-    return bool(stats["rows"] or stats["waiting"]) or any(node.num_holders for node in nodes)
+    nodes = tts.synthesizer.prefixes.manager.tree.nodes()
+    return bool(stats["rows"] or stats["waiting"]) or any(node.ref_count for node in nodes)
 
 
 def is_free(tts: ChatterboxTTS) -> bool:
@@ -183,7 +183,7 @@ def test_a_voice_that_lacks_something_is_told(tts, kind, lacking):
             list(stream(tts, audio_prompt_path=voice))
         else:
             tts.generate_batch(["Hello.", "Hello."], voices=[None, voice])
-    assert not tts.synthesizer.chunk_renders._starting
+    assert tts.synthesizer.chunk_renders.stats()["starting"] == 0
 
 
 def test_what_goes_wrong_where_a_chunk_is_asked_for_is_told(tts, monkeypatch):
@@ -392,7 +392,7 @@ def test_closing_a_model_ends_those_that_wait_to_be_rendered(tts, monkeypatch, k
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    wait_for(lambda: len(queue._jobs) >= (2 if kind == "batch" else 1))
+    wait_for(lambda: queue.stats()["waiting"] >= (2 if kind == "batch" else 1))
     tts.close()
     assert go.wait(WAIT)
     assert "closed" in str(ended[0])

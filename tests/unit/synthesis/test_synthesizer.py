@@ -124,7 +124,7 @@ def test_a_stream_closed_at_any_chunk_frees_all(make: Callable, speech: Callable
             for expected in whole[:num_read]:
                 torch.testing.assert_close(next(chunks).audio, expected, rtol=0, atol=1e-4)
         wait_until_free(synthesizer.scheduler)
-        assert synthesizer.chunk_renders._jobs == []
+        assert synthesizer.chunk_renders.stats()["waiting"] == 0
         wait_for(lambda: synthesizer.chunk_renders.is_for_none_but(None))
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox.evaluation.continuity import Measure, verify_prosody_continuity
-from chatterbox.watermark.perth import PerthWatermarker, read_watermark
-from chatterbox.watermark.stream import WatermarkStream
+from chatterbox.watermark.perth import PerthWatermarker, WatermarkStream, read_watermark
 from tests.support.folders import recording
 
 RATE = 24_000

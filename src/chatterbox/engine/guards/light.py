@@ -1,4 +1,4 @@
-"""The light guard, every model's default: ends what repeats itself or runs away, and lets nothing end unsaid.
+"""The light guard, every model's default: ends what repeats itself, runs away or says nothing.
 
 Owns: its rules and their numbers. Does not know: attention, sampling. An utterance in which it does not act has the
 tokens that the same seed gives without it.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.kvcache.compression.codec import Codec
+from chatterbox.kvcache.compression import Codec
 from chatterbox.kvcache.compression.quantize import pack_keys, pack_values, unpack_keys, unpack_values
 
 BITS, GROUP = 4, 32  # GROUP: positions of a channel of keys that share their ends

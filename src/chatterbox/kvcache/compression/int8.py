@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox.kvcache.compression.codec import Codec
+from chatterbox.kvcache.compression import Codec
 
 LEVELS = 127
 KEY_SCALE_DIM, VALUE_SCALE_DIM = 2, 3  # what one scale spans: positions, channels

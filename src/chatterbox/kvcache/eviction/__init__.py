@@ -1,4 +1,7 @@
-"""Scorers of an `EvictingKVCache`, by name. A new one is one file and one line here."""
+"""Scorers of an `EvictingKVCache`: which token leaves first. A new one is one file and one line here.
+
+Owns: names and weights. Must not import: `models`, `engine`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 from chatterbox.kvcache.eviction.attention import Attention
 from chatterbox.kvcache.eviction.prosody import Prosody
 from chatterbox.kvcache.eviction.recency import Recency
-from chatterbox.kvcache.eviction.scorer import Held, Scorer, Sum
+from chatterbox.kvcache.eviction.scorers import Held, Scorer, Sum
 from chatterbox.kvcache.eviction.silence import Silence
 
 SCORERS: dict[str, type[Scorer]] = {

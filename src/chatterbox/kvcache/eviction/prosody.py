@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.kvcache.eviction.scorer import NO_TOKEN, Held, Scorer
+from chatterbox.kvcache.eviction.scorers import NO_TOKEN, Held, Scorer
 from chatterbox.kvcache.eviction.silence import is_silent
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox.kvcache.eviction.scorer import Held, Scorer
+from chatterbox.kvcache.eviction.scorers import Held, Scorer
 
 
 def is_silent(tokens: Tensor, silent_tokens: tuple[int, ...]) -> Tensor:

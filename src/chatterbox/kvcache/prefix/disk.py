@@ -1,8 +1,8 @@
 """Prefixes on disk: a folder of safetensors files that outlives the process.
 
-Owns: file names by content, whole files or none, checksums, the folder's size. Does not know: trees, what a key stands
-for. Nothing here fails a request: what cannot be read or written is a miss and a warning. A file that is broken or
-holds NaN is removed.
+Owns: file names by content, whole files or none, checksums, the folder's size; names of whole prefixes, and which part
+of a file is of use. Files hold whole prefixes, so that each is of use alone. Does not know: trees. Nothing here fails a
+request: what cannot be read or written is a miss and a warning. A file that is broken or holds NaN is removed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.prefix.keys import content_hash
+from chatterbox.kvcache.prefix.tree import NO_TEXT, Label, Match
 
 logger = logging.getLogger(__name__)
 
@@ -146,3 +147,37 @@ class DiskTier:
                 return
             path.unlink(missing_ok=True)
             held -= size
+
+
+class Archive:
+    """Prefixes of sequences over a `DiskTier`. Safe from several threads, as that is."""
+
+    def __init__(self, disk: DiskTier) -> None:
+        self._disk = disk
+
+    def load(self, voice: str, labels: tuple[Label, ...], known: Match, device: torch.device | str) -> Segment | None:
+        """What the disk has of what is missing after ``known``, from the first missing position on; None if nothing."""
+        stored = self._disk.load(disk_key(voice, labels), device)
+        if stored is None:
+            return None
+        end = known.end_of(labels, default=0 if labels[-1:] == (NO_TEXT,) else stored.end)
+        rest = stored[len(known) : end]
+        return rest if len(rest) else None
+
+    def store(self, voice: str, labels: tuple[Label, ...], segments: tuple[Segment, ...]) -> None:
+        """Write a whole prefix, ``segments`` in order from position 0."""
+        self._disk.store(disk_key(voice, labels), Segment.join(segments))
+
+
+def disk_key(voice: str, labels: tuple[Label, ...]) -> str:
+    """Name of a prefix on disk; the same in every process, because a voice's name is its content.
+
+    Empty texts of all lengths have one name, for the longest so far begins with all others.
+    """
+    spoken = next((i for i in range(len(labels), 0, -1) if labels[i - 1] != NO_TEXT), 0)
+    return f"{voice} {labels[:spoken]!r}" + f" {NO_TEXT}" * (spoken < len(labels))
+
+
+def voice_of(key: str) -> str:
+    """The voice that a name on disk is of."""
+    return key.partition(" ")[0]

@@ -24,12 +24,10 @@ import torch
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
-from chatterbox.kvcache.prefix.archive import Archive
-from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.disk import Archive, DiskTier
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor
-from chatterbox.kvcache.prefix.policy import prefix_eviction
 from chatterbox.kvcache.prefix.stats import CacheStats, PrefixStats
-from chatterbox.kvcache.prefix.tiers import Tiers
+from chatterbox.kvcache.prefix.tiers import Tiers, prefix_eviction
 from chatterbox.kvcache.prefix.tree import Label, Match, Node, RadixTree
 from chatterbox.kvcache.static import StaticKVCache
 from chatterbox.runtime import forking
@@ -102,10 +100,10 @@ class GlobalKVCacheManager:
         self._flights: SingleFlight[Lease] = SingleFlight()
         forking.register(self, GlobalKVCacheManager._renew)
         self._stats = CacheStats()
-        self._tree = RadixTree(codec_called(host_codec))
+        self.tree = RadixTree(codec_called(host_codec))
         value = prefix_eviction(eviction_policy)
         self._tiers = Tiers(
-            self._tree, self._stats, budget_bytes, host_bytes, value, total_bytes=total_bytes, monitor=monitor
+            self.tree, self._stats, budget_bytes, host_bytes, value, total_bytes=total_bytes, monitor=monitor
         )
         self._warned = False
 
@@ -136,7 +134,7 @@ class GlobalKVCacheManager:
         """Lease the prefix ``labels`` of a voice, computing what is not known of it.
 
         Args:
-            voice: name by content of all that shapes the values (`chatterbox.kvcache.prefix.keys`).
+            voice: name by content of all that shapes the values (`chatterbox.kvcache.prefix.tree`).
             labels: one per position after the conditioning.
             prefill: gets the known segments, returns the rest up to the last label as one segment, `PrefillResult`
                 where the time of the call is not what it cost. Called without the lock, by one thread at a time for the
@@ -165,7 +163,7 @@ class GlobalKVCacheManager:
     def get_cache(
         self, speaker_id: str, text_prefix: Sequence[Label] = (), capacity: int | None = None
     ) -> KVCache | None:
-        """The simple door: one row with the longest known prefix of ``text_prefix``; None for a new voice.
+        """One row with the longest known prefix of ``text_prefix``; None for a new voice.
 
         The cache is the caller's own: nothing written to it reaches what is kept. Its `length` says how much was known.
 
@@ -199,7 +197,7 @@ class GlobalKVCacheManager:
         row: int = 0,
         prefill_ms: float = 0.0,
     ) -> bool:
-        """The simple door: keep a copy of a cache's row as the prefix ``text_prefix`` of a voice; False if full.
+        """Keep a copy of a cache's row as the prefix ``text_prefix`` of a voice; False if full.
 
         Args:
             speaker_id: names what the values depend on. A name that a user gave may stand for another recording
@@ -230,12 +228,12 @@ class GlobalKVCacheManager:
             self._stats.tokens_computed += len(rest)
             self._stats.prefill_ms += prefill_ms
             if known.node is not None:
-                self._tree.ref(known.node)
+                self.tree.ref(known.node)
             kept = self._kept(speaker_id, labels, rest, prefill_ms)
             if known.node is not None:
-                self._tree.unref(known.node)
+                self.tree.unref(known.node)
             if kept is not None:
-                self._tree.use(kept)
+                self.tree.use(kept)
             return kept is not None
 
     def pin(self, voice: str) -> None:
@@ -251,8 +249,8 @@ class GlobalKVCacheManager:
         """Forget all that nobody holds, pinned or not. Files on disk stay: `DiskTier.clear` removes them."""
         with self._lock:
             self._tiers.pinned.clear()
-            while free := [node for node in self._tree.nodes() if not node.num_holders]:
-                self._tree.drop(free[0])
+            while free := [node for node in self.tree.nodes() if not node.ref_count]:
+                self.tree.drop(free[0])
 
     @property
     def hit_rate(self) -> float:
@@ -268,18 +266,18 @@ class GlobalKVCacheManager:
         """Counters, bytes, entries and budgets, all of one moment but the disk's."""
         disk_bytes = 0 if self.disk is None else self.disk.nbytes
         with self._lock:
-            num_resident = sum(node.is_resident for node in self._tree.nodes())
+            num_resident = sum(node.is_resident for node in self.tree.nodes())
             if self.monitor is not None:
                 self._stats.pressure_episodes = self.monitor.num_episodes
                 self._stats.pressure_delays = self.monitor.num_delays
             return PrefixStats(
                 **vars(self._stats),
-                bytes=self._tree.nbytes,
-                host_bytes=self._tree.packed_nbytes,
+                bytes=self.tree.nbytes,
+                host_bytes=self.tree.packed_nbytes,
                 disk_bytes=disk_bytes,
                 entries=num_resident,
-                host_entries=len(self._tree) - num_resident,
-                voices=len(self._tree.voices()),
+                host_entries=len(self.tree) - num_resident,
+                voices=len(self.tree.voices()),
                 budget_bytes=self.budget_bytes,
                 total_budget_bytes=self._tiers.total_bytes,
                 pressure=int(self._tiers.level),
@@ -288,10 +286,10 @@ class GlobalKVCacheManager:
     def summary(self) -> str:
         """One line for a log."""
         with self._lock:
-            return f"{self._stats.summary()}, {self._tree.nbytes / 2**20:.1f} of {self.budget_bytes / 2**20:.0f} MiB"
+            return f"{self._stats.summary()}, {self.tree.nbytes / 2**20:.1f} of {self.budget_bytes / 2**20:.0f} MiB"
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the books do not balance."""
+        """Raise RuntimeError if bytes, reference counts or budgets do not add up."""
         with self._lock:
             self._tiers.check_integrity()
 
@@ -303,8 +301,8 @@ class GlobalKVCacheManager:
     def _known(self, voice: str, labels: tuple[Label, ...]) -> Match:
         """What the tree knows, brought back to the device as far as there is room. Gives way first, if need be."""
         if self._tiers.look() == Level.NONE:
-            self._tiers.promote(self._tree.find(voice, labels))
-        return self._tree.match(voice, labels)
+            self._tiers.promote(self.tree.find(voice, labels))
+        return self.tree.match(voice, labels)
 
     def _hit(self, known: Match) -> Lease:
         self._stats.hits += 1
@@ -319,8 +317,8 @@ class GlobalKVCacheManager:
 
     def _leased(self, segments: tuple[Segment, ...], num_cached_tokens: int, node: Node | None) -> Lease:
         if node is not None:
-            self._tree.ref(node)
-            self._tree.use(node)
+            self.tree.ref(node)
+            self.tree.use(node)
         return Lease(segments, num_cached_tokens, self, node)
 
     def _prefill(self, voice: str, labels: tuple[Label, ...], prefill: Prefill, device: torch.device | str) -> Lease:
@@ -330,7 +328,7 @@ class GlobalKVCacheManager:
             if known.is_whole:  # since the caller looked
                 return self._hit(known)
             if known.node is not None:
-                self._tree.ref(known.node)  # what is to be continued must not go meanwhile
+                self.tree.ref(known.node)  # what is to be continued must not go meanwhile
         try:
             return self._continued(voice, labels, known, prefill, device)
         except BaseException:
@@ -340,7 +338,7 @@ class GlobalKVCacheManager:
         finally:
             with self._lock:
                 if known.node is not None:
-                    self._tree.unref(known.node)
+                    self.tree.unref(known.node)
 
     def _continued(
         self, voice: str, labels: tuple[Label, ...], known: Match, prefill: Prefill, device: torch.device | str
@@ -400,5 +398,5 @@ class GlobalKVCacheManager:
     def _release(self, lease: Lease) -> None:
         with self._lock:
             if lease._node is not None:
-                self._tree.unref(lease._node)
+                self.tree.unref(lease._node)
                 lease._node = None

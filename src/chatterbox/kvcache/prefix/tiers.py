@@ -9,11 +9,10 @@ Owns: the byte budgets of both, demotion, promotion, eviction, pins, what gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor, Pressure, return_free_memory
-from chatterbox.kvcache.prefix.policy import PrefixEvictionPolicy
 from chatterbox.kvcache.prefix.stats import CacheStats
 from chatterbox.kvcache.prefix.tree import Label, Node, RadixTree
 
@@ -122,16 +121,16 @@ class Tiers:
             self._leave(node, packed=False)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the books do not balance."""
+        """Raise RuntimeError if bytes, reference counts or budgets do not add up."""
         held = [0, 0]
         for node in self._tree.nodes():
             held[node.is_resident] += node.nbytes
             if node.is_resident and node.parent is not None and not node.parent.is_resident:
                 raise RuntimeError("a prefix is on the device and what it continues is not")
-            if node.num_holders < sum(child.num_holders for child in node.children.values()):
-                raise RuntimeError("a prefix has fewer holders than what continues it")
+            if node.ref_count < sum(child.ref_count for child in node.children.values()):
+                raise RuntimeError("a prefix has fewer references than what continues it")
         if held != [self._tree.packed_nbytes, self._tree.nbytes]:
-            raise RuntimeError(f"{held} bytes held, {[self._tree.packed_nbytes, self._tree.nbytes]} in the books")
+            raise RuntimeError(f"{held} bytes held, {[self._tree.packed_nbytes, self._tree.nbytes]} counted")
         sizes = [*held[::-1], self.nbytes]
         budgets = [self.device_bytes, self.host_bytes, self.total_bytes]
         if any(size > budget for size, budget in zip(sizes, budgets, strict=True)):
@@ -186,13 +185,13 @@ class Tiers:
 
     def _free_packed(self) -> Iterator[Node]:
         """What may be forgotten of host memory."""
-        return (n for n in self._tree.nodes() if not (n.is_resident or n.num_holders or n.children))
+        return (n for n in self._tree.nodes() if not (n.is_resident or n.ref_count or n.children))
 
     def _free_on_device(self, *, in_host: bool = True) -> Iterator[Node]:
         """What may leave the device; ``in_host``: also where that is the CPU, whose memory is host memory."""
         pinned = {id(node) for node in self._own_parts()}
         for node in self._tree.nodes():
-            if not node.is_resident or node.num_holders or id(node) in pinned:
+            if not node.is_resident or node.ref_count or id(node) in pinned:
                 continue
             if not in_host and _is_in_host(node):
                 continue
@@ -215,3 +214,36 @@ class Tiers:
 
 def _is_in_host(node: Node) -> bool:
     return isinstance(node.stored, Segment) and node.stored.keys.device.type == "cpu"
+
+
+Value = tuple[float, ...]
+PrefixEvictionPolicy = Callable[[Node], Value]
+
+
+def lru(node: Node) -> Value:
+    """Least recently used."""
+    return (node.last_use,)
+
+
+def lfu(node: Node) -> Value:
+    """Least frequently used, the less recent of two."""
+    return (node.num_uses, node.last_use)
+
+
+def cost(node: Node) -> Value:
+    """Cheapest to lose: milliseconds to compute, times how often it was wanted, per byte that it takes unpacked.
+
+    Above a floor that rises with the value of all that is forgotten, so that what was wanted often once, and is no
+    more, goes in the end (GreedyDual-Size with frequency: Cherkasova 1998).
+    """
+    return (node.floor + node.prefill_ms * node.num_uses / node.unpacked_nbytes, node.last_use)
+
+
+PREFIX_EVICTION: dict[str, PrefixEvictionPolicy] = {"cost": cost, "lfu": lfu, "lru": lru}
+
+
+def prefix_eviction(name: str) -> PrefixEvictionPolicy:
+    """The policy called ``name``. Raises ValueError if there is none."""
+    if name not in PREFIX_EVICTION:
+        raise ValueError(f"replacement {name!r} does not exist; choose from {', '.join(sorted(PREFIX_EVICTION))}")
+    return PREFIX_EVICTION[name]

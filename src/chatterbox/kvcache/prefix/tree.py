@@ -31,7 +31,7 @@ class Node:
     parent: Node | None
     prefill_ms: float  # time it took to compute
     children: dict[Label, Node] = field(default_factory=dict)
-    num_holders: int = 0  # of this node and of all that continue it
+    ref_count: int = 0  # of this node and of all that continue it
     num_uses: int = 0
     last_use: int = 0
     floor: float = 0.0  # `RadixTree.floor` at its last use
@@ -120,11 +120,11 @@ class RadixTree:
     def ref(self, node: Node) -> None:
         """Keep a node and all before it until as many `unref`."""
         for one in node.path():
-            one.num_holders += 1
+            one.ref_count += 1
 
     def unref(self, node: Node) -> None:
         for one in node.path():
-            one.num_holders -= 1
+            one.ref_count -= 1
 
     def use(self, node: Node) -> None:
         """Count a use of a node and all before it, for eviction."""
@@ -176,7 +176,7 @@ class RadixTree:
 
     def drop(self, node: Node) -> int:
         """Forget a node that nobody holds, and all that continues it; returns how many. Raises ValueError if held."""
-        if node.num_holders:
+        if node.ref_count:
             raise ValueError("this prefix is in use; only one that nobody holds is dropped")
         num_dropped = 1 + sum(self.drop(child) for child in list(node.children.values()))
         if node.parent is None:
@@ -214,7 +214,7 @@ class RadixTree:
         if not node.is_resident:
             head, rest = self.codec.pack(segment[:used]), self.codec.pack(segment[used:])
         first = Node(node.labels[:used], head, node.parent, node.prefill_ms * share)
-        first.num_holders, first.num_uses = node.num_holders, node.num_uses
+        first.ref_count, first.num_uses = node.ref_count, node.num_uses
         first.last_use, first.floor = node.last_use, node.floor
         self._store(node, rest)
         node.parent.children[first.labels[0]] = self._counted(first)

@@ -9,8 +9,8 @@ mel, excitation and phase where the vocoder goes on. Does not know: text, T3, ho
 
 The flow attends to all that it is given, so a frame changes a little with how much that is; its noise is fixed by the
 frame's place in the stream, which keeps the change small, and the overlap of two calls is blended. The vocoder sees
-some 6 frames either way: it gets `PAST_FRAMES` of what it said before and holds back `HELD_FRAMES`, so that each sample
-is what one pass over the same mel gives.
+some 6 frames either way: it gets `PAST_FRAMES` of what it vocoded before and holds back `HELD_FRAMES`, so that each
+sample is what one pass over the same mel gives.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class S3GenStream:
 
     @torch.inference_mode()
     def push(self, tokens: Tensor) -> Tensor:
-        """Waveform (1, N) of what can be said now that ``tokens`` (n,) follow; N may be 0.
+        """Waveform (1, N) of what can be vocoded now that ``tokens`` (n,) follow; N may be 0.
 
         Raises:
             RuntimeError: the stream has no seed, or S3Gen computed NaN.
@@ -206,7 +206,7 @@ class S3GenStream:
             source = torch.cat([self._source[..., (start - self._mel_start) * hop_len :], source], dim=2)
         wav = self._checked(vocoder.decode(mel, source), "S3Gen's vocoder").float()
         first, last = (spoken - start) * hop_len, (spoken_end - start) * hop_len
-        said = self._faded(wav[:, first:last])
+        new = self._faded(wav[:, first:last])
         num_new = spoken_end - spoken
         if num_new:
             self._tail = wav[:, last : last + self._fade_len]
@@ -216,7 +216,7 @@ class S3GenStream:
         self._mel, self._mel_start = mel, start
         self._source = source[..., : (spoken_end - start) * hop_len]
         self._num_spoken = spoken_end
-        return said
+        return new
 
     def _faded(self, wav: Tensor) -> Tensor:
         """``wav`` (1, N), the next samples, taking over from how the last piece would have gone on."""

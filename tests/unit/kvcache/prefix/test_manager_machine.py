@@ -15,7 +15,7 @@ from chatterbox.config import PressureConfig
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor
 from chatterbox.kvcache.base import Segment
 from chatterbox.kvcache.prefix.memory_pressure import MemoryReading
-from chatterbox.kvcache.prefix.policy import PREFIX_EVICTION
+from chatterbox.kvcache.prefix.tiers import PREFIX_EVICTION
 from tests.unit.kvcache.prefix.test_prefix_cache import ROOT, WIDTH, fill_of, joined, made_of, stored
 
 MIB = 2**20
@@ -121,7 +121,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
         assert self.manager.nbytes <= self.total
         held = sum(len(list(lease._node.path())) for lease, *_ in self.leases if lease._node is not None)
-        assert sum(node.num_holders for node in self.manager._tree.nodes()) == held
+        assert sum(node.ref_count for node in self.manager.tree.nodes()) == held
         for lease, voice, labels in self.leases:
             self.require_values(lease.segments, voice, labels)
 
@@ -196,13 +196,13 @@ def test_a_total_budget_takes_what_is_packed_first() -> None:
     for voice in "abcd":
         manager.acquire(voice, "", fill_of(voice, ())).release()
         manager.check_integrity()
-    assert sorted(manager._tree.voices()) == ["b", "c", "d"]
+    assert sorted(manager.tree.voices()) == ["b", "c", "d"]
     assert manager.stats()["total_budget_bytes"] == 3 * ROOT * WIDTH
     with pytest.raises(ValueError, match="total_bytes must be 0 or more, got -1"):
         GlobalKVCacheManager(budget_bytes=1, total_bytes=-1)
 
 
-def test_a_beginning_that_stays_packed_is_not_continued() -> None:
+def test_a_prefix_that_stays_packed_is_not_continued() -> None:
     """Its node would be split in host memory, where the halves need more than the whole."""
     manager = GlobalKVCacheManager(budget_bytes=7 * WIDTH, host_bytes=9 * WIDTH, host_codec="int8")
     manager.acquire("a", (1, 2, 3), fill_of("a", (1, 2, 3))).release()

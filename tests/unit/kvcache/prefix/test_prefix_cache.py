@@ -22,8 +22,7 @@ from chatterbox.engine.decode import generate
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache import Segment
 from chatterbox.kvcache.compression import codec
-from chatterbox.kvcache.prefix.archive import disk_key
-from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.kvcache.prefix.disk import DiskTier, disk_key
 from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.stats import prometheus_text
@@ -57,7 +56,7 @@ def fill_of(voice: str, labels: tuple):
     return lambda known: made_of(voice, labels, sum(map(len, known)))
 
 
-def test_tree_shares_beginnings_and_keeps_its_books() -> None:
+def test_tree_shares_prefixes_and_keeps_its_books() -> None:
     tree, rng = RadixTree(codec("none")), random.Random(3)
     prefixes = {("a", ()), ("b", ())}
     for _ in range(200):
@@ -88,7 +87,7 @@ def test_tree_refuses_gaps_and_drops_only_what_nobody_holds() -> None:
             tree.drop(held)
     tree.drop(other)
     tree.unref(leaf)
-    assert not any(node.num_holders for node in tree.nodes())
+    assert not any(node.ref_count for node in tree.nodes())
     tree.drop(leaf)
     assert tree.nbytes == (ROOT + 1) * WIDTH
     tree.drop(next(tree.nodes()))
@@ -144,7 +143,7 @@ def test_replacement_policies_differ() -> None:
         for voice in "aab":  # a: often, b: recently
             manager.acquire(voice, "", fill_of(voice, ())).release()
         manager.acquire("c", "", fill_of("c", ())).release()
-        return next(voice for voice in "ab" if manager._tree.match(voice, ()).is_whole)
+        return next(voice for voice in "ab" if manager.tree.match(voice, ()).is_whole)
 
     assert survivor("lru") == "b"
     assert survivor("lfu") == "a"
@@ -169,7 +168,7 @@ def test_cost_forgets_what_was_wanted_often_once() -> None:
         for voice in [*"a" * 20, *(f"{i // 3}" for i in range(3 * later))]:  # each later voice three times
             manager.acquire(voice, "", fill(voice)).release()
         assert manager.stats()["fill_ms"] == pytest.approx(10 * manager.stats()["fills"])
-        return manager._tree.match("a", ()).is_whole
+        return manager.tree.match("a", ()).is_whole
 
     assert [survives("lfu", later) for later in (5, 100)] == [True, True]
     assert [survives("cost", later) for later in (5, 100)] == [True, False]
@@ -182,7 +181,7 @@ def test_a_fill_and_a_promotion_count_as_one_use() -> None:
     assert manager.stats()["promotions"] == 1
     manager.update_cache("d", stored("d", ()), row=1)
     manager.acquire("a", "x", fill_of("a", ("x",))).release()
-    uses = {voice: next(manager._tree.nodes(voice)).num_uses for voice in "abcd"}
+    uses = {voice: next(manager.tree.nodes(voice)).num_uses for voice in "abcd"}
     assert uses == {"a": 3, "b": 1, "c": 1, "d": 1}
 
 
@@ -195,7 +194,7 @@ def test_a_pinned_voice_keeps_its_own_part() -> None:
     for voice in "bcd":
         manager.acquire(voice, (1, 2, 3), fill_of(voice, (1, 2, 3))).release()
     assert manager.acquire("a", own, pytest.fail).num_cached_tokens == ROOT + 3
-    assert not manager._tree.match("a", text).is_whole
+    assert not manager.tree.match("a", text).is_whole
 
 
 def test_a_budget_smaller_than_an_entry_runs_uncached_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -236,7 +235,7 @@ def test_host_memory_is_bounded_too() -> None:
         manager.acquire(voice, "", fill_of(voice, ())).release()
         manager.check_integrity()
     assert manager.stats()["evictions"] == 2
-    assert [voice for voice in "abcdef" if manager._tree.match(voice, ()).is_whole] == list("cdef")
+    assert [voice for voice in "abcdef" if manager.tree.match(voice, ()).is_whole] == list("cdef")
 
 
 def test_int8_error_is_what_it_says() -> None:
@@ -506,7 +505,7 @@ def test_what_one_pass_computed_is_what_passes_of_its_parts_compute(t3: T3) -> N
             joined, expected = Segment.join(ours), Segment.join(theirs)
             torch.testing.assert_close(joined.keys, expected.keys)
             torch.testing.assert_close(joined.values, expected.values)
-    nodes = list(at_once.manager._tree.nodes())
+    nodes = list(at_once.manager.tree.nodes())
     per_position = {node.labels[:1]: node.prefill_ms / node.num_positions for node in nodes}
     root, emotion = per_position.pop(()), per_position.pop(tuple(at_once._emotion(request.t3_cond)))
     assert sorted(per_position, key=str) == [("no text",), (1,)]
@@ -539,15 +538,15 @@ def test_many_threads_and_voices(t3: T3) -> None:
     stats = source.manager.stats()
     assert stats["hits"] > 0 and stats["evictions"] > 0
     source.manager.check_integrity()
-    assert not any(node.num_holders for node in source.manager._tree.nodes())
+    assert not any(node.ref_count for node in source.manager.tree.nodes())
 
 
 def test_a_stream_closed_half_way_lets_go(t3: T3, source: Prefiller) -> None:
     tokens = stream(t3, dataclasses.replace(REQUESTS[0], max_new_tokens=20), prefixes=source)
     next(tokens)
-    assert any(node.num_holders for node in source.manager._tree.nodes())
+    assert any(node.ref_count for node in source.manager.tree.nodes())
     tokens.close()
-    assert not any(node.num_holders for node in source.manager._tree.nodes())
+    assert not any(node.ref_count for node in source.manager.tree.nodes())
 
 
 def test_writing_to_a_leased_copy_changes_nothing_shared(t3: T3, source: Prefiller) -> None:
@@ -599,7 +598,7 @@ def test_a_text_with_nan_in_it_fails_alone_and_is_kept_nowhere(tmp_path, cfg_wei
     with pytest.raises(RuntimeError, match=NOT_FINITE):
         source.acquire(broken)  # of a known voice, by another way
     assert (source.manager.nbytes, sorted(tmp_path.iterdir())) == kept
-    assert not any(node.num_holders for node in source.manager._tree.nodes())
+    assert not any(node.ref_count for node in source.manager.tree.nodes())
     assert list(stream(t3, good, prefixes=source)) == expected
 
 

@@ -12,18 +12,17 @@ import pytest
 import torch
 
 from chatterbox.config import KVCacheConfig, PressureConfig
+from chatterbox.engine.batch_state import StepResult
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
-from chatterbox.engine.sequence import StepResult
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_manager
 from chatterbox.kvcache.compression import codec
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryReading, SystemProbe
-from chatterbox.kvcache.prefix.policy import lru
 from chatterbox.kvcache.prefix.stats import CacheStats, prometheus_text
-from chatterbox.kvcache.prefix.tiers import Tiers
+from chatterbox.kvcache.prefix.tiers import Tiers, lru
 from chatterbox.kvcache.prefix.tree import RadixTree
 from chatterbox.models.t3 import T3
 from tests.support.decoding import stream
@@ -68,7 +67,7 @@ def filled(machine: Machine, voices: str, **options) -> GlobalKVCacheManager:
 
 
 def known(manager: GlobalKVCacheManager) -> str:
-    return "".join(sorted(manager._tree.voices()))
+    return "".join(sorted(manager.tree.voices()))
 
 
 @pytest.mark.parametrize(

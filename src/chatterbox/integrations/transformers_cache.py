@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache
-from chatterbox.kvcache.factory import cache_config, make_cache
+from chatterbox.kvcache.registry import cache_config, make_cache
 
 CROP_COUNTS_REMOVED = "tokens_to_remove" in inspect.signature(Cache.crop).parameters
 

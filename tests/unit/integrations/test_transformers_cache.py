@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from chatterbox.config import KVCacheConfig
-from chatterbox.kvcache.transformers_cache import CROP_COUNTS_REMOVED, TransformersCache
+from chatterbox.integrations.transformers_cache import CROP_COUNTS_REMOVED, TransformersCache
 
 CONFIGS = {
     "llama": (
@@ -150,7 +150,7 @@ def test_compressed_is_close(model: PreTrainedModel, codec: str, bound: float) -
     own = logits_of(model, DynamicCache(config=model.config), ids, pieces)
     error = (logits_of(model, cache, ids, pieces) - own) / own.std()
     assert 1e-5 < error.square().mean().sqrt() < bound
-    assert min(cache.kvcache._packed_lens) >= 48
+    assert min(cache.kvcache.packed_lens) >= 48
 
 
 def windowed_logits(model: PreTrainedModel, ids: Tensor, helds: list[list[int]]) -> Tensor:

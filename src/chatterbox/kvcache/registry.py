@@ -1,35 +1,32 @@
-"""Names and settings to caches. A new policy is one file and one line here."""
+"""Names and settings to caches, scorers and codecs. A new policy is one file and one line here.
+
+Owns: names; what is named is imported when it is asked for. Does not know: what a policy does.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from chatterbox.config import KVCacheConfig, PressureConfig
 from chatterbox.kvcache.base import KVCache
-from chatterbox.kvcache.compressed import CompressedKVCache, check_codec
 from chatterbox.kvcache.compression import codec
-from chatterbox.kvcache.dynamic import DynamicKVCache
-from chatterbox.kvcache.evicting import EvictingKVCache
-from chatterbox.kvcache.eviction import scorer
-from chatterbox.kvcache.headwindow import HeadWindowKVCache
 from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
-from chatterbox.kvcache.prefix.policy import prefix_eviction
-from chatterbox.kvcache.sliding import SlidingKVCache
-from chatterbox.kvcache.static import StaticKVCache
+from chatterbox.kvcache.prefix.tiers import prefix_eviction
 
 MIB = 2**20
-POLICIES: dict[str, type[KVCache] | None] = {
-    "compressed": CompressedKVCache,
-    "dynamic": DynamicKVCache,
-    "evicting": EvictingKVCache,
-    "headwindow": HeadWindowKVCache,
-    "none": None,
-    "sliding": SlidingKVCache,
-    "static": StaticKVCache,
+POLICIES: dict[str, str] = {
+    "compressed": "compressed.CompressedKVCache",
+    "dynamic": "dynamic.DynamicKVCache",
+    "evicting": "evicting.EvictingKVCache",
+    "headwindow": "headwindow.HeadWindowKVCache",
+    "none": "",  # no cache
+    "sliding": "sliding.SlidingKVCache",
+    "static": "static.StaticKVCache",
 }
 
 
@@ -37,7 +34,13 @@ def policy(name: str) -> type[KVCache] | None:
     """The cache class called ``name``, None for "none". Raises ValueError if there is no such policy."""
     if name not in POLICIES:
         raise ValueError(f"cache policy {name!r} does not exist; choose from {', '.join(sorted(POLICIES))}")
-    return POLICIES[name]
+    return _named(POLICIES[name]) if POLICIES[name] else None
+
+
+def _named(path: str) -> Any:
+    """What ``MODULE.NAME`` of this package names."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(f"chatterbox.kvcache.{module}"), name)
 
 
 def cache_config(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
@@ -73,10 +76,11 @@ def planned_nbytes(
 def check_names(config: KVCacheConfig) -> None:
     """Raise ValueError if ``config`` names a policy, scorer, codec or prefix eviction policy that does not exist."""
     policy(config.policy)
-    scorer(config.eviction)
     codec(config.host_codec)
-    check_codec(config.decode_codec)
     prefix_eviction(config.replacement)
+    # Of policies that are not in use too: a name that is wrong stays wrong.
+    _named("eviction.scorer")(config.eviction)
+    _named("compressed.check_codec")(config.decode_codec)
 
 
 def make_monitor(config: PressureConfig, device: torch.device | str | None = None) -> MemoryMonitor | None:
