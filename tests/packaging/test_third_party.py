@@ -144,7 +144,7 @@ def test_audio_is_seeded_and_goes_to_a_file(model, say):
     assert len(pcm) == 2 * wav.shape[-1]
 
 
-def test_every_knob_by_name(say, voice_file):
+def test_every_setting_by_name(say, voice_file):
     assert say(temperature=0.7, repetition_penalty=1.3, top_p=0.9, audio_prompt_path=voice_file).any()
     assert say(exaggeration=0.7, cfg_weight=0.3, min_p=0.1).any()
 

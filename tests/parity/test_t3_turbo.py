@@ -95,8 +95,8 @@ def test_sampling_loop_probabilities(t3: T3, golden: dict[str, torch.Tensor]) ->
 def test_sampling_chain() -> None:
     golden = load_golden("sampling_chain_turbo")
     for index, call in enumerate(load_meta("sampling_chain_turbo")["calls"]):
-        knobs = {name: call[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
-        sampling = SamplingConfig(cfg_weight=0.0, min_p=0.0, **knobs)
+        settings = {name: call[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+        sampling = SamplingConfig(cfg_weight=0.0, min_p=0.0, **settings)
         logits, decoded = golden[f"in.{index}.logits"], golden[f"in.{index}.tokens_drawn"]
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, 6561] = True

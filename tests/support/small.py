@@ -48,7 +48,7 @@ def build(hp: T3Config) -> T3:
 
 
 def make_request(seed: int, hp: T3Config = SMALL) -> Request:
-    """A request whose text, voice, knobs, limit and seed all follow from one number."""
+    """A request whose text, voice, settings, limit and seed all follow from one number."""
     rng = random.Random(seed)
     speaker = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
     cond = T3Cond(speaker, cond_prompt_speech_tokens=torch.arange(10)[None] + seed, emotion_adv=rng.random())

@@ -155,7 +155,7 @@ def test_models_may_share_one_cache(small_tts):
 
 
 @pytest.mark.parametrize(
-    "knob",
+    "setting",
     [
         {"temperature": 0.1},
         {"cfg_weight": 0.0},
@@ -166,9 +166,9 @@ def test_models_may_share_one_cache(small_tts):
         {"text": "Goodbye, moon."},
     ],
 )
-def test_every_knob_reaches_the_model(small_tts, knob):
-    # Whether a knob changes one short speech of a random model is chance.
-    assert any(not torch.equal(say(small_tts, seed=seed), say(small_tts, seed=seed, **knob)) for seed in range(5))
+def test_every_setting_reaches_the_model(small_tts, setting):
+    # Whether a setting changes one short speech of a random model is chance.
+    assert any(not torch.equal(say(small_tts, seed=seed), say(small_tts, seed=seed, **setting)) for seed in range(5))
 
 
 def test_temperature_zero_is_greedy(small_tts):
@@ -275,7 +275,7 @@ def test_text_that_is_none(small_tts, text, message):
 
 
 @pytest.mark.parametrize(
-    ("knob", "message"),
+    ("setting", "message"),
     [
         ({"temperature": -0.1}, "temperature must be a number from 0 to 10, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be a number"),
@@ -295,9 +295,9 @@ def test_text_that_is_none(small_tts, text, message):
         ({"seed": True}, "seed must be"),
     ],
 )
-def test_knobs_out_of_range(small_tts, knob, message):
+def test_settings_out_of_range(small_tts, setting, message):
     with pytest.raises(ValueError, match=message) as error:
-        say(small_tts, **knob)
+        say(small_tts, **setting)
     assert "\n" not in str(error.value)
 
 

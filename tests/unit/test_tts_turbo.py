@@ -94,7 +94,7 @@ def test_start_tokens_are_dropped_one_by_one():
 
 
 @pytest.mark.parametrize("name", ["min_p", "exaggeration", "cfg_weight"])
-def test_ignored_knobs_warn_once(turbo, caplog, name):
+def test_ignored_settings_warn_once(turbo, caplog, name):
     tts_turbo._warn_once.cache_clear()
     plain = say(turbo)
     with caplog.at_level(logging.WARNING, logger="chatterbox.tts_turbo"):

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
-# PrefillResult by the tokenizer itself; older files lack them.
+# Computed by the tokenizer itself; older files lack them.
 MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
 # GPT-2's own embedding, which nothing reads: inputs are always embeddings.
 UNUSED = frozenset({"tfmr.wte.weight"})

@@ -2,8 +2,8 @@
 
 Owns: guidance, repetition penalty, temperature, min-p, top-p, top-k, the noise, the sample. Does not know: models,
 caches, requests.
-All work on (N, V) tensors, return new tensors, and mark dropped tokens with -inf. A knob is a number, or one per row
-as an (N, 1) tensor; both give the same bits.
+All work on (N, V) tensors, return new tensors, and mark dropped tokens with -inf. A parameter is a number, or one per
+row as an (N, 1) tensor; both give the same bits.
 """
 
 from __future__ import annotations

@@ -179,14 +179,14 @@ def test_top_k_equals_transformers(logits: torch.Tensor, value: int) -> None:
     assert torch.equal(apply_top_k(logits, value), TopKLogitsWarper(value)(None, logits.clone()))
 
 
-def test_switched_off_knobs_change_nothing(logits: torch.Tensor) -> None:
+def test_switched_off_settings_change_nothing(logits: torch.Tensor) -> None:
     seen = torch.ones(3, 200, dtype=torch.bool)
     off = SamplingConfig(temperature=1.0, repetition_penalty=1.0, min_p=0.0, top_p=1.0)
     assert torch.equal(process(logits, seen, SamplingParams.of([off] * 3)), logits.softmax(-1))
     assert torch.equal(apply_top_k(logits, 0), logits)
 
 
-def test_each_row_has_its_own_knobs(logits: torch.Tensor) -> None:
+def test_each_row_has_its_own_settings(logits: torch.Tensor) -> None:
     """A batch of different settings gives each row, bit by bit, what it gets alone."""
     settings = [
         SamplingConfig(temperature=0.7, repetition_penalty=1.3, min_p=0.1, top_p=0.9, top_k=20),

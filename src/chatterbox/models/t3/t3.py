@@ -256,8 +256,8 @@ class T3(nn.Module):
             (1, N) ids; with ``return_cache`` also the cache, which holds all but the last of them.
 
         Raises:
-            ValueError: a knob out of range, text without start or stop token, or longer than the position tables, or a
-                guard that does not exist or has no alignment heads to read.
+            ValueError: a setting out of range, text without start or stop token, or longer than the position tables, or
+                a guard that does not exist or has no alignment heads to read.
         """
         # On the model because callers know it there; the loop itself is one layer up.
         from chatterbox.engine.decode import decode
@@ -319,7 +319,7 @@ class T3(nn.Module):
             (1, N) ids, without the stop token.
 
         Raises:
-            ValueError: a knob out of range, or text or speech longer than the backbone's positions.
+            ValueError: a setting out of range, or text or speech longer than the backbone's positions.
         """
         from chatterbox.engine.decode import generate
         from chatterbox.engine.request import Request
