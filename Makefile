@@ -71,7 +71,7 @@ bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python -m benchmarks.kvcache.t3_decode --peer "$(abspath $(PEER_VENV))/bin/python" -o $(RESULTS)/t3_decode.json
 	$(BIN)/python -m benchmarks.kvcache.decode_memory -o $(RESULTS)/decode_memory.json
 	$(BIN)/python -m benchmarks.kvcache.codecs -o $(RESULTS)/codecs.json
-	$(BIN)/python -m benchmarks.kvcache.eviction -o $(RESULTS)/eviction.json
+	$(BIN)/python -m benchmarks.kvcache.eviction --costs $(RESULTS)/prefill.json -o $(RESULTS)/eviction.json
 
 # Against the packages this one replaces, in turn, at the published size: an hour on two cores, minutes with ARGS=--quick,
 # whose result goes to peer_quick.json. The checkpoint with synthetic weights takes 6 GiB under build/.

@@ -21,13 +21,16 @@ def notes(tag: str, package: str, changelog: str) -> str:
     """What CHANGELOG.md says of ``tag``. Raises ValueError if it cannot be released."""
     if tag != f"v{version(package)}":
         raise ValueError(f"the tag is {tag}, the package's version {version(package)}; tag v{version(package)}")
-    found = re.search(rf"^## \[?{re.escape(tag[1:])}\]?[^\n]*\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    heading = rf"^## \[?{re.escape(tag[1:])}\]?(?:[ \t][^\n]*)?\n"
+    found = re.search(heading + r"(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if found is None or not found[1].strip():
         raise ValueError(f"CHANGELOG.md says nothing of {tag[1:]}; give what is unreleased that heading")
     return found[1].strip()
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tools/release.py TAG")
     package = (ROOT / "src" / "chatterbox" / "__init__.py").read_text(encoding="utf-8")
     try:
         print(notes(sys.argv[1], package, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")))

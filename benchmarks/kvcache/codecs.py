@@ -1,6 +1,6 @@
 """What do eight and four bits cost? Errors on the embedded voice, bytes and time of a step at the published size.
 
-``python -m benchmarks.kvcache.codecs -o benchmarks/results/codecs.json``. Three tables in one:
+``python -m benchmarks.kvcache.codecs -o build/results/codecs.json``. Three tables in one:
 
 ``codecs``: root mean square error of keys and values that the embedded voice made, over their own root mean square.
 ``int4 symmetric`` is what `Int4Codec` would be with levels around zero, one scale for a group.

@@ -1,6 +1,6 @@
 """What does a decode step allocate, and how high does a long generation reach? The published T3's size, random weights.
 
-``python -m benchmarks.kvcache.decode_memory -o benchmarks/results/decode_memory.json``: 1,000 tokens with guidance on
+``python -m benchmarks.kvcache.decode_memory -o build/results/decode_memory.json``: 1,000 tokens with guidance on
 each cache policy, each in a process of its own. Per policy: bytes of new tensors in a step early and late, and the peak
 of the process's resident memory above what it held before the first step. Linux only.
 """

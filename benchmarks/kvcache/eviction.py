@@ -1,6 +1,6 @@
 """Which prefixes should a full prefix cache keep? 500 voices, their popularity a Zipf law, no model.
 
-``python -m benchmarks.kvcache.eviction -o benchmarks/results/eviction.json``: the manager is driven as `Prefiller`
+``python -m benchmarks.kvcache.eviction -o build/results/eviction.json``: the manager is driven as `Prefiller`
 drives it (what is new of a voice in one pass with its texts; else a text, and the empty text of the same length), with
 segments of the published model's proportions at 1/64 of its width and budgets to match. A pass costs what it costs the
 published T3 on two CPU cores, a fixed part and one per position, both solved from results/prefill.json; a clock of the
@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.lib.harness import ROOT, report
+from benchmarks.lib.harness import report
 from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
 from chatterbox.kvcache.prefix.manager import Lease, PrefillResult
@@ -34,6 +34,8 @@ from chatterbox.kvcache.prefix.memory_pressure import return_free_memory
 from chatterbox.kvcache.prefix.tiers import PREFIX_EVICTION
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 
+COSTS = ROOT / "benchmarks" / "results" / "prefill.json"
+Costs = tuple[float, float]  # milliseconds of a prefill, and of each of its positions
 MB = 10**6
 NUM_VOICES, ZIPF = 500, 1.1
 COND_LEN = 33  # positions before the emotion
@@ -93,11 +95,13 @@ class Workload:
 
 
 class Simulation:
-    """One manager, driven by a workload, on a clock that fills advance."""
+    """One manager, driven by a workload, on a clock that prefills advance."""
 
-    def __init__(self, budgets: Budgets, policy: str, *, scale: int, monitor: MemoryMonitor | None = None) -> None:
+    def __init__(
+        self, costs: Costs, budgets: Budgets, policy: str, *, scale: int, monitor: MemoryMonitor | None = None
+    ) -> None:
         self.now_ms, self.uncached_ms, self.peak, self.budgets, self.scale = 0.0, 0.0, 0, budgets, scale
-        self.fixed_ms, self.position_ms = fill_costs()
+        self.fixed_ms, self.position_ms = costs
         self.ms_of_new: float | None = None  # of a position of the request's one pass, if its voice is new
         self.manager = GlobalKVCacheManager(
             budget_bytes=budgets.device_mb * MB // scale,
@@ -154,9 +158,9 @@ def zipf(count: int) -> list[float]:
     return list(accumulate(1 / rank**ZIPF for rank in range(1, count + 1)))
 
 
-def fill_costs() -> tuple[float, float]:
-    """Milliseconds of a fill and of each of its positions, from the medians of results/prefill.json."""
-    measured = json.loads((ROOT / "benchmarks" / "results" / "prefill.json").read_text())
+def prefill_costs(measured: Path) -> Costs:
+    """Milliseconds of a prefill and of each of its positions, from the medians of what `prefill` measured."""
+    measured = json.loads(measured.read_text())
     times = {row["case"]: row["median_ms"] for row in measured["rows"]}
     whole = times["known voice, new text"] - times["known voice and text"]
     half = times["known voice, half of the text known"] - times["known voice and text"]
@@ -164,8 +168,8 @@ def fill_costs() -> tuple[float, float]:
     return whole - position_ms * measured["text_tokens"], position_ms
 
 
-def simulate(name: str, budgets: Budgets, policy: str, count: int) -> dict[str, object]:
-    simulation = Simulation(budgets, policy, scale=SCALE)
+def simulate(costs: Costs, name: str, budgets: Budgets, policy: str, count: int) -> dict[str, object]:
+    simulation = Simulation(costs, budgets, policy, scale=SCALE)
     simulation.run(Workload(shifting=name == "shifting").requests(count))
     return row_of(name, simulation, policy, count)
 
@@ -180,18 +184,18 @@ def row_of(name: str, simulation: Simulation, policy: str, count: int) -> dict[s
         "total_mb": budgets.total // MB,
         "policy": policy,
         "hit_rate": round(stats["hit_rate"], 4),
-        "computed_ms": round(stats["fill_ms"] / count, 1),
-        "saved": round(1 - stats["fill_ms"] / simulation.uncached_ms, 4),
+        "computed_ms": round(stats["prefill_ms"] / count, 1),
+        "saved": round(1 - stats["prefill_ms"] / simulation.uncached_ms, 4),
         "evictions": int(stats["evictions"]),
         "peak_mb": round(simulation.peak * simulation.scale / MB, 1),
     }
 
 
-def full_size(budgets: Budgets, count: int) -> dict[str, object]:
+def full_size(costs: Costs, budgets: Budgets, count: int) -> dict[str, object]:
     """The published model's width: what the tiers hold, and what the process does, with what glibc has not returned."""
     process = psutil.Process()
     before = process.memory_info().rss
-    simulation = Simulation(budgets, "cost", scale=1)
+    simulation = Simulation(costs, budgets, "cost", scale=1)
     simulation.run(Workload(shifting=False).requests(count))
     grew = process.memory_info().rss - before
     return_free_memory()
@@ -204,14 +208,14 @@ def full_size(budgets: Budgets, count: int) -> dict[str, object]:
     }
 
 
-def under_pressure(count: int, allowed_mb: int = 800) -> dict[str, object]:
+def under_pressure(costs: Costs, count: int, allowed_mb: int = 800) -> dict[str, object]:
     """The same with a budget beyond what the process may take: the monitor, on the system's figures, holds it there."""
     process = psutil.Process()
     gc.collect()  # the run before is a cycle
     return_free_memory()
     before = process.memory_info().rss
     limit = PressureConfig(soft_mib=256, hard_mib=128, process_mib=(before + allowed_mb * MB) // 2**20, interval_ms=20)
-    simulation = Simulation(Budgets(5 * allowed_mb), "cost", scale=1, monitor=make_monitor(limit))
+    simulation = Simulation(costs, Budgets(5 * allowed_mb), "cost", scale=1, monitor=make_monitor(limit))
     peak = 0
     for request in Workload(shifting=False).requests(count):
         simulation.run(iter([request]))
@@ -232,18 +236,20 @@ def under_pressure(count: int, allowed_mb: int = 800) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--costs", type=Path, default=COSTS, help="a result of `prefill`")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--full-size-requests", type=int, default=1_000)
     arguments = parser.parse_args()
-    whole = full_size(SHARED, arguments.full_size_requests)  # first: the heap is as it was
-    pressure = under_pressure(arguments.full_size_requests)
+    costs = prefill_costs(arguments.costs)
+    whole = full_size(costs, SHARED, arguments.full_size_requests)  # first: the heap is as it was
+    pressure = under_pressure(costs, arguments.full_size_requests)
     rows = [
-        simulate(name, budgets, policy, arguments.requests)
+        simulate(costs, name, budgets, policy, arguments.requests)
         for name in ("steady", "shifting")
         for budgets in BUDGETS
         for policy in sorted(PREFIX_EVICTION)
     ]
-    fixed_ms, position_ms = fill_costs()
+    fixed_ms, position_ms = costs
     report(
         "eviction",
         rows,

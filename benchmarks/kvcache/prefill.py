@@ -1,6 +1,6 @@
 """What does a warm voice save before the first token? The published T3's size, with random weights.
 
-``python -m benchmarks.kvcache.prefill -o benchmarks/results/prefill.json``: time until the first token can be drawn,
+``python -m benchmarks.kvcache.prefill -o build/results/prefill.json``: time until the first token can be drawn,
 with guidance where the model has it, for a voice that is new, known with a new text, known with a text whose first half
 was said before, and known with this text; beside them the same without a prefix cache. All in turns in one run; ratios
 are to the new voice. ``--model turbo`` is Turbo, whose voice is 376 positions instead of 34.

@@ -1,6 +1,6 @@
 """How fast does T3 decode, and how does a step grow with the position? The published size, with random weights.
 
-``python -m benchmarks.kvcache.t3_decode -o benchmarks/results/t3_decode.json``: milliseconds per step by cache policy,
+``python -m benchmarks.kvcache.t3_decode -o build/results/t3_decode.json``: milliseconds per step by cache policy,
 rows (guidance takes two) and position. With ``--peer PYTHON``, a Python that has chatterbox-tts 0.1.7 (``make
 peer-env``), its own loop runs in turn with ours at two rows, A B A B, and the table gets the ratio.
 """
@@ -65,7 +65,7 @@ class Bench:
                 engine.join(request)
                 continue
             with ExitStack() as held:
-                leases = [held.enter_context(self._beginning(position - 2)) for _ in range(request.num_rows)]
+                leases = [held.enter_context(self._prefix_of(position - 2)) for _ in range(request.num_rows)]
                 engine.join(request, prefix=CachedPrefix(tuple(leases)))
         times = []
         for _ in range(count + WARM_UP):
@@ -83,7 +83,7 @@ class Bench:
         sampling = SamplingConfig(cfg_weight=cfg_weight)
         return Request(self.cond, text, sampling, max_new_tokens=limit, stop_on_eos=False, seed=seed)
 
-    def _beginning(self, length: int):
+    def _prefix_of(self, length: int):
         """A lease on random keys and values: a step takes as long whatever they are."""
         backbone = self.t3.hp.backbone
         shape = (backbone.num_layers, backbone.num_heads, length, backbone.head_dim)

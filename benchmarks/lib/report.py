@@ -91,7 +91,8 @@ def quality(results: Results) -> Finding:
     exact = rows.get("dynamic")
     if exact is None:
         return Finding(None, NOT_MEASURED)
-    text = f"`static` and `dynamic` draw the same tokens in {100 * exact['same_tokens']:.0f}% of {exact['cases']} cases"
+    share = f"{100 * exact['same_tokens']:.0f}% of {exact['cases']} cases"
+    text = f"`static` and `dynamic` decode the same tokens in {share}"
     return Finding(exact["same_tokens"] == 1, f"{text}; policies that forget or pack: below", "quality")
 
 
@@ -102,7 +103,7 @@ def concurrent(results: Results) -> Finding:
     if one is None or many is None:
         return Finding(None, NOT_MEASURED)
     times = f"{many / one:.1f} times the tokens a second of one stream of chatterbox-tts 0.1.7"
-    said, files = f"T3 alone: eight requests in one batch draw {times}", "t3_decode"
+    said, files = f"T3 alone: eight requests in one batch decode {times}", "t3_decode"
     streams = whole_streams(results)
     return Finding(None, f"{said}; whole streams {streams or NOT_MEASURED}", f"{files}, streams" if streams else files)
 

@@ -117,7 +117,7 @@ def texts() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Decoded:
     tokens: list[int]
     seconds: float  # of all steps
     cache: KVCache
@@ -126,7 +126,7 @@ class Drawn:
 
 
 @torch.inference_mode()
-def draw(tts: ChatterboxTTS, request: Request, settings: KVCacheConfig, capacity: int) -> Drawn:
+def decode(tts: ChatterboxTTS, request: Request, settings: KVCacheConfig, capacity: int) -> Decoded:
     cache = allocate_cache(tts.t3, request.num_rows, capacity, settings)
     engine = DecodeEngine(tts.t3, decoder_on(tts.t3, cache))
     engine.join(request)
@@ -141,7 +141,7 @@ def draw(tts: ChatterboxTTS, request: Request, settings: KVCacheConfig, capacity
         nbytes, before = max(nbytes, cache.nbytes), num_held
         num_held = len(cache.held(0))
         num_trims += num_held < before and engine.num_requests > 0
-    return Drawn(tokens, seconds, cache, nbytes, num_trims)
+    return Decoded(tokens, seconds, cache, nbytes, num_trims)
 
 
 class Voice:
@@ -168,14 +168,14 @@ class Quality:
         spoken = SynthesisRequest(text, conditionals, tts.sampling, seed=SEED)
         [request] = tts.synthesizer.decode_requests(spoken)
         capacity, num_prefix = required_capacity(tts.t3, request), prefix_len(tts.t3, request)
-        exact = draw(tts, request, KVCacheConfig(), capacity).tokens
+        exact = decode(tts, request, KVCacheConfig(), capacity).tokens
         request = replace(request, max_new_tokens=math.ceil(LIMIT * len(exact)))
         first = index % len(self.configurations)
         rows, known = [], {}
         reference = self._utterance(exact, conditionals)
         for one in [*self.configurations[first:], *self.configurations[:first]]:
             settings = one.fitted(num_prefix)
-            drawn = draw(tts, replace(request, seed=one.seed), settings, capacity)
+            drawn = decode(tts, replace(request, seed=one.seed), settings, capacity)
             if one.name == "static" and drawn.tokens != exact:
                 raise RuntimeError(f"static drew other tokens the second time for {text!r}")
             fits = allocate_cache(tts.t3, request.num_rows, num_prefix + len(exact), settings)
@@ -187,7 +187,7 @@ class Quality:
             row |= {"text": text, "voice": voice.name, "sentences": 1 + index % 2, **known[tokens]}
         return rows
 
-    def _decoded(self, name: str, drawn: Drawn, exact: list[int]) -> dict[str, Any]:
+    def _decoded(self, name: str, drawn: Decoded, exact: list[int]) -> dict[str, Any]:
         length, held = drawn.cache.length, len(drawn.cache.held(0))
         return {
             "config": name,

@@ -1,6 +1,6 @@
 """Ours against the packages it replaces: the same weights, texts and threads, in turn, in one run.
 
-``python -m benchmarks.speed.baselines --peer PYTHON --streaming PYTHON -o benchmarks/results/peer.json``, or ``make
+``python -m benchmarks.speed.baselines --peer PYTHON --streaming PYTHON -o build/results/peer.json``, or ``make
 bench-peer``: an hour on two cores; ``--quick`` takes minutes. The interpreters are of `make peer-env` (chatterbox-tts
 0.1.7) and `make streaming-env` (chatterbox-streaming 0.1.2, for the streamed cases). Each package is a process of its
 own that stays; every turn asks each in the same order, A B A B …, and a ratio is taken turn by turn: above 1 ours takes

@@ -1,6 +1,6 @@
 """What does `engine.batch_invariant` cost? Steps and prefills of T3 with it and without, in turn.
 
-``python -m benchmarks.speed.batch_invariant -o benchmarks/results/batch_invariant.json``: milliseconds, medians of
+``python -m benchmarks.speed.batch_invariant -o build/results/batch_invariant.json``: milliseconds, medians of
 the turns, and the median ratio of a turn. The layers of the published size (4 of its 30, and the head), random weights.
 """
 

@@ -1,6 +1,6 @@
 """Two cores for one chunk of audio, or one core for each of two? The embedded voice's S3Gen.
 
-``python -m benchmarks.speed.cores -o benchmarks/results/cores.json``, a minute: a chunk of 25 speech tokens behind a
+``python -m benchmarks.speed.cores -o build/results/cores.json``, a minute: a chunk of 25 speech tokens behind a
 context of 50 and the voice, flow and vocoder, in four ways in turn: alone on one core, alone on all, two at once with
 a core each, and eight in one batch on all (flow only: the vocoder of streams has rows of different lengths). ``ms``: of
 a chunk, the time of all over their number; ``times_one_core``: the median of the turns' ratios, and its interval.

@@ -1,6 +1,6 @@
 """What does importing this package cost? Fresh processes in turn with one that imports torch alone.
 
-``python -m benchmarks.speed.import_time -o benchmarks/results/import_time.json``: milliseconds of a whole process, with
+``python -m benchmarks.speed.import_time -o build/results/import_time.json``: milliseconds of a whole process, with
 the interpreter's own start, and how many times that is ``import torch`` of the same turn.
 """
 

@@ -1,6 +1,6 @@
 """How fast are products with weights? `F.linear` against those that `chatterbox.models.linear` takes on CPUs.
 
-``python -m benchmarks.speed.linear -o benchmarks/results/linear.json``: the matrices of one T3 layer of the published
+``python -m benchmarks.speed.linear -o build/results/linear.json``: the matrices of one T3 layer of the published
 size, all ways in turn, the median of the repeats. Gigabytes of weights a second; the limit is the memory's bandwidth,
 shown by a plain sum.
 """

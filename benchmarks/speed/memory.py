@@ -1,6 +1,6 @@
 """Does memory grow with the number of calls? Many generations in one process, resident memory after each.
 
-``python -m benchmarks.speed.memory -o benchmarks/results/memory.json``: sentences of varied length with the embedded
+``python -m benchmarks.speed.memory -o build/results/memory.json``: sentences of varied length with the embedded
 voice. The figure that counts is the resident memory after the last call over that after the first ``--warmup`` calls.
 """
 

@@ -1,6 +1,6 @@
 """How seldom does a token differ from the one that a request decodes alone? The embedded voice, in company.
 
-``python -m benchmarks.speed.row_counts -o benchmarks/results/row_counts.json``: requests of other texts and seeds, each
+``python -m benchmarks.speed.row_counts -o build/results/row_counts.json``: requests of other texts and seeds, each
 alone and then 8 and 32 at once, where the next joins when one ends. Products and attention add up in another order at
 another number of rows, so that last bits of the logits differ, and now and then another token is the likeliest under
 the same noise. ``tokens``: compared, up to the first that differs, as all behind it are others. ``at_most``: what the

@@ -1,6 +1,6 @@
 """What does the way in which small matrices are multiplied save in a step of T3? The embedded voice.
 
-``python -m benchmarks.speed.small_products -o benchmarks/results/small_products.json``, a minute: steps of 1 to 8
+``python -m benchmarks.speed.small_products -o build/results/small_products.json``, a minute: steps of 1 to 8
 requests with the rule of `chatterbox.models.linear` for small matrices and without it, in turn. Alone, products do not
 show it: how fast 18 MB of weights are read differs more from process to process than the ways do.
 """

@@ -1,6 +1,6 @@
 """Does anything leak? A thousand generations that differ in all a user can vary, resident memory after each.
 
-``python -m benchmarks.speed.soak -o benchmarks/results/soak.json``, or ``--hours 8`` for a night. With the embedded
+``python -m benchmarks.speed.soak -o build/results/soak.json``, or ``--hours 8`` for a night. With the embedded
 voice: random texts of 50 to 500 characters, every cache policy there is, exaggerations, the built-in voice and
 reference recordings made of the model's own speech, guidance on and off, a prefix cache so small that prefixes leave
 both of its tiers all the time; three in ten generations are closed at a random token, as by a client that hangs up.
@@ -99,7 +99,7 @@ class Soak:
         text = self._text(rng)
         request = SynthesisRequest(text, voice, sampling, exaggeration=exaggeration, seed=index)
         # The whole text in one utterance, however long.
-        decoded = decode_request(tts.t3, voice, request, partial(text_tokens_of, tts.t3, tts.tokenizer, request))
+        decoded = decode_request(tts.t3, voice, request, partial(text_tokens_of, tts.tokenizer, request))
         stop_at = rng.randint(1, limit // 2) if rng.random() < CANCELLED else None
         bound = tts.t3.hp.cond_len + len(decoded.text_tokens) + 2 * WINDOW
         kvcache = KVCacheConfig(

@@ -1,6 +1,6 @@
 """Many streams at once: how soon each begins, how long its player waits, how much audio a second comes of all.
 
-``python -m benchmarks.speed.streams -o benchmarks/results/streams.json``, or ``make bench-streams``: half an hour on
+``python -m benchmarks.speed.streams -o build/results/streams.json``, or ``make bench-streams``: half an hour on
 two cores, ten minutes without ``published``; ``--quick`` tries it out. Sections can be run one by one and keep the
 others' rows; the result is written after each of a section's cases, and ``measured_in`` has the environment of each:
 

@@ -1,13 +1,13 @@
 """An hour of audio in one stream: does a token, a chunk, the memory cost more at its end than at its beginning?
 
-``python -m benchmarks.streaming.hour -o benchmarks/results/streaming_hour.json``, or ``make streaming-hour``: about a
+``python -m benchmarks.streaming.hour -o build/results/streaming_hour.json``, or ``make streaming-hour``: about a
 quarter of an hour for each mode on one core. The embedded voice speaks sentences of an endless iterator; audio is
 rendered and dropped. Each row is a minute of audio. Rows are written as they are made, and a mode whose rows are all
 there is not run again: a broken run goes on with the mode that it was at.
 
 The cache is `sliding` with 512 positions, window 256; the text, as a language model's, arrives in pieces. T3 and S3Gen
 work in turn (``decode_ahead=0``), so that the time of each is its own. The watermark is off: its time is constant, and
-watermark_stream.py measures it. Resident memory is read as it is, freed blocks that glibc holds included.
+`benchmarks.streaming.watermark` measures it. Resident memory is read as it is, freed blocks that glibc holds included.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Streaming with the embedded voice: is it the same speech, how soon, how steadily, at what cost, how well joined?
 
-``python -m benchmarks.streaming.streaming -o benchmarks/results/streaming.json``, or ``make bench-streaming``: a
+``python -m benchmarks.streaming.streaming -o build/results/streaming.json``, or ``make bench-streaming``: a
 quarter of an hour on two cores; ``--quick`` takes two minutes. Sections can be run one by one and keep the others'
 rows; ``measured_in`` has the environment of each:
 

@@ -1,6 +1,6 @@
 """Does the watermark survive being put on piece by piece, what does it cost, and are the joints heard?
 
-``python -m benchmarks.streaming.watermark --perth PYTHON -o benchmarks/results/watermark_stream.json``: the embedded
+``python -m benchmarks.streaming.watermark --perth PYTHON -o build/results/watermark_stream.json``: the embedded
 voice's speech, marked whole and as streams of several chunk lengths, once also joined without a fade. ``--perth`` names
 the Python of an environment with resemble-perth's own code, whose detector then reads the same files.
 

@@ -12,8 +12,9 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from chatterbox.config import (
     KVCacheConfig,
     SamplingConfig,
     SpeechOptions,
-    StreamArguments,
     StreamingConfig,
     check_seed,
 )
@@ -52,26 +52,34 @@ _SAMPLING, _SPEECH, _STREAMING = (
     frozenset(one.name for one in dataclasses.fields(config))
     for config in (SamplingConfig, SpeechOptions, StreamingConfig)
 )
-_BY_NAME = StreamArguments.__annotations__.keys()
 
 
 def by_name(arguments: type) -> Callable[[Method], Method]:
-    """A method that takes the fields of a `TypedDict` by name, as ``**options``, and shows them in its signature.
+    """A method that takes the fields of a `TypedDict` by name, as ``**options``, shows them in its signature, and no
+    other.
 
     Their defaults are those of `SpeechOptions` and `StreamingConfig`; None is the checkpoint's own.
     """
+    hints, keyword = get_type_hints(arguments), inspect.Parameter.KEYWORD_ONLY
     defaults = {**vars(StreamingConfig), **vars(SpeechOptions), "norm_loudness": True}
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    spelled = [
-        inspect.Parameter(name, keyword, default=defaults.get(name), annotation=kind)
-        for name, kind in get_type_hints(arguments).items()
-    ]
+    spelled = [inspect.Parameter(name, keyword, default=defaults.get(name), annotation=hints[name]) for name in hints]
 
     def shown(method: Method) -> Method:
         signature = inspect.signature(method)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        method.__signature__ = signature.replace(parameters=[*own, *spelled])  # type: ignore[attr-defined]
-        return method
+        known = {*(one.name for one in own), *hints}
+
+        @wraps(method)
+        def checked(*places: Any, **names: Any) -> Any:
+            if unknown := names.keys() - known:
+                taken = ", ".join(name for name in (*(one.name for one in own[2:]), *hints))
+                raise TypeError(f"{method.__name__} got an unexpected argument {min(unknown)!r}; it takes {taken}")
+            return method(*places, **names)
+
+        shows: Any = checked
+        shows.__signature__ = signature.replace(parameters=[*own, *spelled])
+        shows.__annotations__ = {key: kind for key, kind in method.__annotations__.items() if key != "options"} | hints
+        return cast(Method, checked)
 
     return shown
 
@@ -266,8 +274,6 @@ class SpeechModel(abc.ABC):
 
         Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
         """
-        if unknown := options.keys() - _SAMPLING - _SPEECH - {"language_id", "norm_loudness"}:
-            raise TypeError(f"unexpected argument {min(unknown)!r}; by name there are {', '.join(sorted(_BY_NAME))}")
         speech = {name: options[name] for name in _SPEECH & options.keys()}
         sampling = {name: options[name] for name in _SAMPLING & options.keys()}
         sampling = {name: value for name, value in sampling.items() if not isinstance(value, ModelDefault | None)}

@@ -175,6 +175,9 @@ class SpeechOptions:
     def __post_init__(self) -> None:
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
         check_seed(self.seed)
+        for name in ("use_cache", "watermark"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
 
 
 class SpeechArguments(TypedDict, total=False):

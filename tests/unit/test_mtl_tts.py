@@ -13,7 +13,7 @@ import torch
 
 from chatterbox import checkpoints
 from chatterbox.checkpoints import CheckpointError, hub
-from chatterbox.config import SamplingConfig
+from chatterbox.config import SamplingConfig, SpeechArguments
 from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS, punc_norm
 from chatterbox.synthesis.token_filter import valid_speech_tokens
@@ -43,8 +43,11 @@ def test_signature_is_upstreams():
         *("self", "text", "language_id", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature"),
         *("repetition_penalty", "min_p", "top_p"),
     ]
-    defaults = [p.default for p in parameters.values() if p.default is not p.empty]
-    assert defaults == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0, None, None, True, True, "light"]
+    placed = [p.default for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
+    assert placed == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0]
+    named = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    shown = {"max_new_tokens": None, "seed": None, "use_cache": True, "watermark": True, "guard": "light"}
+    assert named.items() >= shown.items() and named.keys() == SpeechArguments.__annotations__.keys()
 
 
 def test_built_from_its_parts_it_has_the_published_defaults(mtl):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import logging
 import threading
+import typing
 import warnings
 import weakref
 
@@ -14,7 +16,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import KVCacheConfig, SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions, StreamingConfig
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR
@@ -449,10 +451,18 @@ def test_a_model_that_has_spoken_is_freed_with_its_last_reference(small_folder):
 def test_arguments_by_name_are_shown_and_no_other_is_taken(small_tts):
     shown = inspect.signature(ChatterboxTTS.generate_stream).parameters
     assert shown["history_len"].default == 250 and shown["norm_loudness"].default is True and "options" not in shown
-    for method in (small_tts.generate, small_tts.generate_stream):
-        with pytest.raises(TypeError, match=r"unexpected argument 'sed'; by name there are .*, seed, "):
-            method("Hello.", sed=3)
-    with pytest.raises(TypeError, match="unexpected argument 'chunk_size'"):
-        small_tts.generate_batch(["Hello."], chunk_size=3)
-    assert torch.equal(say(small_tts, top_k=None, temperature=None), say(small_tts))
-    assert not torch.equal(say(small_tts, top_k=1), say(small_tts))
+    for method, name in (("generate", "top_k"), ("generate_batch", "chunk_size"), ("generate_stream", "sed")):
+        with pytest.raises(TypeError, match=rf"{method} got an unexpected argument '{name}'; it takes .*, seed"):
+            getattr(small_tts, method)("Hello.", **{name: 3})
+        hints = typing.get_type_hints(getattr(ChatterboxTTS, method))
+        assert hints["seed"] == int | None and "options" not in hints
+    assert torch.equal(say(small_tts, temperature=None), say(small_tts))
+    for name in ("use_cache", "watermark"):
+        with pytest.raises(ValueError, match=f"{name} must be true or false, got 'no'"):
+            say(small_tts, **{name: "no"})
+
+
+def test_every_field_of_a_stream_can_be_given():
+    for config in (StreamingConfig, SpeechOptions, SamplingConfig):
+        fields = {one.name for one in dataclasses.fields(config)}
+        assert fields <= inspect.signature(ChatterboxTTS.generate_stream).parameters.keys()

@@ -135,7 +135,7 @@ def test_text_longer_than_the_positions(turbo):
     sampling = dataclasses.replace(turbo.sampling, max_new_tokens=60)
     request = SynthesisRequest("a" * 179 + ".", turbo.conds, sampling, seed=1)
     with pytest.raises(ValueError, match=r"180 of text and \d+ of speech are more than the model's 200; split"):
-        tokens_of = partial(text_tokens_of, turbo.t3, turbo.tokenizer, request)
+        tokens_of = partial(text_tokens_of, turbo.tokenizer, request)
         generate(turbo.t3, decode_request(turbo.t3, turbo.conds, request, tokens_of))
     assert speak(turbo.t3, turbo.s3gen, turbo.tokenizer, request).duration > 0  # in several utterances
 

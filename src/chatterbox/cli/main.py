@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from chatterbox import __version__
 from chatterbox.cli import bench, cache, configs, say, stream, voices
 from chatterbox.cli.errors import USAGE, UsageError
 from chatterbox.cli.options import Parser
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Text to speech with voice cloning.",
         epilog="chatterbox COMMAND -h explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage.",
     )
+    parser.add_argument("--version", action="version", version=f"chatterbox-kvcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for command in COMMANDS:
         command.add_to(commands)

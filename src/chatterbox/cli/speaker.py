@@ -103,13 +103,14 @@ def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool 
         UsageError: the language does not fit them.
     """
     from chatterbox import checkpoints
+    from chatterbox.models.tokenizers.languages import LANGUAGES
 
     report.stage("loading the model")
     folder, layout = checkpoints.find_model(config.model.source, local_files_only=config.model.local_files_only)
     if not any_language and (config.language is not None) != layout.config.t3.is_multilingual:
         silent = config.language is None
         remedy = "name one with --language" if silent else f"leave out --language {config.language}"
-        kind = "speaks 23 languages" if silent else "speaks English alone"
+        kind = f"speaks {len(LANGUAGES)} languages" if silent else "speaks English alone"
         raise UsageError(f"model {config.model.source} {kind}; {remedy}")
     return checkpoints.load_models(folder, config.model.device, layout)
 

@@ -401,13 +401,13 @@ class DecodeEngine:
             if self._graphs is None or fresh or shape is None:
                 sample_next(self._state, torch.cat([self._decoded(num_old), *fresh]), self.t3.hp)
             else:
-                step = partial(self._decode_and_decode, num_old)
+                step = partial(self._decode_and_sample, num_old)
                 self._graphs.run(state, shape, step, memory_id=self.decoder.memory_id)
         for one in self._running:
             one.fresh = None
         return torch.cat([state.tokens, state.guard_stopped, state.broken], dim=1)
 
-    def _decode_and_decode(self, num_rows: int) -> None:
+    def _decode_and_sample(self, num_rows: int) -> None:
         sample_next(self._state, self._decoded(num_rows), self.t3.hp)
 
     def _fresh_logits(self) -> list[Tensor]:

@@ -34,6 +34,7 @@ from chatterbox.engine.request import Between, Request, check_request
 from chatterbox.engine.row_pool import MIB, RowBudget
 from chatterbox.engine.token_stream import TokenSink, TokenStream
 from chatterbox.engine.worker import Worker
+from chatterbox.kvcache import check_names
 from chatterbox.kvcache.prefix.memory_pressure import SystemProbe
 from chatterbox.runtime import forking
 
@@ -122,11 +123,13 @@ class Scheduler:
             is_streamed: its audio is rendered while it is decoded: a small T3 leaves cores for that.
 
         Raises:
-            ValueError: the request cannot be served by this model; see `check_request`.
+            ValueError: the request cannot be served by this model, see `check_request`; or ``policy`` names what does
+                not exist.
             QueueFullError: too many wait.
             EngineClosedError: see there. RuntimeError: in a forked process, on CUDA.
         """
         check_request(self.prefixes.t3, request)
+        check_names(policy)
         forking.require_same_process(self.prefixes.t3.device, self._pid)
         self._require_usable()
         with self._lock:
@@ -272,8 +275,13 @@ class Scheduler:
                 break
             self._delayed = None
             del self._waiting[0]
-            if not self._admitted(entry):
-                bisect.insort(self._waiting, entry, key=lambda one: one.order)
+            is_admitted = False
+            try:
+                is_admitted = self._admitted(entry)
+            finally:
+                if not is_admitted:  # it waits on, or fails with all others
+                    bisect.insort(self._waiting, entry, key=lambda one: one.order)
+            if not is_admitted:
                 break
             self._count(-1)
         if self._waiting and not self._says_waiting:

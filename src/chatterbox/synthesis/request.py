@@ -112,7 +112,7 @@ def decode_request(
     )
 
 
-def text_tokens_of(t3: T3, tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
+def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
     """Ids (S,) of a text, without marks."""
     language = {} if request.language_id is None else {"language_id": request.language_id}
     return tokenizer.text_to_tokens(speakable(text, tokenizer.rules), **language)[0]

@@ -194,12 +194,12 @@ class Synthesizer:
 
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
-        tokens_of = partial(text_tokens_of, self.t3, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request)
         return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
 
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
-        tokens_of = partial(text_tokens_of, self.t3, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         texts = self.utterances(request, by_sentence=by_sentence)
         return [

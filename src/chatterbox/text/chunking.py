@@ -66,8 +66,11 @@ def split_text(text: str, max_len: int, length: Length, *, by_sentence: bool = F
     if total <= max_len and not by_sentence:
         return [text]
     parts = [part for start, end in _speakable_spans(text) for part in bounded(text, max_len, length, start, end)]
-    groups = _join_fragments if by_sentence else _pack
-    return [text[part.start : part.end] for part in groups(text, parts, max_len, length, total)]
+    if by_sentence:
+        joined = _join_fragments(text, parts, max_len, length)
+    else:
+        joined = _pack(text, parts, max_len, length, total)
+    return [text[part.start : part.end] for part in joined]
 
 
 def check_max_len(max_len: int) -> None:
@@ -151,7 +154,7 @@ def _speakable_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _join_fragments(text: str, parts: list[Part], max_len: int, length: Length, total: int) -> Iterator[Part]:
+def _join_fragments(text: str, parts: list[Part], max_len: int, length: Length) -> Iterator[Part]:
     """Parts of a word or two joined to the next where both fit."""
     held: Part | None = None
     for part in parts:

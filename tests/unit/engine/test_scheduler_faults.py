@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chatterbox.config import SamplingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.batch_state import BatchState, SamplerState
 from chatterbox.engine.decode import generate
 from chatterbox.engine.engine import DecodeEngine
@@ -406,3 +406,19 @@ def test_unseeded_it_decode_what_one_request_alone_decode(t3: T3, stop_stride: i
     assert list(scheduler.stream(long_request(t3, 3), policy=STATIC)) == alone(ending, long_request(t3, 3))
     assert torch.equal(torch.get_rng_state(), state)
     scheduler.close()
+
+
+def test_a_policy_that_does_not_exist_is_told_at_the_call(t3: T3, scheduler: Scheduler) -> None:
+    with pytest.raises(ValueError, match="cache policy 'nope' does not exist"):
+        scheduler.stream(long_request(t3, 0), policy=KVCacheConfig(policy="nope"))
+
+
+def test_a_request_that_cannot_be_taken_in_does_not_wait_for_ever(t3: T3, scheduler: Scheduler, monkeypatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("no engine")
+
+    monkeypatch.setattr("chatterbox.engine.scheduler.PolicyEngine", fails)
+    with pytest.raises(RuntimeError, match="the scheduler failed: no engine"):
+        list(scheduler.stream(long_request(t3, 0), policy=STATIC))
+    monkeypatch.undo()
+    assert list(scheduler.stream(long_request(t3, 1), policy=STATIC)) == alone(t3, long_request(t3, 1))

@@ -30,6 +30,7 @@ def test_notes_are_those_of_the_version_alone() -> None:
         ("1.2.0", CHANGELOG, "tag v1.2.0"),
         ("v1.2.0", "# Changelog\n\n## Unreleased\n\n- later\n", "says nothing of 1.2.0"),
         ("v1.2.0", "# Changelog\n\n## 1.2.0\n\n## 1.1.0\n\n- that\n", "says nothing of 1.2.0"),
+        ("v1.2.0", "# Changelog\n\n## 1.2.0rc1\n\n- that\n\n## 1.2.01\n\n- more\n", "says nothing of 1.2.0"),
     ],
 )
 def test_what_cannot_be_released_says_why(tag: str, changelog: str, message: str) -> None:

@@ -91,7 +91,7 @@ class PrefixStats(CacheStats):
 def prometheus_text(stats: Mapping[str, float], prefix: str = "chatterbox_prefix_cache") -> str:
     """``stats`` of `GlobalKVCacheManager.stats` in the text format that Prometheus scrapes; times in seconds.
 
-    What only grows is a counter, ``chatterbox_prefix_cache_tokens_served_total``; the rest are gauges.
+    What only grows is a counter, ``chatterbox_prefix_cache_cached_tokens_total``; the rest are gauges.
     """
     counters = {one.name for one in dataclasses.fields(CacheStats)} | ALIASES.keys()
     lines = []
