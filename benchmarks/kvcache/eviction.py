@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.lib.harness import report
+from benchmarks.lib.harness import ROOT, report
 from chatterbox.config import PressureConfig, to_dict
 from chatterbox.kvcache import GlobalKVCacheManager, MemoryMonitor, Segment, make_monitor
 from chatterbox.kvcache.prefix.manager import Lease, PrefillResult
