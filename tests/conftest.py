@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatterbox.checkpoints import TURBO
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from tests.support.folders import SMALL_TURBO, recording, write_folder
 
@@ -61,3 +62,13 @@ def reference_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reference") / "voice.wav"
     soundfile.write(path, recording(2.0, pitch=230.0), 24_000)
     return path
+
+
+@pytest.fixture(scope="session")
+def mtl(mtl_folder: Path) -> ChatterboxMultilingualTTS:
+    return ChatterboxMultilingualTTS.from_local(mtl_folder, "cpu")
+
+
+@pytest.fixture
+def own_mtl_folder(mtl_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mtl_folder, tmp_path / "checkpoint"))

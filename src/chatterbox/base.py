@@ -12,14 +12,14 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
-from chatterbox.checkpoints import Layout, load_models
+from chatterbox.checkpoints import Files, Layout, fetch_base, load_models
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
@@ -140,6 +140,7 @@ class SpeechModel(abc.ABC):
         self.sr = S3GEN_SR
         self.device = device
         self.conds = conds
+        self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
         config = SynthesizerConfig(cache_config(kvcache), engine)
         self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache)
@@ -149,13 +150,20 @@ class SpeechModel(abc.ABC):
         cls,
         ckpt_dir: str | Path,
         device: str | torch.device,
-        layout: Layout,
-        kvcache: str | KVCacheConfig,
-        engine: EngineConfig,
+        layouts: Sequence[Layout],
+        given: Files,
+        *,
+        local_files_only: bool = False,
+        **options: Any,
     ) -> Self:
-        m = load_models(ckpt_dir, device, layout)
+        """``options`` are the constructor's."""
+        m = load_models(
+            ckpt_dir, device, layouts, given, fetch_base=partial(fetch_base, local_files_only=local_files_only)
+        )
         parts = (m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds)
-        return cls(*parts, sampling=m.config.sampling, kvcache=kvcache, engine=engine)
+        tts = cls(*parts, sampling=m.config.sampling, **options)
+        tts.layout = m.layout
+        return tts
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
@@ -284,7 +292,7 @@ class SpeechModel(abc.ABC):
             self._conditionals(reference, exaggeration, options.get("norm_loudness", True)),
             dataclasses.replace(self.sampling, **sampling),
             self.synthesizer.config.kvcache,
-            options.get("language_id"),
+            options.get("language_id") or (None if self.layout is None else self.layout.language),
             **speech,
         )
 

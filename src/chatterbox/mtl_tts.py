@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from chatterbox.base import ModelDefault, SpeechModel, by_name
-from chatterbox.checkpoints import MULTILINGUAL, REPO_ID, find_checkpoint, multilingual, resolve_device
+from chatterbox.checkpoints import (
+    MULTILINGUAL,
+    PACKS,
+    REPO_ID,
+    Files,
+    Unsaid,
+    find_checkpoint,
+    layouts_of,
+    multilingual,
+    resolve_device,
+    with_files,
+)
 from chatterbox.config import (
     BatchArguments,
     EngineConfig,
@@ -32,7 +43,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 SUPPORTED_LANGUAGES = dict(LANGUAGES)
-PUBLISHED = MULTILINGUAL.config.sampling
+PUBLISHED, LAYOUTS = MULTILINGUAL.config.sampling, (MULTILINGUAL, *layouts_of("ChatterboxMultilingualTTS"))
+V2 = Unsaid("v2")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
@@ -58,42 +70,52 @@ class ChatterboxMultilingualTTS(SpeechModel):
         cls,
         ckpt_dir: str | Path,
         device: str | torch.device,
-        t3_model: str = "v2",
+        t3_model: str = V2,
         *,
+        s3gen_model: str | None = None,
+        tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxMultilingualTTS:
         """Load a checkpoint folder.
 
         Args:
-            t3_model: "v2", "v3", their long names, or a ``.safetensors`` file of the folder.
+            t3_model: "v2", "v3", their long names, or a T3 file of the folder; left out, what the folder has.
+            s3gen_model: "v1", "v3" or a file of the folder; None is the T3's own.
+            tokenizer: a file of the folder; None finds it.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
         """
-        return cls._load(ckpt_dir, device, multilingual(t3_model), kvcache, engine)
+        given = Files(t3_model, s3gen_model, tokenizer)
+        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine)
 
     @classmethod
     def from_pretrained(
         cls,
         device: str | torch.device,
-        t3_model: str = "v2",
+        t3_model: str = V2,
         *,
         model: str | Path = "multilingual",
         local_files_only: bool = False,
+        s3gen_model: str | None = None,
+        tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxMultilingualTTS:
-        """Load the published model ("multilingual", from the hub) or a folder; the rest is `from_local`'s.
+        """Load the published model ("multilingual", from the hub), a Single Language Pack ("zh-cmn", "es-mx-latam",
+        "es-es", "pt-br", "pt-pt", "hi") or a folder; the rest is `from_local`'s.
 
         Raises:
             ValueError: no such model or device, another class speaks it, or the hub is out of reach.
         """
-        device, layout = resolve_device(device), multilingual(t3_model)
-        folder = find_checkpoint(model, layout, local_files_only=local_files_only)
-        return cls._load(folder, device, layout, kvcache, engine)
+        device, layout = resolve_device(device), with_files(multilingual(t3_model), None, s3gen_model, tokenizer)
+        folder = find_checkpoint(model, layout, repo=REPO_ID, local_files_only=local_files_only)
+        given = Files(None if model in PACKS else t3_model, s3gen_model, tokenizer)
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine}
+        return cls._load(folder, device, LAYOUTS, given, local_files_only=local_files_only, **options)
 
     @by_name(SpeechArguments)
     def generate(

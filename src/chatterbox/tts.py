@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.base import ModelDefault, SpeechModel, by_name
-from chatterbox.checkpoints import ENGLISH, REPO_ID, find_checkpoint, resolve_device
+from chatterbox.checkpoints import ENGLISH, REPO_ID, Files, find_checkpoint, layouts_of, resolve_device, with_files
 from chatterbox.config import (
     BatchArguments,
     EngineConfig,
@@ -29,7 +29,7 @@ from chatterbox.voice.conditionals import Conditionals, Reference
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
-PUBLISHED = ENGLISH.config.sampling
+PUBLISHED, LAYOUTS = ENGLISH.config.sampling, layouts_of("ChatterboxTTS")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
@@ -46,19 +46,24 @@ class ChatterboxTTS(SpeechModel):
         ckpt_dir: str | Path,
         device: str | torch.device,
         *,
+        t3_model: str | None = None,
+        s3gen_model: str | None = None,
+        tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxTTS:
         """Load a checkpoint folder.
 
         Args:
+            t3_model: T3 file of the folder, by name; None finds it. So are ``s3gen_model`` and ``tokenizer``.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
-        return cls._load(ckpt_dir, device, ENGLISH, kvcache, engine)
+        given = Files(t3_model, s3gen_model, tokenizer)
+        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine)
 
     @classmethod
     def from_pretrained(
@@ -67,20 +72,25 @@ class ChatterboxTTS(SpeechModel):
         *,
         model: str | Path = "chatterbox",
         local_files_only: bool = False,
+        t3_model: str | None = None,
+        s3gen_model: str | None = None,
+        tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxTTS:
         """Load a model: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
 
-        ``kvcache`` and ``engine`` are `from_local`'s.
+        The other arguments are `from_local`'s.
 
         Raises:
             ValueError: no such model or device, another class speaks it, or the hub is out of reach, which "tiny" does
                 without.
         """
         device = resolve_device(device)
-        folder = find_checkpoint(model, local_files_only=local_files_only)
-        return cls.from_local(folder, device, kvcache=kvcache, engine=engine)
+        layout = with_files(ENGLISH, t3_model, s3gen_model, tokenizer)
+        folder = find_checkpoint(model, layout, repo=REPO_ID, local_files_only=local_files_only)
+        files = {"t3_model": t3_model, "s3gen_model": s3gen_model, "tokenizer": tokenizer}
+        return cls.from_local(folder, device, **files, kvcache=kvcache, engine=engine)
 
     @by_name(SpeechArguments)
     def generate(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.base import ModelDefault, SpeechModel, by_name
-from chatterbox.checkpoints import NANO, TURBO, find_checkpoint, resolve_device
+from chatterbox.checkpoints import NANO, TURBO, Files, find_checkpoint, resolve_device, with_files
 from chatterbox.config import (
     BatchArguments,
     EngineConfig,
@@ -64,20 +64,24 @@ class ChatterboxTurboTTS(SpeechModel):
         device: str | torch.device,
         nano: bool = False,
         *,
+        t3_model: str | None = None,
+        s3gen_model: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxTurboTTS:
         """Load a checkpoint folder of Turbo, or of Nano.
 
         Args:
+            t3_model: T3 file of the folder, by name; None finds it. So is ``s3gen_model``.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
-        tts = cls._load(ckpt_dir, device, NANO if nano else TURBO, kvcache, engine)
-        tts.model_label = "Nano" if nano else "Turbo"
+        given = Files(t3_model or (NANO.t3 if nano else None), s3gen_model)
+        tts = cls._load(ckpt_dir, device, (TURBO, NANO), given, kvcache=kvcache, engine=engine)
+        tts.model_label = "Nano" if tts.layout is not None and tts.layout.repo == NANO.repo else "Turbo"
         return tts
 
     @classmethod
@@ -88,6 +92,8 @@ class ChatterboxTurboTTS(SpeechModel):
         *,
         model: str | Path | None = None,
         local_files_only: bool = False,
+        t3_model: str | None = None,
+        s3gen_model: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
     ) -> ChatterboxTurboTTS:
@@ -104,8 +110,11 @@ class ChatterboxTurboTTS(SpeechModel):
         nano = nano or model == "nano"
         if model is None:
             model = "nano" if nano else "turbo"
-        folder = find_checkpoint(model, NANO if nano else TURBO, local_files_only=local_files_only)
-        return cls.from_local(folder, device, nano, kvcache=kvcache, engine=engine)
+        layout = with_files(NANO if nano else TURBO, t3_model, s3gen_model)
+        repo = None if nano else REPO_ID
+        folder = find_checkpoint(model, layout, repo=repo, local_files_only=local_files_only)
+        files = {"t3_model": t3_model, "s3gen_model": s3gen_model}
+        return cls.from_local(folder, device, nano, **files, kvcache=kvcache, engine=engine)
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from chatterbox.checkpoints import (
     REPO_ID,
-    Layout,
+    Files,
+    config_of,
     find_s3gen,
     load_conditionals,
-    load_config,
     load_s3gen,
+    read_folder,
     resolve_device,
-    s3gen_layout,
 )
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -48,18 +48,26 @@ class ChatterboxVC:
         self.ref_dict = ref_dict and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in ref_dict.items()}
 
     @classmethod
-    def from_local(cls, ckpt_dir: str | Path, device: str | torch.device) -> ChatterboxVC:
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, *, s3gen_model: str | None = None
+    ) -> ChatterboxVC:
         """Load the S3Gen part of a checkpoint folder; its built-in voice, if any, is the first target.
+
+        ``s3gen_model``: a file of the folder, "v1" or "v3"; None finds it.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device does not exist.
         """
-        folder = Path(ckpt_dir)
-        return cls._load(folder, resolve_device(device), s3gen_layout(folder))
+        return cls._load(Path(ckpt_dir), resolve_device(device), s3gen_model)
 
     @classmethod
     def from_pretrained(
-        cls, device: str | torch.device, *, model: str | Path = "chatterbox", local_files_only: bool = False
+        cls,
+        device: str | torch.device,
+        *,
+        model: str | Path = "chatterbox",
+        local_files_only: bool = False,
+        s3gen_model: str | None = None,
     ) -> ChatterboxVC:
         """Load the S3Gen of a model: "chatterbox", "multilingual", "turbo" or "nano" (published, from the hub), "tiny"
         (part of this package) or a folder of any of them.
@@ -68,13 +76,14 @@ class ChatterboxVC:
             ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
         """
         device = resolve_device(device)
-        folder, layout = find_s3gen(model, local_files_only=local_files_only)
-        return cls._load(folder, device, layout)
+        folder = find_s3gen(model, s3gen_model, local_files_only=local_files_only)
+        return cls._load(folder, device, s3gen_model)
 
     @classmethod
-    def _load(cls, folder: Path, device: torch.device, layout: Layout) -> ChatterboxVC:
-        conds = load_conditionals(folder, device)
-        s3gen = load_s3gen(folder, device, load_config(folder), layout)
+    def _load(cls, folder: Path, device: torch.device, s3gen_model: str | None) -> ChatterboxVC:
+        contents = read_folder(folder, given=Files(s3gen_model=s3gen_model))
+        conds = load_conditionals((folder,), device)
+        s3gen = load_s3gen(contents.require("s3gen"), device, config_of(contents))
         return cls(s3gen, str(device), None if conds is None else conds.gen)
 
     def set_target_voice(self, wav_fpath: Reference) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,6 @@ from tests.support.folders import SMALL
 from tests.support.speaking import say_instead
 
 TEXT = "Bonjour le monde."
-
-
-@pytest.fixture(scope="session")
-def mtl(mtl_folder: Path) -> ChatterboxMultilingualTTS:
-    return ChatterboxMultilingualTTS.from_local(mtl_folder, "cpu")
-
-
-@pytest.fixture
-def own_mtl_folder(mtl_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(mtl_folder, tmp_path / "checkpoint"))
 
 
 def say(tts: ChatterboxMultilingualTTS, language_id: str | None = "fr", **options) -> torch.Tensor:
@@ -102,14 +91,21 @@ def test_the_third_version(own_mtl_folder, mtl, name):
     assert torch.equal(say(ChatterboxMultilingualTTS.from_local(own_mtl_folder, "cpu", t3_model=name)), say(mtl))
 
 
-@pytest.mark.parametrize("name", ["v4", "", None])
-def test_unknown_version(mtl_folder, name):
-    with pytest.raises(ValueError, match=r"t3_model .* does not exist; choose from v2, v3, t3_mtl23ls_v2, "):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v4", r"has no v4, which t3_model names, nor is that one of v2, v3; it has .*t3_mtl23ls_v2.safetensors"),
+        ("", r"t3_model must be the name of a file in the folder, got ''"),
+        (4, r"t3_model must be the name of a file in the folder, got 4"),
+    ],
+)
+def test_unknown_version(mtl_folder, name, message):
+    with pytest.raises(ValueError, match=message):
         ChatterboxMultilingualTTS.from_local(mtl_folder, "cpu", t3_model=name)
 
 
 def test_without_a_configuration_it_is_the_published_model():
-    config = checkpoints.load_config(Path("nowhere"), checkpoints.MULTILINGUAL.config)
+    config = checkpoints.config_of(checkpoints.read_folder(Path("nowhere"), [checkpoints.MULTILINGUAL]))
     assert config.t3.text_tokens_dict_size == 2454 and config.sampling == SamplingConfig(repetition_penalty=2.0)
 
 

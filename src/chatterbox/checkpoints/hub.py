@@ -1,6 +1,7 @@
 """Where a model is: its folder, in this package, on this machine, or fetched from the hub.
 
-Owns: names and folders to folders, downloads, the error where there is none. Does not know: what is in the files.
+Owns: names and folders to folders, downloads, the error where there is none. Does not know: what is in the files
+(`contents`).
 """
 
 from __future__ import annotations
@@ -9,26 +10,32 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatterbox.checkpoints.contents import NONE_GIVEN, Files, read_folder
 from chatterbox.checkpoints.layouts import (
     EMBEDDED_VOICES,
     ENGLISH,
+    MULTILINGUAL,
     PUBLISHED,
+    REPO_ID,
     CheckpointError,
     Layout,
     embedded_voices,
-    layout_of,
+    multilingual,
     named_models,
-    s3gen_layout,
+    with_files,
 )
 
 logger = logging.getLogger(__name__)
 
 
-def find_checkpoint(model: str | Path, layout: Layout = ENGLISH, *, local_files_only: bool = False) -> Path:
+def find_checkpoint(
+    model: str | Path, layout: Layout = ENGLISH, *, repo: str | None = None, local_files_only: bool = False
+) -> Path:
     """Folder of a model, for the class that loads ``layout``.
 
     Args:
         model: a name of `named_models`, or a folder. A published model comes from the hub or its local cache.
+        repo: the repository to fetch it from, in place of the published one.
         local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
 
     Raises:
@@ -42,23 +49,37 @@ def find_checkpoint(model: str | Path, layout: Layout = ENGLISH, *, local_files_
             f"{layout.facade} speaks {known} or a folder"
         )
     if named is not None and model in PUBLISHED:
-        return _download(layout.repo, layout.files, local_files_only)
+        wanted = layout if layout.repo == named.repo else named
+        return _download(repo if repo and wanted.repo == layout.repo else wanted.repo, wanted.own, local_files_only)
     return _local_folder(model)
 
 
-def find_model(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
-    """Folder of a model of any class, and what it is; arguments and errors as `find_checkpoint`."""
-    layout = _named(model) or layout_of(_local_folder(model))
+def find_model(model: str | Path, given: Files = NONE_GIVEN, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+    """Folder of a model of any class, and what it is; arguments and errors as `find_checkpoint`.
+
+    ``given``: files that the caller names.
+    """
+    named = _named(model)
+    if named is None or model in embedded_voices():
+        folder = _local_folder(model)
+        return folder, read_folder(folder, given=given).layout
+    layout = multilingual(given.t3_model) if named.t3 == MULTILINGUAL.t3 and given.t3_model else named
+    layout = with_files(layout, None if layout is not named else given.t3_model, given.s3gen_model, given.tokenizer)
     return find_checkpoint(model, layout, local_files_only=local_files_only), layout
 
 
-def find_s3gen(model: str | Path, *, local_files_only: bool = False) -> tuple[Path, Layout]:
+def find_s3gen(model: str | Path, s3gen_model: str | None = None, *, local_files_only: bool = False) -> Path:
     """As `find_model`; of a published model the S3Gen alone is fetched, and of a folder no more is needed."""
     layout = _named(model)
     if layout is not None and model in PUBLISHED:
-        return _download(layout.repo, layout.s3gen_files, local_files_only), layout
-    folder = _local_folder(model)
-    return folder, s3gen_layout(folder)
+        layout = with_files(layout, s3gen_model=s3gen_model)
+        return _download(layout.repo, layout.s3gen_files, local_files_only)
+    return _local_folder(model)
+
+
+def fetch_base(layout: Layout, *, local_files_only: bool = False) -> Path:
+    """Folder with what a layout's own repository lacks, of the hub or its local cache."""
+    return _download(REPO_ID, layout.base, local_files_only)
 
 
 def _named(model: object) -> Layout | None:
@@ -82,7 +103,18 @@ def _download(repo: str, files: Sequence[str], local_files_only: bool) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(files), local_files_only=local_files_only))
     except Exception as error:  # the hub's client, its HTTP library and the file system each have their own
         logger.debug("fetching %s failed", repo, exc_info=error)
+        if snapshot := _only_snapshot(repo):
+            return snapshot
         raise CheckpointError(
             f"{repo} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
             "go online, pass a checkpoint folder, or use model='tiny', which works offline"
         ) from None
+
+
+def _only_snapshot(repo: str) -> Path | None:
+    """The snapshot of a repository in the hub's cache, where there is one and nothing says which is the newest."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    found = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    return found[0] if len(found) == 1 and not (folder / "refs" / "main").is_file() else None

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chatterbox.config import SamplingConfig
 from chatterbox.models.config import ModelConfig, T3Config
@@ -38,6 +39,13 @@ class Layout:
     repo: str = REPO_ID
     facade: str = "ChatterboxTTS"  # the class that speaks it
     argument: str = ""  # that the class's ``from_local`` needs beside folder and device
+    base: tuple[str, ...] = ()  # files of another repository, `REPO_ID`, that this one lacks
+    language: str | None = None  # that a text is in where a call names none
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Files that the model's own repository has."""
+        return tuple(name for name in self.files if name not in self.base)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -89,8 +97,37 @@ MULTILINGUAL_V3 = dataclasses.replace(
     config=ModelConfig(t3=dataclasses.replace(T3Config.multilingual(), num_trailing_noise=1)),
     argument="t3_model='v3'",
 )
+S3GEN_VERSIONS = {"v1": "s3gen", "v3": "s3gen_v3"}
 MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
-PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO}
+# The first release: other names, the same model.
+MULTILINGUAL_V1 = dataclasses.replace(
+    MULTILINGUAL, t3="t3_23lang.safetensors", tokenizer="mtl_tokenizer.json", argument="t3_model='t3_23lang'"
+)
+# Single Language Packs: fine-tunes of v3 for one language, each in a repository with three files.
+PACKS = {
+    name: dataclasses.replace(
+        MULTILINGUAL_V3,
+        t3=f"t3_{name.replace('-', '_')}.safetensors",
+        s3gen="s3gen_v3.pt",
+        repo=f"ResembleAI/Chatterbox-Multilingual-{name}",
+        argument="",
+        base=("ve.pt", "conds.pt", CANGJIE_FILE),
+        language=language,
+    )
+    for name, language in {
+        "zh-cmn": "zh",
+        "es-mx-latam": "es",
+        "es-es": "es",
+        "pt-br": "pt",
+        "pt-pt": "pt",
+        "hi": "hi",
+    }.items()
+}
+PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO, **PACKS}
+
+
+class Unsaid(str):
+    """A default that stands for what a folder holds: "v2" where it holds several."""
 
 
 def multilingual(t3_model: str) -> Layout:
@@ -108,9 +145,24 @@ def multilingual(t3_model: str) -> Layout:
     return dataclasses.replace(MULTILINGUAL_V3 if "_v3" in name else MULTILINGUAL, t3=name)
 
 
+def with_files(
+    layout: Layout, t3_model: str | None = None, s3gen_model: str | None = None, tokenizer: str | None = None
+) -> Layout:
+    """A layout with the files that a caller names in the place of its own, to be fetched from the hub."""
+    s3gen = S3GEN_VERSIONS.get(s3gen_model or "", s3gen_model)
+    given = {
+        "t3": (t3_model, ".safetensors"),
+        "s3gen": (s3gen, Path(layout.s3gen).suffix),
+        "tokenizer": (tokenizer, ""),
+    }
+    names = {part: name + (ending if not Path(name).suffix else "") for part, (name, ending) in given.items() if name}
+    changed: dict[str, Any] = names
+    return dataclasses.replace(layout, **changed)
+
+
 def named_models() -> dict[str, Layout]:
     """All models that have a name, which ``--model`` and every ``from_pretrained(model=...)`` know."""
-    return {**{name: layout_of(EMBEDDED_VOICES / name) for name in embedded_voices()}, **PUBLISHED}
+    return {**dict.fromkeys(embedded_voices(), ENGLISH), **PUBLISHED}
 
 
 def embedded_voices() -> list[str]:
@@ -118,15 +170,16 @@ def embedded_voices() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED_VOICES.glob("*/config.json"))
 
 
-def layout_of(folder: Path) -> Layout:
-    """What a folder holds, by its T3; `ENGLISH` where there is none."""
-    return next((layout for layout in _layouts() if (folder / layout.t3).is_file()), ENGLISH)
+def all_layouts() -> tuple[Layout, ...]:
+    """Every layout that is known, the likeliest first."""
+    return (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO, MULTILINGUAL_V1, *PACKS.values())
 
 
-def _layouts() -> tuple[Layout, ...]:
-    return (ENGLISH, *map(multilingual, MULTILINGUAL_VERSIONS), TURBO, NANO)
+def layouts_of(facade: str) -> tuple[Layout, ...]:
+    """The layouts that a class speaks."""
+    return tuple(one for one in all_layouts() if one.facade == facade)
 
 
-def s3gen_layout(folder: Path) -> Layout:
-    """The layout that a folder's S3Gen is of; `ENGLISH` where there is none."""
-    return next((layout for layout in PUBLISHED.values() if (folder / layout.s3gen).is_file()), ENGLISH)
+def layout_named(stem: str) -> Layout | None:
+    """The layout whose T3 file has this name, without its ending."""
+    return next((one for one in all_layouts() if Path(one.t3).stem == stem), None)

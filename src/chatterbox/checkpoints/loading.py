@@ -1,15 +1,13 @@
 """Weights into models: a folder becomes the models of its layout.
 
-Owns: reading files one tensor at a time, safetensors or pickled state dicts without running them; strict loading with
-its listed exceptions; the device check. Does not know: where folders come from (`hub`), what the models compute.
+Owns: strict loading with its listed exceptions; the device check. Does not know: where folders come from (`hub`), what
+is in them (`contents`), how files are read (`tensors`), what the models compute.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chatterbox.checkpoints.layouts import ENGLISH, CheckpointError, Layout, layout_of
-from chatterbox.config import from_dict
+from chatterbox.checkpoints.contents import NONE_GIVEN, Contents, Files, config_of, read_folder
+from chatterbox.checkpoints.layouts import CheckpointError, Layout
+from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of
 from chatterbox.models.config import ModelConfig
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.models.tokenizers import MTLTokenizer, TextTokenizer
+from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.voice.conditionals import Conditionals
 
@@ -35,6 +35,7 @@ CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
 # GPT-2's own embedding, which nothing reads: inputs are always embeddings.
 UNUSED = frozenset({"tfmr.wte.weight"})
+MEANFLOW_KEY = "flow.decoder.estimator.time_embed_mixer.weight"  # that the S3Gen of two steps alone has
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -50,6 +51,12 @@ class LoadedModels:
     device: torch.device
     config: ModelConfig
     conds: Conditionals | None = None
+    layout: Layout | None = None
+
+    @property
+    def language(self) -> str | None:
+        """That a text is in where a call names none."""
+        return None if self.layout is None else self.layout.language
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -81,21 +88,31 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
-def load_models(folder: str | Path, device: str | torch.device, layout: Layout = ENGLISH) -> LoadedModels:
+def load_models(
+    folder: str | Path,
+    device: str | torch.device,
+    layouts: Sequence[Layout] | Layout = (),
+    given: Files = NONE_GIVEN,
+    *,
+    fetch_base: Callable[[Layout], Path] | None = None,
+) -> LoadedModels:
     """Load a text-to-speech checkpoint folder (upstream's layout; ``config.json`` optional).
+
+    Args:
+        layouts: that the caller can use, the likeliest first; none given is all.
+        given: files that the caller names.
+        fetch_base: as `read_folder`.
 
     Raises:
         CheckpointError: a file is missing, unreadable or of another model.
         ValueError: the device does not exist.
     """
-    folder, device = Path(folder), resolve_device(device)
-    _check_layout(folder, layout)
-    voice_encoder, t3, _, vocabulary = (_required(folder, name, layout.needed) for name in layout.needed)
-    config = load_config(folder, layout.config)
-    try:
-        tokenizer = layout.make_tokenizer(vocabulary)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    device = resolve_device(device)
+    layouts = (layouts,) if isinstance(layouts, Layout) else layouts
+    contents = read_folder(Path(folder), layouts, given, fetch_base)
+    voice_encoder, t3, s3gen, vocabulary = map(contents.require, ("voice_encoder", "t3", "s3gen", "tokenizer"))
+    config = config_of(contents)
+    tokenizer = _load_tokenizer(contents, vocabulary)
     if tokenizer.largest_id >= config.t3.text_tokens_dict_size:
         raise CheckpointError(
             f"{vocabulary} has ids up to {tokenizer.largest_id}, but t3 embeds only "
@@ -103,34 +120,37 @@ def load_models(folder: str | Path, device: str | torch.device, layout: Layout =
         )
     return LoadedModels(
         t3=load_module(lambda: T3(config.t3), t3, device, ignored=UNUSED),
-        s3gen=load_s3gen(folder, device, config, layout),
+        s3gen=load_s3gen(s3gen, device, config),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
         device=device,
         config=config,
-        conds=load_conditionals(folder, device),
+        conds=load_conditionals(contents.folders, device),
+        layout=contents.layout,
     )
 
 
-def load_s3gen(folder: Path, device: torch.device, config: ModelConfig, layout: Layout = ENGLISH) -> S3Gen:
-    path = _required(folder, layout.s3gen, layout.needed)
-    return load_module(lambda: S3Gen(layout.meanflow, config=config.s3gen), path, device, MAY_LACK)
-
-
-def load_config(folder: Path, published: ModelConfig = ENGLISH.config) -> ModelConfig:
-    """``config.json`` of a folder; without one, the published model's sizes and sampling defaults."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return published
+def _load_tokenizer(contents: Contents, vocabulary: Path) -> TextTokenizer:
     try:
-        return from_dict(ModelConfig, json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # JSON's own errors included
-        raise CheckpointError(f"{path}: {error}") from None
+        tokenizer = contents.layout.make_tokenizer(vocabulary)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    table = contents.find(CANGJIE_FILE)
+    if table is not None and isinstance(tokenizer, MTLTokenizer):
+        tokenizer.table_folder = table.parent
+    return tokenizer
 
 
-def load_conditionals(folder: Path, device: torch.device) -> Conditionals | None:
-    """The built-in voice of a folder, or None if it has none."""
-    for path in (folder / name for name in CONDITIONALS_FILES):
+def load_s3gen(path: Path, device: torch.device, config: ModelConfig) -> S3Gen:
+    """An S3Gen of any published kind: the file's keys say whether it is the one of two steps."""
+    with open_tensors(path) as (shapes, _):
+        meanflow = any(key.endswith(MEANFLOW_KEY) for key in shapes)
+    return load_module(lambda: S3Gen(meanflow, config=config.s3gen), path, device, MAY_LACK)
+
+
+def load_conditionals(folders: Sequence[Path], device: torch.device) -> Conditionals | None:
+    """The built-in voice of the first of some folders that has one, or None."""
+    for path in (folder / name for folder in folders for name in CONDITIONALS_FILES):
         if path.is_file():
             try:
                 return Conditionals.load(path, map_location=device)
@@ -154,17 +174,30 @@ def load_module(
     torch's default dtype: no second copy of the model is allocated. All keys and shapes are compared before the first
     is read.
     """
-    with open_tensors(path) as (shapes, read):
+    with open_tensors(path) as (stored, read):
+        wanted = _shapes_of(build, path)
+        prefix = prefix_of(path, stored, wanted)
+        shapes = {key.removeprefix(prefix): shape for key, shape in stored.items()}
+        shapes = {key: shape for key, shape in shapes.items() if key in wanted or key not in ignored}
+        _compare(path, shapes, wanted, may_lack)
         with _WithoutInitialisation():
             module = build()
         module = module.to(device, torch.float32).eval()
         targets = module.state_dict()
-        shapes = {key: shape for key, shape in shapes.items() if key in targets or key not in ignored}
-        _compare(path, shapes, {key: tuple(target.shape) for key, target in targets.items()}, may_lack)
         with torch.no_grad():
             for key in shapes:
-                targets[key].copy_(read(key))
+                targets[key].copy_(read(prefix + key))
     return module.requires_grad_(False)
+
+
+def _shapes_of(build: Callable[[], nn.Module], path: Path) -> Shapes:
+    """Shapes by key of a module that is not built: it has no memory."""
+    try:
+        with _WithoutInitialisation(), torch.device("meta"):
+            return {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: sizes that cannot be ({reason}); config.json must be the file's own") from None
 
 
 class _WithoutInitialisation(TorchFunctionMode):
@@ -186,14 +219,6 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check_layout(folder: Path, layout: Layout) -> None:
-    """Raise CheckpointError if a folder has another model's T3 and not that of ``layout``."""
-    found = layout_of(folder)
-    if not (folder / layout.t3).is_file() and (folder / found.t3).is_file():
-        call = f"{found.facade}.from_local({', '.join(filter(None, ('folder, device', found.argument)))})"
-        raise CheckpointError(f"checkpoint folder {folder} has no {layout.t3} but {found.t3}, which {call} loads")
-
-
 def _compare(
     path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], may_lack: frozenset[str]
 ) -> None:
@@ -209,46 +234,3 @@ def _compare(
             raise CheckpointError(
                 f"{path}: {key} has shape {shape}, this model needs {wanted[key]}; config.json must be the file's own"
             )
-
-
-def _required(folder: Path, name: str, needed: Sequence[str]) -> Path:
-    path = folder / name
-    if not path.is_file():
-        what = f"has no {name}" if folder.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint folder {folder} {what}; it needs {', '.join(needed)}")
-    return path
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
-    """Shapes by key, and a function that reads one tensor to the CPU."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix == ".pt":
-        tensors = _unpickled(path)
-        yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
-        return
-    try:
-        with safe_open(str(path), "pt") as file:
-            yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = "it is a pickle" if _looks_pickled(path) else str(error)
-        raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """A state dict, mapped from its file; nothing in it is executed."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the file's own damage decides which
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is not a whole file of weights ({reason}); copy or download it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds no state dict; copy or download it again")
-    return tensors
-
-
-def _looks_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(4)
-    return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))

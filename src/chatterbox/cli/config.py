@@ -26,6 +26,9 @@ class ModelChoice:
     source: str = option("tiny", '"tiny", "chatterbox", "multilingual", "turbo", "nano" or a folder')
     device: str = option("auto", '"cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is one')
     local_files_only: bool = option(False, "never reach for the network")
+    t3_model: str | None = option(None, "T3 file of the folder, or v2, v3; null finds it")
+    s3gen_model: str | None = option(None, "S3Gen file of the folder, or v1, v3; null finds it")
+    tokenizer: str | None = option(None, "tokenizer file of the folder; null finds it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,12 +53,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def filled(config: SayCommandConfig) -> SayCommandConfig:
     """``config`` with what the checkpoint says about sampling, as far as it can be known without loading it."""
-    from chatterbox.checkpoints import PUBLISHED, find_model, load_config
+    from chatterbox.checkpoints import PUBLISHED, Files, config_of, find_model, read_folder
 
     config, source = checked(config), config.model.source
     if source in PUBLISHED:
         checkpoint = PUBLISHED[source].config
     else:
-        folder, layout = find_model(source)
-        checkpoint = load_config(folder, layout.config)
+        choice = config.model
+        given = Files(choice.t3_model, choice.s3gen_model, choice.tokenizer)
+        folder, _ = find_model(source, given)
+        checkpoint = config_of(read_folder(folder, given=given))
     return dataclasses.replace(config, sampling=to_dict(sampling_of(config, checkpoint.sampling)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from chatterbox.cli.config import SayCommandConfig, StreamCommandConfig
@@ -50,7 +51,7 @@ class Speaker:
                 conditionals=self.voice,
                 sampling=sampling_of(config, self.models.config.sampling),
                 cache_policy=config.kvcache,
-                language_id=config.language,
+                language_id=config.language or self.models.language,
                 **{one.name: getattr(config, one.name) for one in dataclasses.fields(SpeechOptions)},
             )
 
@@ -106,13 +107,20 @@ def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool 
     from chatterbox.models.tokenizers.languages import LANGUAGES
 
     report.stage("loading the model")
-    folder, layout = checkpoints.find_model(config.model.source, local_files_only=config.model.local_files_only)
-    if not any_language and (config.language is not None) != layout.config.t3.is_multilingual:
+    choice = config.model
+    given = checkpoints.Files(choice.t3_model, choice.s3gen_model, choice.tokenizer)
+    folder, layout = checkpoints.find_model(choice.source, given, local_files_only=choice.local_files_only)
+    if (
+        not any_language
+        and layout.language is None
+        and (config.language is not None) != layout.config.t3.is_multilingual
+    ):
         silent = config.language is None
         remedy = "name one with --language" if silent else f"leave out --language {config.language}"
         kind = f"speaks {len(LANGUAGES)} languages" if silent else "speaks English alone"
-        raise UsageError(f"model {config.model.source} {kind}; {remedy}")
-    return checkpoints.load_models(folder, config.model.device, layout)
+        raise UsageError(f"model {choice.source} {kind}; {remedy}")
+    fetch = partial(checkpoints.fetch_base, local_files_only=choice.local_files_only)
+    return checkpoints.load_models(folder, choice.device, layout, given, fetch_base=fetch)
 
 
 def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Speaker:

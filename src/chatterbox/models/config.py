@@ -94,6 +94,7 @@ class T3Config:
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
     silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
     num_trailing_noise: int = 0  # speech tokens before the stop token that are noise, and not rendered
+    names_language: bool = False  # the language stands in front of the text, as [fr]
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
     mark_text: bool = True  # the text stands between its start and its stop token
     num_start_tokens: int = 2  # so often the start token of speech enters: the published weights are driven this way
@@ -122,7 +123,7 @@ class T3Config:
 
     @classmethod
     def multilingual(cls) -> T3Config:
-        return cls(text_tokens_dict_size=2454, alignment_heads=((12, 15), (13, 11), (9, 2)))
+        return cls(text_tokens_dict_size=2454, names_language=True, alignment_heads=((12, 15), (13, 11), (9, 2)))
 
     @classmethod
     def turbo(cls) -> T3Config:
@@ -156,7 +157,7 @@ class T3Config:
 
     @property
     def is_multilingual(self) -> bool:
-        return self.text_tokens_dict_size == 2454
+        return self.names_language or self.text_tokens_dict_size == 2454
 
     @property
     def cond_len(self) -> int:

@@ -91,7 +91,7 @@ def test_help_lists_what_there_is(command, capsys, monkeypatch):
     assert exit_.value.code == 0 and listed == [one.key for one in settings_of(config)]
     for group, choices in groups_of(config).items():
         block = re.search(rf"^  {group}\n((?:    .*\n)+)", shown, re.MULTILINE)[1]
-        assert re.findall(r"^    (\w+)", block, re.MULTILINE) == [one.name for one in choices]
+        assert re.findall(r"^    ([\w-]+)", block, re.MULTILINE) == [one.name for one in choices]
     table = shown[shown.index("choices, as") : shown.index("examples:")]
     assert max(map(len, table.splitlines())) <= 90
 

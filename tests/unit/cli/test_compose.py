@@ -30,7 +30,14 @@ from chatterbox.config import (
 
 # A value other than the default for every setting that a command line may give.
 GIVEN = {
-    "model": {"source": "s", "device": "cpu", "local_files_only": True},
+    "model": {
+        "source": "s",
+        "device": "cpu",
+        "local_files_only": True,
+        "t3_model": "v3",
+        "s3gen_model": "v1",
+        "tokenizer": "t.json",
+    },
     "kvcache": {
         "policy": "dynamic",
         "max_cache_size": 9,

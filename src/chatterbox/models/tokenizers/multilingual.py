@@ -29,7 +29,7 @@ class MTLTokenizer(EnTokenizer):
             ValueError: as `EnTokenizer`.
         """
         super().__init__(vocab_file_path)
-        self._folder = Path(vocab_file_path).parent
+        self.table_folder = Path(vocab_file_path).parent  # where the Chinese table is
 
     def preprocess_text(
         self, raw_text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
@@ -47,7 +47,7 @@ class MTLTokenizer(EnTokenizer):
             ValueError: ``language_id`` is not one of `languages.LANGUAGES`.
         """
         language = check_language(language_id)
-        text = preparer(language, self._folder)(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
+        text = preparer(language, self.table_folder)(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
         return text if language is None else f"[{language}]{text}"
 
     def text_to_tokens(
