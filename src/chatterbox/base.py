@@ -7,6 +7,7 @@ signatures, which are the subclasses'.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import inspect
 import sys
@@ -164,6 +165,16 @@ class SpeechModel(abc.ABC):
         tts = cls(*parts, sampling=m.config.sampling, **options)
         tts.layout = m.layout
         return tts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another model on the same weights, with a voice, threads and caches of its own."""
+        config = self.synthesizer.config
+        parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device, copy.deepcopy(self.conds, memo))
+        other = type(self)(*parts, sampling=self.sampling, kvcache=config.kvcache, engine=config.engine)
+        other.watermarker = self.watermarker
+        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "conds")}
+        vars(other).update(copy.copy(own))
+        return other
 
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.

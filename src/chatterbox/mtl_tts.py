@@ -37,6 +37,7 @@ from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import MULTILINGUAL as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
+from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ PUBLISHED, LAYOUTS = MULTILINGUAL.config.sampling, (MULTILINGUAL, *layouts_of("C
 V2 = Unsaid("v2")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
+__getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
 
 

@@ -24,6 +24,7 @@ from chatterbox.config import (
 )
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import punc_norm
+from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PUBLISHED, LAYOUTS = ENGLISH.config.sampling, layouts_of("ChatterboxTTS")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
+__getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
 
 

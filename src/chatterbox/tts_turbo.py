@@ -30,6 +30,7 @@ from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.text.normalize import TURBO as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
+from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PUBLISHED = TURBO.config.sampling
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 TOP_K: Any = ModelDefault(PUBLISHED.top_k)  # a float where whole numbers stand
 
+__getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
 
 

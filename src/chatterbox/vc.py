@@ -25,9 +25,11 @@ from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert
+from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Reference, prepare_target_voice
 from chatterbox.watermark.perth import PerthWatermarker
 
+__getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxVC"]
 
 

@@ -19,6 +19,7 @@ HEAVY = ("librosa", "perth", "transformers", "tokenizers", "hydra", "soundfile",
 LEVELS = {
     "chatterbox.config": 0,
     "chatterbox.runtime": 0,
+    "chatterbox.upstream_names": 0,
     "chatterbox.audio": 1,
     "chatterbox.evaluation": 1,
     "chatterbox.integrations": 6,

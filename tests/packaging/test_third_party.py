@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import io
 import subprocess
@@ -74,6 +75,19 @@ from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.voice_encoder import VoiceEncoder
+from chatterbox.tts import T3, T3Cond, S3Gen, S3GEN_SR, S3_SR, VoiceEncoder, EnTokenizer, drop_invalid_tokens
+from chatterbox.tts import F, load_file, hf_hub_download
+from chatterbox.mtl_tts import T3, T3Config, T3Cond, S3Gen, S3GEN_SR, S3_SR, VoiceEncoder, MTLTokenizer
+from chatterbox.mtl_tts import drop_invalid_tokens, load_safetensors, snapshot_download
+from chatterbox.tts_turbo import T3, T3Config, T3Cond, S3Gen, S3GEN_SR, S3GEN_SIL, S3_SR, VoiceEncoder, EnTokenizer
+from chatterbox.tts_turbo import AutoTokenizer, load_file, snapshot_download
+from chatterbox.vc import S3GEN_SR, S3_SR, S3Gen, hf_hub_download, load_file
+from chatterbox.models.t3.t3 import T3Config, T3CondEnc, AttrDict, LLAMA_CONFIGS, LlamaConfig, LlamaModel, tqdm
+from chatterbox.models.t3.llama_configs import LLAMA_520M_CONFIG_DICT, GPT2_MEDIUM_CONFIG, LLAMA_CONFIGS
+from chatterbox.models.utils import AttrDict
+from chatterbox.models.voice_encoder.config import VoiceEncConfig
+from chatterbox.models.voice_encoder.voice_encoder import VoiceEncConfig
+from chatterbox.models.tokenizers.tokenizer import EnTokenizer, MTLTokenizer, REPO_ID
 """.strip().splitlines()
 
 
@@ -166,6 +180,60 @@ def test_a_voice_is_stored_and_loaded(model, conditionals, say, voice_file, tmp_
         assert torch.equal(say(), spoken)
     model.conds = conditionals(copy.deepcopy(model.conds.t3), dict(model.conds.gen))
     assert torch.equal(say(), spoken)
+
+
+def test_a_voice_is_stored_in_memory(model, conditionals, say, voice_file):
+    """As servers keep voices in a database or an archive."""
+    model.prepare_conditionals(voice_file)
+    spoken, buffer = say(), io.BytesIO()
+    model.conds.save(buffer)
+    buffer.seek(0)
+    model.conds = conditionals.load(buffer, map_location="cpu")
+    assert torch.equal(say(), spoken)
+
+
+def test_a_copy_speaks_alike_and_has_a_voice_of_its_own(model, published, say, voice_file):
+    before, other = say(), copy.deepcopy(model)
+    assert type(other) is type(model) and other.layout == model.layout and other.sampling == model.sampling
+    other.prepare_conditionals(voice_file)
+    torch.manual_seed(3)
+    assert not torch.equal(other.generate(TEXT, **published.arguments), before)
+    other.close()
+    assert torch.equal(say(), before)
+
+
+@pytest.mark.parametrize("published", ["english"], indirect=True)
+def test_a_configuration_is_changed_and_built(model, say):
+    from chatterbox.models.t3 import T3
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    hp = T3Config(text_tokens_dict_size=model.t3.hp.text_tokens_dict_size)
+    assert (hp.llama_config_name, hp.n_channels, hp.is_multilingual) == ("Llama_520M", 1024, False)
+    for name, value in dataclasses.asdict(SMALL.t3).items():
+        setattr(hp, name, getattr(SMALL.t3, name) if name == "backbone" else value)
+    t3 = T3(hp)
+    assert t3.hp is hp and t3.text_emb.num_embeddings == hp.text_tokens_dict_size
+    t3.load_state_dict(model.t3.state_dict())
+    before = say()
+    model.t3 = t3.eval()
+    assert torch.equal(say(), before)
+
+
+def test_a_configuration_of_turbo_is_made_as_upstream_makes_it():
+    from chatterbox.models import config
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    hp = T3Config(text_tokens_dict_size=50276)
+    hp.llama_config_name = "GPT2_medium"
+    hp.speech_tokens_dict_size = 6563
+    hp.input_pos_emb = None
+    hp.speech_cond_prompt_len = 375
+    hp.use_perceiver_resampler = False
+    hp.emotion_adv = False
+    hp.utterance_text_len = 80  # ours
+    assert dataclasses.asdict(hp) == dataclasses.asdict(config.T3Config.turbo())
+    with pytest.raises(ValueError, match="llama_config_name must be one of Llama_520M, GPT2_medium, got 'Llama_3'"):
+        hp.llama_config_name = "Llama_3"
 
 
 def test_an_emotion_is_read_and_replaced(model, say):

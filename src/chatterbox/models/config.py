@@ -152,6 +152,11 @@ class T3Config:
         return {**TURBO_DRIVING, **values} if is_gpt2 else values
 
     @property
+    def llama_config_name(self) -> str:
+        """Upstream's name of the backbone."""
+        return "GPT2_medium" if isinstance(self.backbone, GPT2Config) else "Llama_520M"
+
+    @property
     def n_channels(self) -> int:
         return self.backbone.hidden_size
 

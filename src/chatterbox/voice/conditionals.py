@@ -10,7 +10,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -68,10 +68,10 @@ class Conditionals:
         emotion = torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=self.t3.speaker_emb.device)
         return Conditionals(dataclasses.replace(self.t3, emotion_adv=emotion), self.gen)
 
-    def save(self, fpath: str | Path) -> None:
-        """Write upstream's ``conds.pt`` form, or safetensors if the name ends in ``.safetensors``."""
+    def save(self, fpath: str | Path | IO[bytes]) -> None:
+        """Write upstream's ``conds.pt`` form, or safetensors if ``fpath`` is a name that ends in ``.safetensors``."""
         t3 = dict(vars(self.t3))
-        if Path(fpath).suffix != ".safetensors":
+        if not isinstance(fpath, str | os.PathLike) or Path(fpath).suffix != ".safetensors":
             torch.save({"t3": t3, "gen": self.gen}, fpath)
             return
         from safetensors.torch import save_file
@@ -81,17 +81,21 @@ class Conditionals:
         save_file({key: value.contiguous().cpu() for key, value in values.items() if value is not None}, str(fpath))
 
     @classmethod
-    def load(cls, fpath: str | Path, map_location: str | torch.device = "cpu") -> Conditionals:
-        """Read either form. Pickles are read as plain data; half-precision tensors become float32.
+    def load(cls, fpath: str | Path | IO[bytes], map_location: str | torch.device = "cpu") -> Conditionals:
+        """Read either form; a file object holds upstream's. Pickles are read as plain data, half precision as float32.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
         """
-        if not Path(fpath).is_file():
+        path = Path(fpath) if isinstance(fpath, str | os.PathLike) else None
+        if path is not None and not path.is_file():
             raise FileNotFoundError(f"conditionals {str(fpath)!r} do not exist; save makes them")
         try:
-            parts = (_read_safetensors if Path(fpath).suffix == ".safetensors" else _read_pickle)(fpath, map_location)
+            if path is not None and path.suffix == ".safetensors":
+                parts = _read_safetensors(path, map_location)
+            else:
+                parts = torch.load(fpath, map_location=map_location, weights_only=True)
             gen = {key: _restored(parts["gen"].get(key)) for key in _GEN_KEYS}
             t3 = T3Cond(**{key: _restored(value) for key, value in parts["t3"].items()})
         except Exception as error:  # truncated, no pickle, not plain data, other keys: each library has its own class
@@ -149,11 +153,7 @@ def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, source_rate: int
         return s3gen.embed_ref(wav, S3GEN_SR, device=s3gen.device)
 
 
-def _read_pickle(path: str | Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:
-    return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _read_safetensors(path: str | Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:
     from safetensors.torch import load_file
 
     parts: dict[str, dict[str, Any]] = {"t3": {}, "gen": {}}

@@ -24,6 +24,9 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
+from chatterbox.upstream_names import names_of
+
+__getattr__ = names_of(__name__)
 
 # The stop position and the doubled start token need room beyond the longest text and speech.
 EXTRA_TEXT_POSITIONS = 2

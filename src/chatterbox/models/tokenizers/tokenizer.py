@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from chatterbox.text.normalize import ENGLISH, PunctuationRules
+from chatterbox.upstream_names import names_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+__getattr__ = names_of(__name__)
 
 SOT = "[START]"
 EOT = "[STOP]"

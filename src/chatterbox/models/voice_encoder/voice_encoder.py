@@ -16,6 +16,9 @@ from torch import nn
 from chatterbox.audio.recordings import resample_hq, trim_silence
 from chatterbox.models.config import VoiceEncoderConfig
 from chatterbox.models.voice_encoder.melspec import melspectrogram
+from chatterbox.upstream_names import names_of
+
+__getattr__ = names_of(__name__)
 
 
 class VoiceEncoder(nn.Module):
