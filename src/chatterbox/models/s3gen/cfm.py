@@ -26,6 +26,19 @@ class CausalConditionalCFM(nn.Module):
         self.config = config
         self.meanflow = meanflow
         self.estimator = ConditionalDecoder(config, meanflow)
+        self.inference_cfg_rate = config.guidance_rate  # upstream's name; programs set it
+
+    def num_steps(self, n_timesteps: int | None) -> int:
+        """Euler steps; None is the model's own number.
+
+        Raises:
+            ValueError: no step.
+        """
+        if n_timesteps is None:
+            return self.config.num_meanflow_steps if self.meanflow else self.config.num_steps
+        if n_timesteps < 1:
+            raise ValueError(f"n_timesteps must be at least 1, got {n_timesteps}; None is the model's default")
+        return n_timesteps
 
     def forward(
         self,
@@ -43,7 +56,7 @@ class CausalConditionalCFM(nn.Module):
 
         Args:
             mu: as the estimator takes it; so are ``mask``, ``spks`` and ``cond``.
-            n_timesteps: Euler steps; None is the model's own number.
+            n_timesteps: see :meth:`num_steps`.
             noised_mels: (B or 1, num_mels, n), noise of the last n frames (upstream's mean-flow call draws it first).
             z: (B or 1, num_mels, T or more) standard normal noise, frame by frame; surplus frames are not used.
             generator: source of the noise when ``z`` is None; None is torch's global one.
@@ -51,10 +64,7 @@ class CausalConditionalCFM(nn.Module):
         Raises:
             ValueError: no step, or noise of a shape that does not fit ``mu``.
         """
-        if n_timesteps is None:
-            n_timesteps = self.config.num_meanflow_steps if self.meanflow else self.config.num_steps
-        if n_timesteps < 1:
-            raise ValueError(f"n_timesteps must be at least 1, got {n_timesteps}; None is the model's default")
+        n_timesteps = self.num_steps(n_timesteps)
         x = _noise(mu, z, generator)
         if noised_mels is not None:
             if noised_mels.shape[2] > x.shape[2]:
@@ -70,7 +80,7 @@ class CausalConditionalCFM(nn.Module):
         self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
     ) -> Tensor:
         """Two estimator rows per request: with the conditions, and with zeros in their place; one without guidance."""
-        dtype, rate = self.estimator.dtype, self.config.guidance_rate
+        dtype, rate = self.estimator.dtype, self.inference_cfg_rate
         mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
         if rate:
             mu, spks, cond = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, spks, cond))

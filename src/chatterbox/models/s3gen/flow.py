@@ -16,6 +16,7 @@ from chatterbox.models.config import FlowConfig
 from chatterbox.models.linear import Linear
 from chatterbox.models.s3gen.cfm import CausalConditionalCFM
 from chatterbox.models.s3gen.encoder import UpsampleConformerEncoder, length_mask
+from chatterbox.runtime.replaceable import replaceable
 
 FRAMES_PER_TOKEN = 2
 
@@ -121,6 +122,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         mel = self.decoder(mu, mask, spks, cond, n_timesteps, noised_mels, z=z, generator=generator)
         return mel[..., prompt_frames:]
 
+    @replaceable
     @torch.inference_mode()
     def inference(
         self,

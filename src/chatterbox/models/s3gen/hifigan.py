@@ -17,6 +17,7 @@ from chatterbox.models.config import HiFTConfig
 from chatterbox.models.conv import Conv1d, ConvTranspose1d
 from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.weight_norm import fold_weight_norm, weight_norm
+from chatterbox.runtime.replaceable import replaceable
 
 MAX_MAGNITUDE = 100.0
 
@@ -195,6 +196,7 @@ class HiFTGenerator(nn.Module):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Waveform (B, T * hop) and excitation (B, 1, T * hop) of mel (B, num_mels, T).
 
@@ -202,11 +204,11 @@ class HiFTGenerator(nn.Module):
             cache_source: (B or 1, 1, n) replaces the first n samples of the excitation: the tail of the chunk before.
             lengths: (B,) valid frames of each row. A row is then what it is alone, with zeros behind it; without them
                 the frames at its padding reach into its end, as upstream.
-            phase: see `SineGen`, as for ``noise`` and ``generator``.
+            phase: see `SineGen`, as for ``noise``, ``generator`` and ``turns``.
         """
         if lengths is not None and bool((lengths < speech_feat.shape[2]).any()):
-            return self._apart(speech_feat, lengths, cache_source, phase, noise, generator)
-        source = self.source(self.f0_predictor(speech_feat), phase, noise, generator)
+            return self._apart(speech_feat, lengths, cache_source, phase, noise, generator, turns)
+        source = self.source(self.f0_predictor(speech_feat), phase, noise, generator, turns)
         if cache_source is not None and cache_source.shape[2]:
             head = cache_source[..., : source.shape[2]].to(source).expand(source.shape[0], -1, -1)
             source = torch.cat([head, source[..., head.shape[2] :]], dim=2)
@@ -220,6 +222,7 @@ class HiFTGenerator(nn.Module):
         phase: Tensor | None,
         noise: Tensor | None,
         generator: torch.Generator | None,
+        turns: float,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`forward` in one pass per length: masks could not give a row the edges that its own STFT has."""
         hop, (batch, _, num_frames) = self.config.hop_len, speech_feat.shape
@@ -236,10 +239,11 @@ class HiFTGenerator(nn.Module):
             rows, end = (lengths == length).to(speech_feat.device), length * hop
             head = None if cache_source is None else cache_source[rows]
             wav[rows, :end], source[rows, :, :end] = self.forward(
-                speech_feat[rows, :, :length], head, phase=phase[rows], noise=noise[rows, :, :end]
+                speech_feat[rows, :, :length], head, phase=phase[rows], noise=noise[rows, :, :end], turns=turns
             )
         return wav, source
 
+    @replaceable
     @torch.inference_mode()
     def inference(
         self,
@@ -250,9 +254,12 @@ class HiFTGenerator(nn.Module):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`forward` without autograd."""
-        return self.forward(speech_feat, cache_source, lengths=lengths, phase=phase, noise=noise, generator=generator)
+        return self.forward(
+            speech_feat, cache_source, lengths=lengths, phase=phase, noise=noise, generator=generator, turns=turns
+        )
 
     def remove_weight_norm(self) -> None:
         """Fold the weight normalisation into plain weights: half the memory, but no longer the checkpoint's keys."""

@@ -24,6 +24,7 @@ from chatterbox.models.s3gen.mel import mel_spectrogram
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
 from chatterbox.runtime import forking
+from chatterbox.runtime.replaceable import call, replaceable, replacement
 
 logger = logging.getLogger(__name__)
 
@@ -114,17 +115,16 @@ class S3Token2Mel(nn.Module):
         speech_tokens = torch.atleast_2d(torch.as_tensor(speech_tokens))
         if self.meanflow and noised_mels is None and z is None:
             noised_mels = self._speech_noise(speech_tokens, generator)
-        return self.flow(
-            speech_tokens,
-            speech_token_lens,
-            **ref,
-            finalize=finalize,
-            n_timesteps=n_cfm_timesteps or None,
-            noised_mels=noised_mels,
-            z=z,
-            generator=generator,
-            isolate_padding=isolate_padding,
-        )
+        steps = {"finalize": finalize, "n_timesteps": n_cfm_timesteps or None, "noised_mels": noised_mels}
+        ours = {"z": z, "generator": generator, "isolate_padding": isolate_padding}
+        replaced = replacement(self.flow, "inference")
+        if replaced is None:
+            return self.flow(speech_tokens, speech_token_lens, **ref, **steps, **ours)
+        if speech_token_lens is None:
+            speech_token_lens = torch.tensor([speech_tokens.shape[1]], device=self.device)
+        steps["n_timesteps"] = self.flow.decoder.num_steps(n_cfm_timesteps or None)
+        tokens = {"token": speech_tokens, "token_len": speech_token_lens, "prompt_feat_len": None}
+        return call(replaced, {**tokens, **ref, **steps, "meanflow": self.meanflow}, ours)[0]
 
     def _reference(
         self, ref_wav: Tensor | None, ref_sr: int | None, ref_dict: Mapping[str, Any] | None
@@ -187,6 +187,7 @@ class S3Token2Wav(S3Token2Mel):
         wav, _ = self.mel2wav(mel, lengths=lengths, generator=generator)
         return wav if self.training else self.fade_in(wav)
 
+    @replaceable
     @torch.inference_mode()
     def flow_inference(
         self,
@@ -225,6 +226,7 @@ class S3Token2Wav(S3Token2Mel):
             z=z, generator=generator, isolate_padding=isolate_padding,
         )  # fmt: skip
 
+    @replaceable
     @torch.inference_mode()
     def hift_inference(
         self,
@@ -235,15 +237,23 @@ class S3Token2Wav(S3Token2Mel):
         phase: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        turns: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Waveform (B, samples) and excitation (B, 1, samples) of a mel (B, num_mels, frames), without fade-in.
 
         ``cache_source`` (B or 1, 1, k) replaces the first k samples of the excitation, ``phase`` (B, H, 1) and
-        ``noise`` (B, H, samples) its random parts, ``lengths`` (B,) are the valid frames of a padded batch, see
-        :class:`chatterbox.models.s3gen.hifigan.HiFTGenerator`.
+        ``noise`` (B, H, samples) its random parts, ``turns`` go before it, ``lengths`` (B,) are the valid frames of a
+        padded batch, see :class:`chatterbox.models.s3gen.hifigan.HiFTGenerator`.
         """
-        return self.mel2wav(speech_feat, cache_source, lengths=lengths, phase=phase, noise=noise, generator=generator)
+        ours = {"lengths": lengths, "phase": phase, "noise": noise, "generator": generator, "turns": turns}
+        replaced = replacement(self.mel2wav, "inference")
+        if replaced is None:
+            return self.mel2wav(speech_feat, cache_source, **ours)
+        if cache_source is None:
+            cache_source = speech_feat.new_zeros(1, 1, 0)
+        return call(replaced, {"speech_feat": speech_feat, "cache_source": cache_source}, ours)
 
+    @replaceable
     @torch.inference_mode()
     def inference(
         self,
@@ -267,12 +277,13 @@ class S3Token2Wav(S3Token2Mel):
         effect, as in upstream: an id outside the vocabulary raises. See :meth:`flow_inference` and
         :meth:`hift_inference` for the other arguments.
         """
-        mel = self.flow_inference(
-            speech_tokens, ref_wav, ref_sr, ref_dict, n_cfm_timesteps, True, speech_token_lens,
-            z=z, generator=generator, isolate_padding=isolate_padding,
-        )  # fmt: skip
+        voice = {"ref_wav": ref_wav, "ref_sr": ref_sr, "ref_dict": ref_dict}
+        steps = {"n_cfm_timesteps": n_cfm_timesteps, "finalize": True, "speech_token_lens": speech_token_lens}
+        ours = {"z": z, "generator": generator, "isolate_padding": isolate_padding}
+        mel = call(self.flow_inference, {"speech_tokens": speech_tokens, **voice, **steps}, ours)
         lengths = _frame_lens(mel, speech_tokens, speech_token_lens if isolate_padding else None)
-        wav, source = self.hift_inference(mel, lengths=lengths, phase=phase, noise=noise, generator=generator)
+        ours = {"lengths": lengths, "phase": phase, "noise": noise, "generator": generator}
+        wav, source = call(self.hift_inference, {"speech_feat": mel}, ours)
         return self.fade_in(wav), source
 
     def fade_in(self, wav: Tensor, start: int = 0) -> Tensor:

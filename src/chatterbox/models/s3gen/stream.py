@@ -19,11 +19,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
+from chatterbox.runtime.replaceable import call, replacement
 
 # Of the trained vocoder: one frame less and samples change by 1e-3 of their level, this many and by 1e-4 at most.
 HELD_FRAMES = 6
@@ -141,11 +143,11 @@ class S3GenStream:
     @torch.inference_mode()
     def finish(self, tokens: Tensor | None = None) -> Tensor:
         """Waveform (1, N) of all that is left, with ``tokens`` (n,) as the last. More may follow, unblended."""
+        is_whole = not self._first and not len(self._tokens)
         if tokens is not None:
             self._take(tokens)
-        if self._noise is None:
-            wav, _ = self._s3gen.inference(self._tokens.to(self._s3gen.device), ref_dict=self._reference)
-            return self._checked(wav, "S3Gen")
+        if self._noise is None or (is_whole and replacement(self._s3gen, "inference") is not None):
+            return self._checked(self._whole(), "S3Gen")
         if not self.num_waiting:
             return self._nothing()
         return self._render(self._noise, is_last=True)
@@ -156,6 +158,19 @@ class S3GenStream:
         if self._noise is not None:
             noise = self._noise.mel(FRAMES_PER_TOKEN * len(tokens))
             self._token_noise = torch.cat([self._token_noise, noise], dim=2)
+
+    def _whole(self) -> Tensor:
+        """Waveform (1, N) of all tokens by `S3Gen.inference`."""
+        arguments: dict[str, Any] = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
+        if self._s3gen.meanflow:
+            arguments["n_cfm_timesteps"] = self._s3gen.flow.decoder.num_steps(None)
+        ours = {}
+        if self._noise is not None:
+            z = torch.cat([self._prompt_noise, self._token_noise], dim=2)
+            source_noise = self._noise.source(FRAMES_PER_TOKEN * len(self._tokens) - self._surplus)
+            ours = {"z": z, "phase": self._noise.phase, "noise": source_noise}
+        wav, _ = call(self._s3gen.inference, arguments, ours)
+        return torch.atleast_2d(wav)
 
     def _nothing(self) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float32, device=self._s3gen.device)
@@ -172,9 +187,8 @@ class S3GenStream:
         self._token_noise = self._token_noise[..., FRAMES_PER_TOKEN * (start - self._first) :]
         self._first = start
         noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)
-        mel = self._s3gen.flow_inference(
-            self._tokens.to(self._s3gen.device), ref_dict=self._reference, finalize=is_last, z=noise
-        )
+        arguments = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
+        mel = call(self._s3gen.flow_inference, {**arguments, "finalize": is_last}, {"z": noise})
         self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
         return self._checked(mel, "S3Gen's flow"), FRAMES_PER_TOKEN * self._num_rendered - self._surplus
 
@@ -198,25 +212,34 @@ class S3GenStream:
         vocoder, spoken, hop_len = self._s3gen.mel2wav, self._num_spoken, self._hop_len
         start = max(self._mel_start, spoken - PAST_FRAMES)
         mel = self._mel[..., start - self._mel_start :]
-        f0 = vocoder.f0_predictor(mel)[:, spoken - start :]  # (1, frames)
+        past_f0, f0 = vocoder.f0_predictor(mel).tensor_split([spoken - start], dim=1)  # (1, frames) each
         lacking = end - spoken - self._source_noise.shape[2] // hop_len
         self._source_noise = torch.cat([self._source_noise, noise.source(lacking)], dim=2)
-        source = vocoder.source(f0, noise.phase, self._source_noise, turns=self._turns)
-        if self._source is not None:
-            source = torch.cat([self._source[..., (start - self._mel_start) * hop_len :], source], dim=2)
-        wav = self._checked(vocoder.decode(mel, source), "S3Gen's vocoder").float()
+        past = None if self._source is None else self._source[..., (start - self._mel_start) * hop_len :]
+        if replacement(self._s3gen, "hift_inference") or replacement(vocoder, "inference"):
+            given = F.pad(self._source_noise, (past_f0.shape[1] * hop_len, 0))  # what is known needs none
+            ours = {"phase": noise.phase, "noise": given, "turns": self._turns - self._turns_of(past_f0)}
+            wav, source = call(self._s3gen.hift_inference, {"speech_feat": mel, "cache_source": past}, ours)
+        else:
+            source = vocoder.source(f0, noise.phase, self._source_noise, turns=self._turns)
+            source = source if past is None else torch.cat([past, source], dim=2)
+            wav = vocoder.decode(mel, source)
+        wav = self._checked(wav, "S3Gen's vocoder").float()
         first, last = (spoken - start) * hop_len, (spoken_end - start) * hop_len
         new = self._faded(wav[:, first:last])
         num_new = spoken_end - spoken
         if num_new:
             self._tail = wav[:, last : last + self._fade_len]
-            turns = float(f0[:, :num_new].double().sum()) * hop_len / self._s3gen.config.vocoder.sample_rate
-            self._turns = (self._turns + turns) % 1
+            self._turns = (self._turns + self._turns_of(f0[:, :num_new])) % 1
             self._source_noise = self._source_noise[..., num_new * hop_len :]
         self._mel, self._mel_start = mel, start
         self._source = source[..., : (spoken_end - start) * hop_len]
         self._num_spoken = spoken_end
         return new
+
+    def _turns_of(self, f0: Tensor) -> float:
+        """Of the fundamental during frames (1, frames)."""
+        return float(f0.double().sum()) * self._hop_len / self._s3gen.config.vocoder.sample_rate
 
     def _faded(self, wav: Tensor) -> Tensor:
         """``wav`` (1, N), the next samples, taking over from how the last piece would have gone on."""

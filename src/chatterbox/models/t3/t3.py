@@ -24,6 +24,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
+from chatterbox.runtime.replaceable import replaceable
 from chatterbox.upstream_names import names_of
 
 __getattr__ = names_of(__name__)
@@ -212,6 +213,7 @@ class T3(nn.Module):
             _next_token_loss(out.speech_logits, speech_tokens, speech_token_lens),
         )
 
+    @replaceable
     @torch.inference_mode()
     def inference(
         self,
@@ -297,6 +299,7 @@ class T3(nn.Module):
         assert cache is not None  # as use_cache is True
         return tokens[None], cache
 
+    @replaceable
     @torch.inference_mode()
     def inference_turbo(
         self,
