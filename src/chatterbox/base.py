@@ -37,11 +37,13 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
+from chatterbox.watermark.perth import watermarker_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
@@ -110,6 +112,7 @@ class SpeechModel(abc.ABC):
     """
 
     published: SamplingConfig  # the published model's own settings
+    facade: str  # the module of upstream's names for it: programs replace functions there
     t3, s3gen, ve = _Part("t3"), _Part("s3gen"), _Part("voice_encoder")
     tokenizer, watermarker = _Part("tokenizer"), _Part("watermarker")
     ENC_COND_LEN = T3Config.prompt_seconds * S3_SR
@@ -144,7 +147,8 @@ class SpeechModel(abc.ABC):
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
         config = SynthesizerConfig(cache_config(kvcache), engine)
-        self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache)
+        watermarker = watermarker_of(sys.modules[self.facade])
+        self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache, watermarker=watermarker)
 
     @classmethod
     def _load(
@@ -176,6 +180,7 @@ class SpeechModel(abc.ABC):
         vars(other).update(copy.copy(own))
         return other
 
+    @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
 
@@ -205,7 +210,8 @@ class SpeechModel(abc.ABC):
             TypeError, ValueError: as `generate`.
         """
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
-        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id}
+        punctuate = replacement(sys.modules[self.facade], "punc_norm")
+        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id, "punctuate": punctuate}
         requests = [SynthesisRequest(text, voice, self.sampling, **options) for text in texts]
         self.synthesizer.warm(requests, pin=pin)
 
@@ -304,6 +310,7 @@ class SpeechModel(abc.ABC):
             dataclasses.replace(self.sampling, **sampling),
             self.synthesizer.config.kvcache,
             options.get("language_id") or (None if self.layout is None else self.layout.language),
+            replacement(sys.modules[self.facade], "punc_norm"),
             **speech,
         )
 
@@ -312,6 +319,10 @@ class SpeechModel(abc.ABC):
     ) -> Conditionals:
         if isinstance(reference, Conditionals):
             return reference
+        if reference is not None and replacement(self, "prepare_conditionals") is not None:
+            arguments = {"norm_loudness": norm_loudness} if self.t3.hp.norm_loudness else {}
+            self.prepare_conditionals(reference, exaggeration=exaggeration, **arguments)
+            reference = None
         conds = self.conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
         if conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")

@@ -34,6 +34,7 @@ from chatterbox.config import (
     StreamingConfig,
 )
 from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
+from chatterbox.runtime.replaceable import replaceable
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.text.normalize import MULTILINGUAL as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
@@ -52,6 +53,7 @@ __getattr__ = names_of(__name__)  # what upstream's module has because it import
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
 
 
+@replaceable
 def punc_norm(text: str) -> str:
     """Punctuation as the multilingual model was driven; see `chatterbox.text.normalize.punc_norm`."""
     return _punc_norm(text, RULES)
@@ -61,6 +63,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
     """Text to speech with voice cloning, in 23 languages. Safe for several threads; see `SpeechModel`."""
 
     published = PUBLISHED
+    facade = __name__
 
     @classmethod
     def get_supported_languages(cls) -> dict[str, str]:

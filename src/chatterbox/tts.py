@@ -41,6 +41,7 @@ class ChatterboxTTS(SpeechModel):
     """Text to speech with voice cloning, in English. Safe for several threads; see `SpeechModel`."""
 
     published = PUBLISHED
+    facade = __name__
 
     @classmethod
     def from_local(

@@ -26,6 +26,7 @@ from chatterbox.config import (
 )
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.runtime.replaceable import replaceable
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.text.normalize import TURBO as RULES
@@ -47,6 +48,7 @@ __getattr__ = names_of(__name__)  # what upstream's module has because it import
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "punc_norm"]
 
 
+@replaceable
 def punc_norm(text: str) -> str:
     """Punctuation as Turbo was driven; see `chatterbox.text.normalize.punc_norm`."""
     return _punc_norm(text, RULES)
@@ -56,6 +58,7 @@ class ChatterboxTurboTTS(SpeechModel):
     """Text to speech with voice cloning, in English, by Turbo or Nano. Safe for several threads; see `SpeechModel`."""
 
     published = PUBLISHED
+    facade = __name__
     ENC_COND_LEN = T3Config.turbo().prompt_seconds * S3_SR
     model_label = "Turbo"
 
@@ -118,6 +121,7 @@ class ChatterboxTurboTTS(SpeechModel):
         files = {"t3_model": t3_model, "s3gen_model": s3gen_model}
         return cls.from_local(folder, device, nano, **files, kvcache=kvcache, engine=engine)
 
+    @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
         """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
 

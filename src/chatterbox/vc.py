@@ -5,6 +5,7 @@ Owns: upstream's names and signatures, nothing else.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert
 from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Reference, prepare_target_voice
-from chatterbox.watermark.perth import PerthWatermarker
+from chatterbox.watermark.perth import watermarker_of
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxVC"]
@@ -46,7 +47,7 @@ class ChatterboxVC:
         self.sr = S3GEN_SR
         self.s3gen = s3gen
         self.device = device
-        self.watermarker = PerthWatermarker()
+        self.watermarker = watermarker_of(sys.modules[__name__])
         self.ref_dict = ref_dict and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in ref_dict.items()}
 
     @classmethod

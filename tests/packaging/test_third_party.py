@@ -8,7 +8,6 @@ import importlib
 import io
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,9 @@ from chatterbox.models.s3gen.const import S3GEN_SIL
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.vc import ChatterboxVC
+from tests.packaging.conftest import MODELS, TEXT
 from tests.support.folders import SMALL, SMALL_TURBO, recording
 
-TEXT = "Hello there, World."
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published model: where its class is, a folder fixture of its layout, what its `generate` needs."""
-
-    module: str
-    cls: str
-    folder: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-MODELS = {
-    "english": Published("chatterbox.tts", "ChatterboxTTS", "small_folder"),
-    "multilingual": Published(
-        "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", "mtl_folder", {"language_id": "fr", "min_p": 0.1}
-    ),
-    "turbo": Published("chatterbox.tts_turbo", "ChatterboxTurboTTS", "turbo_folder"),
-}
 IMPORTS = """
 import chatterbox
 from chatterbox import ChatterboxTTS
@@ -96,41 +76,6 @@ def test_import(statement):
     names: dict[str, Any] = {}
     exec(statement, names)
     assert len(names) > 1  # the builtins, and what was imported
-
-
-@pytest.fixture(params=MODELS)
-def published(request) -> Published:
-    """Each model in turn, or those that a test names."""
-    return MODELS[request.param]
-
-
-@pytest.fixture
-def model(published, request) -> Any:
-    """Loaded anew: such programs assign to it."""
-    cls = getattr(importlib.import_module(published.module), published.cls)
-    return cls.from_local(request.getfixturevalue(published.folder), "cpu")
-
-
-@pytest.fixture
-def conditionals(published) -> Any:
-    """The class of voices, from where the model's class is."""
-    return importlib.import_module(published.module).Conditionals
-
-
-@pytest.fixture(scope="module")
-def voice_file(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("voices") / "speaker.wav"
-    soundfile.write(path, recording(6.0, pitch=210.0), 24_000)
-    return str(path)
-
-
-@pytest.fixture
-def say(published, model) -> Any:
-    def generate(**arguments) -> torch.Tensor:
-        torch.manual_seed(3)
-        return model.generate(TEXT, **{**published.arguments, **arguments})
-
-    return generate
 
 
 def test_attributes(model, conditionals):

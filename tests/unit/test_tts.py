@@ -10,6 +10,7 @@ import threading
 import typing
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -420,7 +421,8 @@ class TestVoiceConversion:
 def test_watermark_weights_not_installed(small_tts, monkeypatch):
     from chatterbox.watermark import perth as watermark
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hidden = [SimpleNamespace(find_spec=lambda *_: None)]
+    monkeypatch.setattr(watermark, "sys", SimpleNamespace(meta_path=hidden))
     watermark._weights.cache_clear()
     with pytest.raises(RuntimeError, match=r"pip install 'resemble-perth==1\.0\.1', or pass watermark=False"):
         small_tts.generate(TEXT, seed=7)

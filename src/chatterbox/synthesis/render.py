@@ -18,7 +18,7 @@ from torch import Tensor
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
-from chatterbox.watermark.perth import PerthWatermarker, WatermarkStream
+from chatterbox.watermark.perth import Watermarker, WatermarkStream
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
 RELEASE_LEN = S3GEN_SR // 100
@@ -113,7 +113,7 @@ class SpeechRenderer:
         s3gen: S3Gen,
         gen: Mapping[str, Any],
         config: StreamingConfig | None,
-        watermarker: PerthWatermarker | None,
+        watermarker: Watermarker | None,
     ) -> None:
         """``gen``: the voice, of `S3Gen.embed_ref`. ``watermarker``: None leaves the audio unmarked."""
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()

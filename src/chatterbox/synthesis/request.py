@@ -29,9 +29,9 @@ class SynthesisRequest(SpeechOptions):
     """One text to speak in one voice, as its options say: plain data, nothing of it is changed.
 
     text: a string of any length, or its pieces as they are written, of any size. cache_policy: of the rows being
-    decoded, a name of `chatterbox.kvcache.POLICIES` or settings. language_id: for a multilingual model alone. Without a
-    ``seed`` a text of one utterance draws from torch's global generator, in upstream's order; with one the request has
-    generators of its own.
+    decoded, a name of `chatterbox.kvcache.POLICIES` or settings. language_id: for a multilingual model alone.
+    punctuate: a program's own function in place of the tokenizer's rules. Without a ``seed`` a text of one utterance
+    draws from torch's global generator, in upstream's order; with one the request has generators of its own.
     """
 
     text: str | Iterable[str]
@@ -39,6 +39,7 @@ class SynthesisRequest(SpeechOptions):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache_policy: str | KVCacheConfig = "static"
     language_id: str | None = None
+    punctuate: Callable[[str], str] | None = None
 
 
 def utterance_texts(
@@ -115,7 +116,8 @@ def decode_request(
 def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
     """Ids (S,) of a text, without marks."""
     language = {} if request.language_id is None else {"language_id": request.language_id}
-    return tokenizer.text_to_tokens(speakable(text, tokenizer.rules), **language)[0]
+    spoken = speakable(text, tokenizer.rules) if request.punctuate is None else request.punctuate(text)
+    return tokenizer.text_to_tokens(spoken, **language)[0]
 
 
 def utterance_seed(seed: int | None, index: int) -> int | None:

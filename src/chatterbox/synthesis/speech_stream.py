@@ -27,7 +27,7 @@ from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed, with_seed
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
-from chatterbox.watermark.perth import PerthWatermarker
+from chatterbox.watermark.perth import Watermarker
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class SpeechStream:
         tokenizer: TextTokenizer,
         request: SynthesisRequest,
         streaming: StreamingConfig | None,
-        watermarker: PerthWatermarker,
+        watermarker: Watermarker,
         *,
         has_own_seed: bool = False,
     ) -> None:

@@ -33,8 +33,10 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.openmp import is_small, release_idle_threads
+from chatterbox.runtime.replaceable import replacement
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
+from chatterbox.synthesis.replaced import chunks_by, inference_name, replaced_inference
 from chatterbox.synthesis.request import (
     SynthesisRequest,
     decode_request,
@@ -46,7 +48,7 @@ from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
-from chatterbox.watermark.perth import PerthWatermarker
+from chatterbox.watermark.perth import PerthWatermarker, Watermarker
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Synthesizer:
         config: SynthesizerConfig = SynthesizerConfig(),
         *,
         manager: GlobalKVCacheManager | None = None,
-        watermarker: PerthWatermarker = PERTH,
+        watermarker: Watermarker = PERTH,
     ) -> None:
         """Args:
             manager: a prefix cache that several models share, in place of one made of ``config``.
@@ -115,6 +117,7 @@ class Synthesizer:
         check_names(config.kvcache)
         self.t3, self.s3gen, self.tokenizer, self.voice_encoder = t3, s3gen, tokenizer, voice_encoder
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
+        self._warned: set[str] = set()  # replaced functions that were named
         self._render_by(s3gen)
         self._drive(config.kvcache if manager is None else manager)
         release_idle_threads()  # of the thread that loaded the model, which may only wait from now on
@@ -151,13 +154,20 @@ class Synthesizer:
             ValueError: the model lacks what the guard looks at; the message says so.
             RuntimeError: the model computed NaN, the watermark cannot be made, or the engine is closed or full.
         """
+        self._warn_of_replaced("s3gen.inference" if streaming is not None else None)
         with closing(self._speech(request, streaming).chunks(on_token)) as chunks:
             yield from chunks
         if request.use_cache:
             logger.info(self.prefixes.manager.summary())
 
     def speak(self, request: SynthesisRequest, *, on_token: Callable[[int], None] | None = None) -> SpeechResult:
-        """`stream` in whole utterances, all of them in one. Raises RuntimeError too if the model said nothing."""
+        """`stream` in whole utterances, all of them in one. Raises RuntimeError too if the model said nothing.
+
+        Where a program has replaced the T3's ``inference``, or ``inference_turbo``, that is called, in this thread.
+        """
+        inference = replaced_inference(self.t3)
+        if inference is not None:
+            return collect(self._chunks_by(inference, request, on_token))
         return collect(self.stream(request, None, on_token=on_token))
 
     def speak_batch(self, requests: Sequence[SynthesisRequest]) -> list[SpeechResult]:
@@ -167,6 +177,7 @@ class Synthesizer:
             TypeError, ValueError: a request that cannot be spoken; then none is.
             BatchError: some failed on the way; it has the others' results.
         """
+        self._warn_of_replaced()
         results: list[SpeechResult | None] = []
         errors: dict[int, BaseException] = {}
         with ExitStack() as under_way:
@@ -248,6 +259,25 @@ class Synthesizer:
         if is_small(s3gen.flow, s3gen.mel2wav):
             self.chunk_renders = RenderQueue(runs_alone=True)
 
+    def _chunks_by(
+        self, inference: Callable[..., Any], request: SynthesisRequest, on_token: Callable[[int], None] | None
+    ) -> Iterator[SpeechChunk]:
+        """`chunks_by` for ``request``."""
+        requests = self.decode_requests(request)
+        if len(requests) > 1 and request.seed is None:
+            requests = self.decode_requests(with_seed(request))
+        voice = request.conditionals.with_exaggeration(request.exaggeration)
+        renderer = SpeechRenderer(self.s3gen, voice.gen, None, self.watermarker if request.watermark else None)
+        return chunks_by(inference, self.t3, renderer, requests, on_token)
+
+    def _warn_of_replaced(self, other: str | None = None) -> None:
+        """Name, once, a replaced function that only `speak` calls; ``other`` beside T3's."""
+        for name in (f"t3.{inference_name(self.t3.hp)}", *([other] if other else [])):
+            part, _, method = name.partition(".")
+            if name not in self._warned and replacement(getattr(self, part), method) is not None:
+                self._warned.add(name)
+                logger.warning("streams and batches do not call the replaced %s; generate does", name)
+
     def _speech(
         self, request: SynthesisRequest, streaming: StreamingConfig | None, *, has_own_seed: bool = False
     ) -> SpeechStream:
@@ -286,7 +316,7 @@ def render_speech_tokens(
     gen: Mapping[str, Any],
     *,
     seed: int | None,
-    watermarker: PerthWatermarker | None,
+    watermarker: Watermarker | None,
 ) -> Tensor:
     """Waveform (1, N), float32 on the CPU at 24 kHz, of speech tokens (T,) or (1, T) in the voice of ``gen``."""
     renderer = SpeechRenderer(s3gen, gen, None, watermarker)
@@ -303,7 +333,7 @@ def convert(
     gen: Mapping[str, Any],
     *,
     seed: int | None = None,
-    watermarker: PerthWatermarker | None = PERTH,
+    watermarker: Watermarker | None = PERTH,
 ) -> Tensor:
     """Waveform (1, N), as `render_speech_tokens`, that says what ``recording`` says in the voice of ``gen``.
 

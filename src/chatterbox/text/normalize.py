@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chatterbox.runtime.replaceable import replaceable
+
 EMPTY_TEXT = "You need to add some text for me to talk."
 
 
@@ -40,6 +42,7 @@ TURBO = PunctuationRules(
 )
 
 
+@replaceable
 def punc_norm(text: str, rules: PunctuationRules = ENGLISH) -> str:
     """Normalise punctuation the way the published models were driven.
 

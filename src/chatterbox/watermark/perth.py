@@ -10,9 +10,10 @@ gets that much of the past again, and what it marks anew begins as whole marking
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -90,6 +91,13 @@ def _convolve(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x
 
 
+class Watermarker(Protocol):
+    """`PerthWatermarker`, or what a program puts in its place."""
+
+    def apply_watermark(self, signal: np.ndarray, sample_rate: int) -> np.ndarray:
+        """``signal``, float32 (N,), marked; maybe cut to a multiple of 10 ms."""
+
+
 class PerthWatermarker:
     """The same under upstream's names: what ``model.watermarker`` is, and what a program may replace."""
 
@@ -103,6 +111,23 @@ class PerthWatermarker:
         return float(sure > 0.5) if round else sure
 
 
+def watermarker_of(facade: ModuleType) -> Watermarker:
+    """What a new model marks with: what the program has put in place of Perth's own class, else `PerthWatermarker`.
+
+    It may replace ``perth.PerthImplicitWatermarker``, its ``apply_watermark``, the module ``perth``, or the name
+    ``perth`` in ``facade``.
+    """
+    perth = vars(facade).get("perth", sys.modules.get("perth"))
+    made = getattr(perth, "PerthImplicitWatermarker", None)  # None: Perth cannot load its own
+    if made is None or _is_perths(getattr(made, "apply_watermark", None)):
+        return PerthWatermarker()
+    return made()
+
+
+def _is_perths(function: object) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("perth.perth_net.")
+
+
 @cache
 @torch.inference_mode(False)
 def _window() -> Tensor:
@@ -112,7 +137,9 @@ def _window() -> Tensor:
 @cache
 @torch.inference_mode(False)
 def _weights() -> dict[str, Tensor]:
-    package = importlib.util.find_spec("perth")
+    # Installed, whatever a program has put in its place.
+    specs = (finder.find_spec("perth", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    package = next(filter(None, specs), None)
     folders = list(package.submodule_search_locations or ()) if package else []
     for path in (Path(folder) / _WEIGHTS for folder in folders):
         if path.is_file():
@@ -124,13 +151,6 @@ def _weights() -> dict[str, Tensor]:
 
 _HOP_SECONDS = 0.01  # a watermarker may cut what it returns to a multiple of this
 _LEAST_SECONDS = 0.04  # of new samples for a call before the end; Perth's window needs 32 ms
-
-
-class Watermarker(Protocol):
-    """`chatterbox.watermark.perth.PerthWatermarker`, or what a program puts in its place."""
-
-    def apply_watermark(self, signal: np.ndarray, sample_rate: int) -> np.ndarray:
-        """``signal``, float32 (N,), marked; maybe cut to a multiple of 10 ms."""
 
 
 class WatermarkStream:
