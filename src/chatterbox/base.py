@@ -170,15 +170,23 @@ class SpeechModel(abc.ABC):
         tts.layout = m.layout
         return tts
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickles, as spawned workers get them, and copies: they have threads and caches of their own."""
+        config = self.synthesizer.config
+        parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device)
+        options = {"sampling": self.sampling, "kvcache": config.kvcache, "engine": config.engine}
+        own = {name: value for name, value in vars(self).items() if name != "synthesizer"}
+        return _rebuilt, (type(self), parts, options), {**own, "watermarker": self.watermarker}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another model on the same weights, with a voice, threads and caches of its own."""
-        config = self.synthesizer.config
-        parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device, copy.deepcopy(self.conds, memo))
-        other = type(self)(*parts, sampling=self.sampling, kvcache=config.kvcache, engine=config.engine)
-        other.watermarker = self.watermarker
-        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "conds")}
-        vars(other).update(copy.copy(own))
+        other = copy.copy(self)
+        other.conds = copy.deepcopy(self.conds, memo)
         return other
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
@@ -330,3 +338,7 @@ class SpeechModel(abc.ABC):
 
     def _voice_of(self, reference: Reference, exaggeration: float, norm_loudness: bool = True) -> Conditionals:
         return self.synthesizer.conditionals(reference, norm_loudness=norm_loudness).with_exaggeration(exaggeration)
+
+
+def _rebuilt(cls: type[SpeechModel], parts: Sequence[Any], options: Mapping[str, Any]) -> SpeechModel:
+    return cls(*parts, **options)

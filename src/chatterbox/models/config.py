@@ -36,6 +36,11 @@ class LlamaConfig:
     rope_high_freq_factor: float = 4.0
     rope_original_len: int = 8192
 
+    # As transformers names them.
+    num_hidden_layers = property(lambda self: self.num_layers)
+    num_attention_heads = num_key_value_heads = property(lambda self: self.num_heads)
+    rms_norm_eps = property(lambda self: self.norm_eps)
+
 
 @dataclass(frozen=True)
 class GPT2Config:
@@ -49,6 +54,12 @@ class GPT2Config:
     intermediate_size: int = 4096
     max_positions: int = 8196
     norm_eps: float = 1e-5
+
+    # As transformers names them.
+    n_layer = num_hidden_layers = property(lambda self: self.num_layers)
+    n_head = num_attention_heads = property(lambda self: self.num_heads)
+    n_embd = property(lambda self: self.hidden_size)
+    n_positions = n_ctx = max_position_embeddings = property(lambda self: self.max_positions)
 
 
 # How Turbo and Nano are driven, by field of `T3Config`.

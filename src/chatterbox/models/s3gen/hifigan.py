@@ -159,6 +159,10 @@ class HiFTGenerator(nn.Module):
         self.register_buffer("stft_window", window, persistent=False)
         self.f0_predictor = ConvRNNF0Predictor(config.num_mels, config.f0_channels)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.m_source.l_linear.weight.dtype
+
     def source(
         self,
         f0: Tensor,
@@ -208,6 +212,7 @@ class HiFTGenerator(nn.Module):
         """
         if lengths is not None and bool((lengths < speech_feat.shape[2]).any()):
             return self._apart(speech_feat, lengths, cache_source, phase, noise, generator, turns)
+        speech_feat = speech_feat.to(self.dtype)  # it may be another than the flow's
         source = self.source(self.f0_predictor(speech_feat), phase, noise, generator, turns)
         if cache_source is not None and cache_source.shape[2]:
             head = cache_source[..., : source.shape[2]].to(source).expand(source.shape[0], -1, -1)

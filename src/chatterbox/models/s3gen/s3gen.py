@@ -160,6 +160,10 @@ class S3Token2Wav(S3Token2Mel):
         self.register_buffer("trim_fade", torch.cat([torch.zeros_like(rise), rise]), persistent=False)
         forking.register(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
+        super().__setstate__(state)
+        forking.register(self)
+
     def forward(  # type: ignore[override]  # upstream's order, in both
         self,
         speech_tokens: Tensor,

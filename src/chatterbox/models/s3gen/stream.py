@@ -211,7 +211,7 @@ class S3GenStream:
         """Samples (1, N) of the frames from `_num_spoken` up to ``spoken_end``; the mel is known up to ``end``."""
         vocoder, spoken, hop_len = self._s3gen.mel2wav, self._num_spoken, self._hop_len
         start = max(self._mel_start, spoken - PAST_FRAMES)
-        mel = self._mel[..., start - self._mel_start :]
+        mel = self._mel[..., start - self._mel_start :].to(vocoder.dtype)
         past_f0, f0 = vocoder.f0_predictor(mel).tensor_split([spoken - start], dim=1)  # (1, frames) each
         lacking = end - spoken - self._source_noise.shape[2] // hop_len
         self._source_noise = torch.cat([self._source_noise, noise.source(lacking)], dim=2)

@@ -7,7 +7,7 @@ Does not know: what the convolution is for.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,24 @@ class CachedWeightNorm(nn.Module):
 
 
 def weight_norm(conv: Conv) -> Conv:
-    """Parametrize ``conv.weight`` in place; returns ``conv``."""
+    """Parametrize ``conv.weight`` in place; returns ``conv``, which can be pickled, unlike torch's own."""
     parametrize.register_parametrization(conv, "weight", CachedWeightNorm())
+    type(conv).__reduce_ex__ = _reduce  # type: ignore[method-assign,assignment]  # a class of this object alone
+    return conv
+
+
+def _reduce(conv: nn.Module, protocol: int) -> tuple[Any, ...]:
+    modules = {name: one for name, one in conv._modules.items() if name != "parametrizations"}
+    g, v = conv.parametrizations.weight.original0, conv.parametrizations.weight.original1  # type: ignore[union-attr]
+    return _restored, (type(conv).__bases__[0], {**conv.__dict__, "_modules": modules}, g, v)
+
+
+def _restored(kind: type[nn.Module], state: dict[str, Any], g: nn.Parameter, v: nn.Parameter) -> nn.Module:
+    conv = kind.__new__(kind)
+    conv.__setstate__(state)
+    conv.register_parameter("weight", nn.Parameter(v.detach().clone(), v.requires_grad))
+    weight_norm(conv)
+    conv.parametrizations.weight.original0, conv.parametrizations.weight.original1 = g, v  # type: ignore[union-attr]
     return conv
 
 

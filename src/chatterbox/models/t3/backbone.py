@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from chatterbox.models.linear import Linear
 from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
+from chatterbox.models.t3.transformers_call import Backbone, call
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -105,7 +107,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x), run)
 
 
-class LlamaBackbone(nn.Module):
+class LlamaBackbone(Backbone):
     """Embeddings in, hidden states after the final norm out."""
 
     rope_freqs: Tensor
@@ -136,13 +138,14 @@ class LlamaBackbone(nn.Module):
 
     def forward(
         self,
-        embeds: Tensor,
+        embeds: Tensor | None = None,
         cache: KVCache | None = None,
         *,
         positions: Tensor | None = None,
         readers: Sequence[HeadReader] = (),
         batch_invariant: bool = False,
-    ) -> Tensor:
+        **as_transformers: Any,
+    ) -> Any:
         """Run the stack over new positions.
 
         Args:
@@ -154,11 +157,24 @@ class LlamaBackbone(nn.Module):
             batch_invariant: give every position the bits that it gets alone (`chatterbox.models.t3.batch_invariant`).
 
         Returns:
-            (B, T, hidden_size), after the final norm.
+            (B, T, hidden_size), after the final norm. Called with ``inputs_embeds`` instead, and other names that
+            transformers has, what that returns: see `transformers_call.call`.
         """
+        if embeds is None:
+            return call(self, **as_transformers)
+        if as_transformers:
+            raise TypeError(f"{type(self).__name__} got an unexpected argument {min(as_transformers)!r}")
         positions = positions_of(embeds, cache) if positions is None else positions
         run = self.start(positions, cache, readers, batch_invariant=batch_invariant)
-        x = embeds
+        return self._through(embeds, run)
+
+    def _run(self, embeds: Tensor, cache: KVCache | None, inputs: list[Tensor] | None) -> Tensor:
+        return self._through(embeds, self.start(positions_of(embeds, cache), cache), inputs)
+
+    def _through(self, x: Tensor, run: RotaryPass, inputs: list[Tensor] | None = None) -> Tensor:
+        """``inputs``: gets what enters each layer."""
         for index, layer in enumerate(self.layers):
+            if inputs is not None:
+                inputs.append(x)
             x = layer(x, run, index)
         return self.norm(x)

@@ -7,6 +7,7 @@ on. As `backbone`, it appends to a `KVCache` and masks by the positions that com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from chatterbox.models.config import GPT2Config
 from chatterbox.models.linear import linear
 from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
+from chatterbox.models.t3.transformers_call import Backbone, call
 
 
 class Conv1D(nn.Module):
@@ -72,7 +74,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.ln_2(x), run)
 
 
-class GPT2Backbone(nn.Module):
+class GPT2Backbone(Backbone):
     """Embeddings in, hidden states after the final norm out."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -84,17 +86,30 @@ class GPT2Backbone(nn.Module):
 
     def forward(
         self,
-        embeds: Tensor,
+        embeds: Tensor | None = None,
         cache: KVCache | None = None,
         *,
         positions: Tensor | None = None,
         readers: Sequence[HeadReader] = (),
         batch_invariant: bool = False,
-    ) -> Tensor:
+        **as_transformers: Any,
+    ) -> Any:
         """As `chatterbox.models.t3.backbone.LlamaBackbone.forward`; positions are added here."""
+        if embeds is None:
+            return call(self, **as_transformers)
+        if as_transformers:
+            raise TypeError(f"{type(self).__name__} got an unexpected argument {min(as_transformers)!r}")
         positions = positions_of(embeds, cache) if positions is None else positions
-        run = Pass(positions, cache, readers, batch_invariant=batch_invariant)
+        return self._through(embeds, Pass(positions, cache, readers, batch_invariant=batch_invariant))
+
+    def _run(self, embeds: Tensor, cache: KVCache | None, inputs: list[Tensor] | None) -> Tensor:
+        return self._through(embeds, Pass(positions_of(embeds, cache), cache, ()), inputs)
+
+    def _through(self, embeds: Tensor, run: Pass, inputs: list[Tensor] | None = None) -> Tensor:
+        """``inputs``: gets what enters each layer."""
         x = embeds + self.wpe(run.positions)
         for index, layer in enumerate(self.h):
+            if inputs is not None:
+                inputs.append(x)
             x = layer(x, run, index)
         return self.ln_f(x)

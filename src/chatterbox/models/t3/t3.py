@@ -22,6 +22,7 @@ from chatterbox.models.t3.batch_invariant import in_blocks
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
+from chatterbox.models.t3.transformers_call import not_compiled
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import replaceable
@@ -72,6 +73,15 @@ class T3(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the embeddings and hidden states, and so of a cache."""
         return next(self.parameters()).dtype
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
+        super().__setstate__(state)
+        forking.register(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tfmr" and hasattr(value, "_orig_mod"):  # of torch.compile
+            value = not_compiled(value)
+        super().__setattr__(name, value)
 
     def _apply(self, *args: Any, **kwargs: Any) -> T3:  # what .to(), .half() and .cuda() go through
         self.watch.forget()  # it holds the weights that are given up here
