@@ -42,10 +42,13 @@ def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> 
     reference, seen = make_ref(), []
     flow_inference = s3gen.flow_inference
     stream = S3GenStream(s3gen, reference, seed=1, context_len=8)
+
+    def counted(**given: object) -> Tensor:
+        seen.append(len(given["speech_tokens"]))
+        return flow_inference(**given)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            s3gen, "flow_inference", lambda tokens, **given: seen.append(len(tokens)) or flow_inference(tokens, **given)
-        )
+        patch.setattr(s3gen, "flow_inference", counted)
         for first, end in ((0, 5), (5, 9), (9, 30)):
             again, waiting = stream.num_seen_again, stream.num_waiting
             stream.push(speech_tokens()[first:end])
@@ -95,10 +98,10 @@ class FixedMel:
     def __getattr__(self, name: str) -> object:
         return getattr(self._s3gen, name)
 
-    def flow_inference(self, tokens: Tensor, ref_dict: dict, finalize: bool, z: Tensor) -> Tensor:
+    def flow_inference(self, speech_tokens: Tensor, ref_dict: dict, finalize: bool, z: Tensor) -> Tensor:
         first = FRAMES_PER_TOKEN * self.stream._first
-        self.calls.append((len(tokens), finalize))
-        return self._mel[..., first : first + FRAMES_PER_TOKEN * (len(tokens) - (0 if finalize else 3))]
+        self.calls.append((len(speech_tokens), finalize))
+        return self._mel[..., first : first + FRAMES_PER_TOKEN * (len(speech_tokens) - (0 if finalize else 3))]
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=len)
