@@ -10,6 +10,7 @@ import abc
 import copy
 import dataclasses
 import inspect
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -48,6 +49,7 @@ from chatterbox.watermark.perth import watermarker_of
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
+logger = logging.getLogger(__name__)
 
 ENGINE = EngineConfig()
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -143,6 +145,7 @@ class SpeechModel(abc.ABC):
         """
         self.sr = S3GEN_SR
         self.device = device
+        self._has_told = False  # of a voice that upstream would go on with
         self.conds = conds
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
@@ -181,12 +184,31 @@ class SpeechModel(abc.ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another model on the same weights, with a voice, threads and caches of its own."""
         other = copy.copy(self)
-        other.conds = copy.deepcopy(self.conds, memo)
+        other.conds = copy.deepcopy(self._conds, memo)
         return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+    @property
+    def conds(self) -> Conditionals | None:
+        """The voice of calls that name none; only `prepare_conditionals` and the caller assign it."""
+        self._tell_whose_voice()
+        return self._conds
+
+    @conds.setter
+    def conds(self, voice: Conditionals | None) -> None:
+        self._conds, self._has_named = voice, False
+
+    def _tell_whose_voice(self) -> None:
+        """Say once that ``conds`` is not the voice of the recording that a call named."""
+        if self._has_named and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
+                "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
+            )
 
     @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
@@ -259,6 +281,7 @@ class SpeechModel(abc.ABC):
 
     def _generate(self, text: str, reference: Reference | Conditionals | None, **options: Any) -> Tensor:
         """(1, N) float32; ``options`` are `_request`'s."""
+        self._note_whose_voice(reference)
         return self.synthesizer.speak(self._request(text, reference, options)).audio
 
     def _generate_stream(
@@ -268,8 +291,15 @@ class SpeechModel(abc.ABC):
 
         ``print_metrics``: one line to stderr at the end.
         """
+        self._note_whose_voice(reference)
         streaming = StreamingConfig(**{name: options.pop(name) for name in _STREAMING & options.keys()})
         return self._chunks(self._request(text, reference, options), streaming, print_metrics)
+
+    def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
+        if reference is None:
+            self._tell_whose_voice()
+        elif not isinstance(reference, Conditionals):
+            self._has_named = True
 
     def _chunks(
         self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
@@ -331,7 +361,7 @@ class SpeechModel(abc.ABC):
             arguments = {"norm_loudness": norm_loudness} if self.t3.hp.norm_loudness else {}
             self.prepare_conditionals(reference, exaggeration=exaggeration, **arguments)
             reference = None
-        conds = self.conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
+        conds = self._conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
         if conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
         return conds

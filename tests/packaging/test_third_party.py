@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,35 @@ def test_a_voice_is_prepared_once(model, say, voice_file):
     built_in = say()
     model.prepare_conditionals(voice_file, exaggeration=0.5)
     assert torch.equal(say(), named) and not torch.equal(named, built_in)
+
+
+@pytest.mark.parametrize("how", ["generate", "conds"])
+def test_a_voice_that_upstream_would_go_on_with_is_named_once(how, model, say, voice_file, caplog):
+    built_in = say()
+    say(audio_prompt_path=voice_file)
+    with caplog.at_level(logging.WARNING, "chatterbox.base"):
+        assert how == "conds" or torch.equal(say(), built_in)
+        for _ in range(2):
+            voice = model.conds
+    told = [
+        message for message in caplog.messages if message.startswith("conds is not the voice of the last recording")
+    ]
+    assert len(told) == 1
+    assert "call prepare_conditionals(recording)" in caplog.text
+    model.prepare_conditionals(voice_file)
+    assert model.conds is not voice and not torch.equal(say(), built_in)
+
+
+def test_nothing_is_said_of_voices_that_are_prepared_or_all_named(model, say, voice_file, caplog):
+    with caplog.at_level(logging.WARNING, "chatterbox.base"):
+        say()
+        model.conds.to("cpu")
+        say(audio_prompt_path=voice_file)
+        say(audio_prompt_path=voice_file)
+        model.prepare_conditionals(voice_file)
+        say()
+        assert model.conds is not None
+    assert "conds" not in caplog.text
 
 
 def test_a_voice_is_stored_and_loaded(model, conditionals, say, voice_file, tmp_path):
