@@ -106,6 +106,21 @@ class _Part:
         model.synthesizer.replace(self._name, value)
 
 
+class _VoiceNotice:
+    """Says once that ``conds`` is not the voice of the recording that a call named."""
+
+    def __init__(self) -> None:
+        self.is_due = self.was_given = False
+
+    def tell(self) -> None:
+        if self.is_due and not self.was_given:
+            self.was_given = True
+            logger.warning(
+                "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
+                "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
+            )
+
+
 class SpeechModel(abc.ABC):
     """Text to speech with voice cloning.
 
@@ -145,7 +160,7 @@ class SpeechModel(abc.ABC):
         """
         self.sr = S3GEN_SR
         self.device = device
-        self._has_told = False  # of a voice that upstream would go on with
+        self._notice = _VoiceNotice()
         self.conds = conds
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
@@ -178,7 +193,7 @@ class SpeechModel(abc.ABC):
         config = self.synthesizer.config
         parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device)
         options = {"sampling": self.sampling, "kvcache": config.kvcache, "engine": config.engine}
-        own = {name: value for name, value in vars(self).items() if name != "synthesizer"}
+        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "_notice")}
         return _rebuilt, (type(self), parts, options), {**own, "watermarker": self.watermarker}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -194,21 +209,13 @@ class SpeechModel(abc.ABC):
     @property
     def conds(self) -> Conditionals | None:
         """The voice of calls that name none; only `prepare_conditionals` and the caller assign it."""
-        self._tell_whose_voice()
+        self._notice.tell()
         return self._conds
 
     @conds.setter
     def conds(self, voice: Conditionals | None) -> None:
-        self._conds, self._has_named = voice, False
-
-    def _tell_whose_voice(self) -> None:
-        """Say once that ``conds`` is not the voice of the recording that a call named."""
-        if self._has_named and not self._has_told:
-            self._has_told = True
-            logger.warning(
-                "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
-                "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
-            )
+        self._conds = voice
+        self._notice.is_due = False
 
     @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
@@ -297,9 +304,9 @@ class SpeechModel(abc.ABC):
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if reference is None:
-            self._tell_whose_voice()
+            self._notice.tell()
         elif not isinstance(reference, Conditionals):
-            self._has_named = True
+            self._notice.is_due = True
 
     def _chunks(
         self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
