@@ -25,7 +25,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report
+.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -154,6 +154,13 @@ $(TRANSFORMERS_READY): tests/requirements-transformers.txt
 	$(TRANSFORMERS_VENV)/bin/python -m pip install --quiet -r tests/requirements-transformers.txt
 	$(TRANSFORMERS_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
+
+# A chatterbox-tts without files, for programs that require that name (docs/migrating.md).
+shim: $(READY)
+	rm -rf build/shim
+	mkdir -p build/shim
+	cp tools/shim/pyproject.toml build/shim
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist build/shim
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -51,3 +51,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+# Last: what is imported here looks for the names above, to know that this is the package that it belongs to.
+from chatterbox.runtime.installation import warn_of_other_owner  # noqa: E402
+
+warn_of_other_owner()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 import torch
 
+from tests.packaging.support import copy_tree, run
 from tests.support.folders import recording
 
 TEXT = "Hello there, World."
@@ -67,3 +69,12 @@ def say(published, model) -> Any:
         return model.generate(TEXT, **{**published.arguments, **arguments})
 
     return generate
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is here, without what an installation left in it."""
+    copy = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
+    for folder in (copy / "src").glob("*.egg-info"):
+        run("rm", "-r", folder)
+    return copy

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,29 +10,10 @@ import soundfile
 
 from chatterbox.cli.configs import filled
 from chatterbox.cli.hydra_config import compose_config, to_yaml
-from tests.packaging.support import copy_tree, run
+from tests.packaging.support import environment_with_dependencies, pip, run, wheel_of
 
 OVERRIDES = ("kvcache=phone", "kvcache.window_size=100", "sampling.temperature=0.6")
 KINDS = ("clone", "editable", "wheel")
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is here, without what an installation left in it."""
-    copy = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
-    for folder in (copy / "src").glob("*.egg-info"):
-        run("rm", "-r", folder)
-    return copy
-
-
-def environment_with_dependencies(folder: Path) -> Path:
-    """The Python of a virtual environment that is lent this one's packages, but no editable install of them."""
-    run(sys.executable, "-m", "venv", "--without-pip", folder)
-    python = folder / "bin" / "python"
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    lent = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    Path(site, "lent.pth").write_text("\n".join(lent) + "\n")  # .pth files within are not read
-    return python
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,12 +23,10 @@ def command(request: pytest.FixtureRequest, clone: Path, tmp_path_factory: pytes
     python = environment_with_dependencies(folder / "environment")
     if request.param == "clone":
         return [python, "-m", "chatterbox.cli"], {"PYTHONPATH": str(clone / "src")}, clone / "src"
-    options = ("--quiet", "--no-deps", "--no-build-isolation")
     if request.param == "editable":
-        run(sys.executable, "-m", "pip", "--python", python, "install", *options, "-e", clone)
+        pip(python, "install", "--no-deps", "--no-build-isolation", "-e", clone)
         return [python.parent / "chatterbox"], {}, clone / "src"
-    run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, clone)
-    run(sys.executable, "-m", "pip", "--python", python, "install", *options, next(folder.glob("*.whl")))
+    pip(python, "install", "--no-deps", wheel_of(clone, folder))
     return [python.parent / "chatterbox"], {}, folder / "environment"
 
 

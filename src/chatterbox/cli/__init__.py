@@ -3,6 +3,14 @@
 Owns: the terminal, and all that knows Hydra. Nothing else of the package imports it. Must not import: `integrations`.
 """
 
+import importlib
+import sys
+
+try:
+    importlib.import_module("chatterbox.runtime")
+except ImportError as error:  # another package lies over this one
+    sys.exit(f"chatterbox: error: {error}")
+
 from chatterbox.cli.main import main
 
 __all__ = ["main"]
