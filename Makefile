@@ -8,6 +8,10 @@ PEER_READY = $(PEER_VENV)/.ready
 STREAMING_VENV ?= .venv-streaming
 STREAMING_READY = $(STREAMING_VENV)/.ready
 
+# The oldest versions of all that is depended on, on Python 3.11.
+OLDEST_VENV ?= .venv-oldest
+OLDEST_READY = $(OLDEST_VENV)/.ready
+
 # Caches under the oldest transformers that is supported, whose contract differs from the newest's.
 TRANSFORMERS_VENV ?= .venv-transformers
 TRANSFORMERS_READY = $(TRANSFORMERS_VENV)/.ready
@@ -25,7 +29,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
@@ -37,6 +41,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
+
+test-oldest: $(OLDEST_READY)
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-transformers: $(TRANSFORMERS_READY)
 	CHATTERBOX_TEST_TRANSFORMERS=5.2. $(TRANSFORMERS_VENV)/bin/python -m pytest --noconftest tests/unit/integrations/test_transformers_cache.py $(ARGS)
@@ -147,6 +154,12 @@ $(STREAMING_READY): tests/peer/requirements-streaming.txt tests/peer/requirement
 	$(STREAMING_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements-streaming.txt
 	$(STREAMING_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-streaming-nodeps.txt
 	rm -f $(STREAMING_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # as above
+	@touch $@
+
+$(OLDEST_READY): pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -c constraints-oldest.txt setuptools wheel
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[dev]"
 	@touch $@
 
 $(TRANSFORMERS_READY): tests/requirements-transformers.txt
