@@ -22,9 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+
+try:
+    from transformers import PreTrainedConfig
+    from transformers.cache_utils import Cache, CacheLayerMixin
+except ImportError:
+    raise ImportError(
+        f"TransformersCache needs transformers 5.2 or newer, {transformers.__version__} is installed; "
+        "pip install -U transformers"
+    ) from None
 
 from chatterbox.config import KVCacheConfig
 from chatterbox.kvcache.base import KVCache

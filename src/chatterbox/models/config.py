@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatterbox.config import SamplingConfig
+from chatterbox.config import SamplingConfig, to_dict
 
 NUM_SPEECH_TOKENS = 6561  # 3 ** 8 FSQ codes; also the start token's id
 SILENT_SPEECH_TOKEN = 4299  # silence in the published codebook
@@ -37,6 +37,7 @@ class LlamaConfig:
     rope_original_len: int = 8192
 
     # As transformers names them.
+    to_dict = to_dict
     num_hidden_layers = property(lambda self: self.num_layers)
     num_attention_heads = num_key_value_heads = property(lambda self: self.num_heads)
     rms_norm_eps = property(lambda self: self.norm_eps)
@@ -56,6 +57,7 @@ class GPT2Config:
     norm_eps: float = 1e-5
 
     # As transformers names them.
+    to_dict = to_dict
     n_layer = num_hidden_layers = property(lambda self: self.num_layers)
     n_head = num_attention_heads = property(lambda self: self.num_heads)
     n_embd = property(lambda self: self.hidden_size)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import math
 import re
 import sys
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 SMALL = 20_000_000  # weights; the embedded voice has 9 million in T3, 5 in S3Gen
 PATIENCE = 1.0  # seconds that a fork waits for them at most
@@ -116,8 +119,11 @@ def _runtime() -> ctypes.CDLL | None:
 
 @cache
 def _found() -> ctypes.CDLL | None:
-    runtimes = (one for one in _libraries("libgomp") if all(hasattr(one, name) for name in _NEEDED))
-    return next(runtimes, None)
+    loaded = list(_libraries("libgomp"))
+    fit = [one for one in loaded if all(hasattr(one, name) for name in _NEEDED)]
+    if loaded and not fit:
+        logger.info("OpenMP's runtime in this torch cannot give idle threads back; several callers are slower for it")
+    return fit[0] if fit else None
 
 
 @cache

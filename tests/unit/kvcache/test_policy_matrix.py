@@ -27,7 +27,7 @@ from tests.support.small import SMALL, SMALL_GPT2, build, make_request
 ROOT = Path(__file__).resolve().parents[3]
 NUM_STEPS = 40
 # Hidden states are of order 1 after the final norm. bfloat16 has 8 bits of mantissa, and a stack adds up its roundings.
-ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 0.04}
+ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 0.05}
 
 
 @dataclass(frozen=True)

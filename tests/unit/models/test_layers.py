@@ -392,6 +392,7 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="the numbers are of a torch that takes fewer for the same call")
 @pytest.mark.parametrize(
     ("hp", "rows", "most"), [(SMALL, 1, 144), (SMALL, 2, 151), (SMALL_GPT2, 1, 109), (SMALL_GPT2, 2, 125)]
 )

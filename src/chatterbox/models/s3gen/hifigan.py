@@ -182,7 +182,7 @@ class HiFTGenerator(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, 0.1))
             if i == last:
-                x = F.pad(x, (1, 0), mode="reflect")  # as many frames as the source's STFT
+                x = torch.cat([x[..., 1:2], x], dim=-1)  # reflected: as many frames as the source's STFT
             x = x + self.source_resblocks[i](self.source_downs[i](spectrum))
             blocks = self.resblocks[i * num_kernels : (i + 1) * num_kernels]
             x = reduce(torch.add, [block(x) for block in blocks]) / num_kernels
