@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial, wraps
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 import torch
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENGINE = EngineConfig()
+FILTER = "drop_invalid_tokens"  # a function that upstream's `generate` calls
 Method = TypeVar("Method", bound=Callable[..., Any])
 _SAMPLING, _SPEECH, _STREAMING = (
     frozenset(one.name for one in dataclasses.fields(config))
@@ -106,11 +108,11 @@ class _Part:
         model.synthesizer.replace(self._name, value)
 
 
-class _VoiceNotice:
-    """Says once that ``conds`` is not the voice of the recording that a call named."""
+class _Notices:
+    """Says once that ``conds`` is not the voice that a call named, and that a replaced function is not called."""
 
     def __init__(self) -> None:
-        self.is_due = self.was_given = False
+        self.is_due = self.was_given = self.told_of_filter = False
 
     def tell(self) -> None:
         if self.is_due and not self.was_given:
@@ -119,6 +121,12 @@ class _VoiceNotice:
                 "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
                 "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
             )
+
+    def tell_of_filter(self, facade: ModuleType) -> None:
+        if FILTER in vars(facade) and not self.told_of_filter:
+            self.told_of_filter = True
+            name = f"{facade.__name__}.{FILTER}"
+            logger.warning("the replaced %s is not called: speech tokens are chosen as they come", name)
 
 
 class SpeechModel(abc.ABC):
@@ -160,7 +168,7 @@ class SpeechModel(abc.ABC):
         """
         self.sr = S3GEN_SR
         self.device = device
-        self._notice = _VoiceNotice()
+        self._notices = _Notices()
         self.conds = conds
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
@@ -193,7 +201,7 @@ class SpeechModel(abc.ABC):
         config = self.synthesizer.config
         parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device)
         options = {"sampling": self.sampling, "kvcache": config.kvcache, "engine": config.engine}
-        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "_notice")}
+        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "_notices")}
         return _rebuilt, (type(self), parts, options), {**own, "watermarker": self.watermarker}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -209,13 +217,13 @@ class SpeechModel(abc.ABC):
     @property
     def conds(self) -> Conditionals | None:
         """The voice of calls that name none; only `prepare_conditionals` and the caller assign it."""
-        self._notice.tell()
+        self._notices.tell()
         return self._conds
 
     @conds.setter
     def conds(self, voice: Conditionals | None) -> None:
         self._conds = voice
-        self._notice.is_due = False
+        self._notices.is_due = False
 
     @replaceable
     def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
@@ -266,8 +274,7 @@ class SpeechModel(abc.ABC):
 
     def weights_changed(self) -> None:
         """Compute everything anew after weights were changed in a way that is not noticed; see docs/kvcache.md."""
-        self.synthesizer.clear()
-        self.t3.weights_changed()
+        self.synthesizer.weights_changed()
 
     def close(self) -> None:
         """End all that is under way with an error, and the model's threads; it speaks no more. Twice is harmless."""
@@ -304,9 +311,9 @@ class SpeechModel(abc.ABC):
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if reference is None:
-            self._notice.tell()
+            self._notices.tell()
         elif not isinstance(reference, Conditionals):
-            self._notice.is_due = True
+            self._notices.is_due = True
 
     def _chunks(
         self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
@@ -344,6 +351,7 @@ class SpeechModel(abc.ABC):
 
         Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
         """
+        self._notices.tell_of_filter(sys.modules[self.facade])
         speech = {name: options[name] for name in _SPEECH & options.keys()}
         sampling = {name: options[name] for name in _SAMPLING & options.keys()}
         sampling = {name: value for name, value in sampling.items() if not isinstance(value, ModelDefault | None)}

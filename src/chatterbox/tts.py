@@ -22,8 +22,10 @@ from chatterbox.config import (
     StreamArguments,
     StreamingConfig,
 )
+from chatterbox.runtime.replaceable import replaceable
 from chatterbox.synthesis.render import StreamingMetrics
-from chatterbox.text.normalize import punc_norm
+from chatterbox.text.normalize import ENGLISH as RULES
+from chatterbox.text.normalize import punc_norm as _punc_norm
 from chatterbox.upstream_names import names_of
 from chatterbox.voice.conditionals import Conditionals, Reference
 
@@ -35,6 +37,12 @@ STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
+
+
+@replaceable
+def punc_norm(text: str) -> str:
+    """Punctuation as the English model was driven; see `chatterbox.text.normalize.punc_norm`."""
+    return _punc_norm(text, RULES)
 
 
 class ChatterboxTTS(SpeechModel):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import sys
 import threading
+from functools import reduce
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -165,7 +167,10 @@ def test_streams_name_a_replaced_s3gen_inference(model, stream, caplog, monkeypa
     count(monkeypatch, model.s3gen, "inference")
     with caplog.at_level(logging.WARNING, "chatterbox"):
         stream(chunk_size=8, first_chunk=4)
-    assert "do not call the replaced s3gen.inference; generate does" in caplog.text
+    named = (
+        "streams call the replaced s3gen.inference for utterances of one chunk alone; generate and batches do for all"
+    )
+    assert [message for message in caplog.messages if "replaced" in message] == [named]
 
 
 @pytest.mark.parametrize("published", ["english"], indirect=True)
@@ -202,6 +207,88 @@ def test_the_flows_guidance_is_set(model, say):
     assert not torch.equal(say(), before)
     model.s3gen.flow.decoder.inference_cfg_rate = 0.7
     assert torch.equal(say(), before)
+
+
+@pytest.mark.parametrize("published", ["english"], indirect=True)
+def test_anothers_function_is_another_function(model, say, request):
+    """What is this package's own, but of another model, is what runs."""
+    other = type(model).from_local(request.getfixturevalue("small_folder"), "cpu")
+    with torch.no_grad():
+        other.t3.speech_head.weight.neg_()
+    model_says = say()
+    model.t3.inference = other.t3.inference
+    assert not torch.equal(say(), model_says)
+    del model.t3.inference
+    assert torch.equal(say(), model_says)
+
+
+@pytest.mark.parametrize("published", ["english"], indirect=True)
+def test_punctuation_of_another_model_is_used(model, say, monkeypatch):
+    english, multilingual = (importlib.import_module(f"chatterbox.{name}") for name in ("tts", "mtl_tts"))
+    seen: list[str] = []
+    own = model.tokenizer.text_to_tokens
+    monkeypatch.setattr(model.tokenizer, "text_to_tokens", lambda text: seen.append(text) or own(text))
+    torch.manual_seed(3)
+    model.generate("hello。")
+    monkeypatch.setattr(english, "punc_norm", multilingual.punc_norm)
+    torch.manual_seed(3)
+    model.generate("hello。")
+    assert "Hello。." in seen and seen[-1] == "Hello。"
+
+
+@pytest.mark.parametrize("name", ["s3gen.embed_ref", "s3gen.tokenizer.forward", "ve.embeds_from_wavs", "ve.inference"])
+def test_what_hears_a_voice_is_called_each_time(name, model, say, voice_file, monkeypatch):
+    """Also for a recording that was heard before."""
+    expected = say(audio_prompt_path=voice_file)
+    *path, method = name.split(".")
+    counter = count(monkeypatch, reduce(getattr, path, model), method)
+    assert torch.equal(say(audio_prompt_path=voice_file), expected)
+    num_calls = len(counter.calls)
+    assert num_calls and torch.equal(say(audio_prompt_path=voice_file), expected)
+    assert len(counter.calls) == 2 * num_calls
+
+
+@pytest.mark.parametrize("path", ["s3gen.tokenizer", "s3gen.speaker_encoder", "ve"])
+@pytest.mark.parametrize("way", ["counted", "through data", "by a hook"])
+def test_a_voice_is_made_anew_by_changed_networks(path, way, model, voice_file):
+    model.prepare_conditionals(voice_file)
+    before, part = model.conds, reduce(getattr, path.split("."), model)
+    weights = [one for one in part.parameters() if one.dim() > 1]
+    for weight in weights if way != "by a hook" else ():
+        (weight.data if way == "through data" else weight.detach()).mul_(-1.5)
+    heard: list[Any] = []
+    if way == "by a hook":
+        part.register_forward_pre_hook(lambda module, arguments: heard.append(module))
+    model.prepare_conditionals(voice_file)
+    if way == "by a hook":
+        assert heard
+        return
+    same = [
+        torch.equal(model.conds.t3.speaker_emb, before.t3.speaker_emb),
+        torch.equal(model.conds.gen["embedding"], before.gen["embedding"]),
+        torch.equal(model.conds.gen["prompt_token"], before.gen["prompt_token"]),
+    ]
+    assert same == [path != "ve", path != "s3gen.speaker_encoder", path != "s3gen.tokenizer"]
+
+
+def test_another_voice_encoder_makes_other_voices(model, voice_file):
+    model.prepare_conditionals(voice_file)
+    before = model.conds.t3.speaker_emb
+    other = copy.deepcopy(model.ve)
+    for weight in other.parameters():
+        weight.data.mul_(-1.5)
+    model.ve = other
+    model.prepare_conditionals(voice_file)
+    assert not torch.equal(model.conds.t3.speaker_emb, before)
+
+
+def test_a_replaced_filter_of_speech_tokens_is_named_once(model, published, say, stream, caplog, monkeypatch):
+    module = importlib.import_module(published.module)
+    monkeypatch.setitem(vars(module), "drop_invalid_tokens", lambda tokens: tokens)
+    with caplog.at_level(logging.WARNING, "chatterbox"):
+        say(), stream(), say()
+    named = f"the replaced {published.module}.drop_invalid_tokens is not called: speech tokens are chosen as they come"
+    assert [message for message in caplog.messages if "replaced" in message] == [named]
 
 
 class Quiet:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+PACKAGE = "chatterbox."
 _OWN: list[Callable[..., Any]] = []
 
 
@@ -26,7 +28,18 @@ def replaceable(function: Function) -> Function:
 def replacement(owner: Any, name: str) -> Callable[..., Any] | None:
     """What a program has put in place of ``owner.name``, on the object, its class or a subclass; None: nothing."""
     found = getattr(owner, name)
-    return None if _is_own(found) else found
+    return None if _is_own(found) and _belongs(found, owner) else found
+
+
+def has_functions_of_others(module: Any) -> bool:
+    """Whether a program has put functions on a torch module of this package, or on its class, or hooks."""
+    own, kind = vars(module), type(module)
+    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return True
+    if any(callable(value) and hasattr(kind, name) for name, value in own.items()):
+        return True
+    functions = [value for value in vars(kind).values() if callable(value) and not isinstance(value, type)]
+    return kind.__module__.startswith(PACKAGE) and not all(map(_is_of_package, functions))
 
 
 def call(function: Callable[..., Any], upstream: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:
@@ -40,6 +53,18 @@ def call(function: Callable[..., Any], upstream: Mapping[str, Any], ours: Mappin
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters}
     return function(**upstream, **{name: value for name, value in ours.items() if takes_all or name in names})
+
+
+def _is_of_package(function: Callable[..., Any]) -> bool:
+    return getattr(function, "__module__", "").startswith(PACKAGE)
+
+
+def _belongs(found: Callable[..., Any], owner: Any) -> bool:
+    """Whether a function of this package is that of ``owner``, and not another model's or module's."""
+    if isinstance(owner, ModuleType):
+        return found.__module__ == owner.__name__
+    bound_to = getattr(found, "__self__", owner)  # of a module that an adapter wraps, where one does
+    return bound_to is owner or any(one is bound_to for one in getattr(owner, "modules", tuple)())
 
 
 def _is_own(found: Callable[..., Any]) -> bool:

@@ -28,6 +28,7 @@ from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.weight_norm import forget_products
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
@@ -48,6 +49,7 @@ from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
+from chatterbox.voice.recipe import VoiceRecipe
 from chatterbox.watermark.perth import PerthWatermarker, Watermarker
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,7 @@ class Synthesizer:
         check_names(config.kvcache)
         self.t3, self.s3gen, self.tokenizer, self.voice_encoder = t3, s3gen, tokenizer, voice_encoder
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
+        self.recipe = VoiceRecipe()
         self._warned: set[str] = set()  # replaced functions that were named
         self._render_by(s3gen)
         self._drive(config.kvcache if manager is None else manager)
@@ -154,7 +157,7 @@ class Synthesizer:
             ValueError: the model lacks what the guard looks at; the message says so.
             RuntimeError: the model computed NaN, the watermark cannot be made, or the engine is closed or full.
         """
-        self._warn_of_replaced("s3gen.inference" if streaming is not None else None)
+        self._warn_of_replaced(is_streamed=streaming is not None)
         with closing(self._speech(request, streaming).chunks(on_token)) as chunks:
             yield from chunks
         if request.use_cache:
@@ -177,7 +180,7 @@ class Synthesizer:
             TypeError, ValueError: a request that cannot be spoken; then none is.
             BatchError: some failed on the way; it has the others' results.
         """
-        self._warn_of_replaced()
+        self._warn_of_replaced(is_streamed=False)
         results: list[SpeechResult | None] = []
         errors: dict[int, BaseException] = {}
         with ExitStack() as under_way:
@@ -229,8 +232,11 @@ class Synthesizer:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
         make = partial(prepare_conditionals, self.s3gen, self.voice_encoder, hp=self.t3.hp, norm_loudness=norm_loudness)
+        recipe = self.recipe.name(self.s3gen, self.voice_encoder)
         try:
-            return self.voices.get(reference, make, recipe=f"{norm_loudness=}")
+            if recipe is None:
+                return make(reference)
+            return self.voices.get(reference, make, recipe=f"{norm_loudness=} {recipe}")
         finally:
             release_idle_threads()
 
@@ -238,6 +244,13 @@ class Synthesizer:
         """Forget all recordings, and all voices' and texts' prefixes."""
         self.voices.clear()
         self.prefixes.clear()
+
+    def weights_changed(self) -> None:
+        """Use nothing any more that was computed before, of any network."""
+        self.clear()
+        self.t3.weights_changed()
+        self.recipe.forget()
+        forget_products(self.s3gen)
 
     def close(self) -> None:
         """End all requests with an error, and the threads; the model speaks no more. Twice is harmless."""
@@ -270,13 +283,22 @@ class Synthesizer:
         renderer = SpeechRenderer(self.s3gen, voice.gen, None, self.watermarker if request.watermark else None)
         return chunks_by(inference, self.t3, renderer, requests, on_token)
 
-    def _warn_of_replaced(self, other: str | None = None) -> None:
-        """Name, once, a replaced function that only `speak` calls; ``other`` beside T3's."""
-        for name in (f"t3.{inference_name(self.t3.hp)}", *([other] if other else [])):
-            part, _, method = name.partition(".")
-            if name not in self._warned and replacement(getattr(self, part), method) is not None:
-                self._warned.add(name)
-                logger.warning("streams and batches do not call the replaced %s; generate does", name)
+    def _warn_of_replaced(self, *, is_streamed: bool) -> None:
+        """Name, once, a replaced function that they do not call."""
+        self._warn_if_replaced(
+            f"t3.{inference_name(self.t3.hp)}", "streams and batches do not call the replaced %s; generate does"
+        )
+        if is_streamed:
+            self._warn_if_replaced(
+                "s3gen.inference",
+                "streams call the replaced %s for utterances of one chunk alone; generate and batches do for all",
+            )
+
+    def _warn_if_replaced(self, name: str, message: str) -> None:
+        part, _, method = name.partition(".")
+        if name not in self._warned and replacement(getattr(self, part), method) is not None:
+            self._warned.add(name)
+            logger.warning(message, name)
 
     def _speech(
         self, request: SynthesisRequest, streaming: StreamingConfig | None, *, has_own_seed: bool = False

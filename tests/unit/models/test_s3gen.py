@@ -24,6 +24,7 @@ from chatterbox.models.config import (
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.encoder import RelativeSelfAttention, relative_positions
 from chatterbox.models.s3gen.hifigan import SineGen
+from chatterbox.models.s3gen.weight_norm import forget_products
 
 CONFIG = S3GenConfig(
     tokenizer=S3TokenizerConfig(hidden_size=64, num_heads=1, num_layers=1),
@@ -387,6 +388,27 @@ def test_weight_norm_is_computed_once_and_again_after_a_change() -> None:
     with torch.inference_mode():
         assert torch.equal(vocoder.decode(mel, source), first)
         assert torch.equal(clone.decode(mel, source), first)
+
+
+@pytest.mark.parametrize("change", [lambda g, v: g.data.mul_(1.5), lambda g, v: v.data.neg_()])
+def test_weight_norm_notices_what_torch_does_not_count(change) -> None:
+    conv = build().mel2wav.conv_pre
+    weights = conv.parametrizations.weight
+    with torch.inference_mode():
+        before = conv.weight.clone()
+    change(weights.original0, weights.original1)
+    with torch.inference_mode():
+        assert not torch.equal(conv.weight, before)
+
+
+def test_weight_norm_is_computed_anew_when_it_is_told_to() -> None:
+    s3gen = build()
+    conv = s3gen.mel2wav.conv_pre
+    with torch.inference_mode():
+        before = conv.weight
+    forget_products(s3gen)
+    with torch.inference_mode():
+        assert conv.weight is not before and torch.equal(conv.weight, before)
 
 
 def test_weight_norm_can_be_folded_away() -> None:
