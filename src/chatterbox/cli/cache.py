@@ -73,6 +73,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         "folder": str(disk.folder),
         "files": num_files,
         "broken": num_files - len(entries),
+        "left_over": len(disk.left_overs()),
         "bytes": disk.nbytes,
         "budget_bytes": disk.budget_bytes,
         "positions": sum(entry.num_positions for entry in entries),
@@ -82,6 +83,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps(about))
         return 0
     broken = f", {about['broken']} of them broken" if about["broken"] else ""
+    broken += f", {about['left_over']} being written or left over" if about["left_over"] else ""
     print(f"{disk.folder}: {num_files} prefixes{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
     rows = [("voice", "prefixes", "positions", "MiB", "last used")]
     for voice in voices:
@@ -138,7 +140,7 @@ def run_export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = checked_path(arguments.output)
     _, disk = _opened(arguments, overrides)
     entries = disk.entries()
-    with progress() as report, whole(output) as part, tarfile.open(part, "w") as archive:
+    with progress() as report, whole(output) as part, tarfile.open(part, "w|") as archive:
         num_packed = 0
         for done, entry in enumerate(reversed(entries)):  # reading is a use: the order stays
             report.bar(done, len(entries), entry.path.name[:20])
@@ -153,7 +155,10 @@ def run_clear(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     _, disk = _opened(arguments, overrides)
     num_files, nbytes = len(disk.files()), disk.nbytes
     disk.clear()
-    print(f"{disk.folder}: {num_files} prefixes removed, {nbytes / MIB:.1f} MiB")
+    num_kept = len(disk.files())
+    print(f"{disk.folder}: {num_files - num_kept} prefixes removed, {(nbytes - disk.nbytes) / MIB:.1f} MiB")
+    if num_kept:
+        raise PermissionError(f"{num_kept} files of {disk.folder} may not be removed: they are another user's")
     return 0
 
 

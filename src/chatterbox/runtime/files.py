@@ -34,8 +34,11 @@ def whole(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to; it takes its place at the end, so that ``path`` is whole or as it was.
 
     A link stays, and what it points at is written; a file that was there keeps its mode and, as far as may be, its
-    owner. What killed writers left of ``path`` is removed.
+    owner. What killed writers left of ``path`` is removed. A pipe or device is written to as it is.
     """
+    if is_written_through(path):
+        yield path
+        return
     target = Path(os.path.realpath(path))
     for left in left_overs(target.parent, PART, target.name):
         remove_left_over(left)
