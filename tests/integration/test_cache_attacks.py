@@ -22,7 +22,7 @@ from chatterbox.kvcache import Segment
 from chatterbox.kvcache.prefix.disk import SUFFIX, DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.t3 import T3
-from tests.support.attacks import killed, open_folder, unprivileged
+from tests.support.attacks import ROOT, killed, open_folder, unprivileged
 from tests.support.decoding import stream
 from tests.support.small import REQUESTS, SMALL, build
 
@@ -263,7 +263,8 @@ def test_two_processes_on_one_cache(t3, expected, tmp_path):
         "spoken(t3, folder)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0 and "Traceback" not in err, err

@@ -18,10 +18,9 @@ from chatterbox.cli import main
 from chatterbox.voice import library
 from chatterbox.voice.conditionals import Conditionals
 from chatterbox.voice.library import VoiceLibrary, find_voice
-from tests.support.attacks import killed
+from tests.support.attacks import ROOT, killed
 from tests.support.command import command
 
-ROOT = Path(__file__).resolve().parents[2]
 LASTS = 120  # seconds that a process may take
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells, pipes and signals of POSIX")
 
@@ -229,3 +228,11 @@ def test_cache_files_are_their_owners_alone(tmp_path):
     disk, part = DiskTier(tmp_path), torch.ones(1, 1, 2, 4)
     assert disk.store("key", Segment(part, -part, 0))
     assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o600]
+
+
+def test_a_cache_folder_that_is_none_costs_one_line(small_folder, tmp_path, capsys):
+    words = ["Hello.", "--model", str(small_folder), "--seed", "1", "sampling.max_new_tokens=4", "-o"]
+    for name, setting in (("a.wav", []), ("b.wav", [f"kvcache.disk_folder={os.devnull}"])):
+        code, _, err = command(capsys, "say")(*words, str(tmp_path / name), *setting)
+        assert code == 0 and err.count("prefix cache: cannot write to /dev/null") == len(setting), err
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 
 
@@ -42,5 +43,5 @@ def open_folder() -> Iterator[Path]:
 def killed(program: str) -> None:
     """Run a program that kills itself, as ``die()``, half way through."""
     head = "import os, signal\ndef die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-    done = subprocess.run([sys.executable, "-c", head + program], timeout=120, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", head + program], timeout=120, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.output import checked_path, progress, table
+from chatterbox.cli.pieces import read_text
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     settings = [item for item in arguments.text if _SETTING.match(item)]
     texts = [item for item in arguments.text if not _SETTING.match(item)]
     if arguments.texts is not None:
-        texts += [line for line in Path(arguments.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts += [line for line in read_text(arguments.texts).splitlines() if line.strip()]
     if not texts:
         raise UsageError("nothing to warm: give texts, or a file of them with --texts")
     config = _with_folder(configuration(arguments, [*settings, *overrides], "say"), arguments)
