@@ -20,6 +20,7 @@ TEXT ?= Hello. This sentence was spoken on this machine.
 OUT ?= say.wav
 export SAY_TEXT = $(value TEXT)
 export SAY_OUT = $(value OUT)
+unexport TEXT OUT  # make expands what it exports, and would run a $(shell ...) in a text
 
 # Where a benchmark's result goes: not into the tree, unless asked. `make gate`, docs and `make report` are of
 # benchmarks/results, so a result that is to be committed is made with RESULTS=benchmarks/results.
@@ -32,7 +33,7 @@ STAGES ?= data speakers tokenizer flow vocoder t3 export
 .PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
-	@$(BIN)/chatterbox say "$$SAY_TEXT" -o "$$SAY_OUT" $(ARGS)
+	@$(BIN)/chatterbox say -o "$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
 
 # A process for each core, and one thread in it: the models of the tests are small. JOBS=0 is one process, as `pytest` is.
 JOBS ?= auto

@@ -50,6 +50,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
+    Path("chapters").mkdir()
+    for name in ("story.txt", "chapters/one.txt"):
+        Path(name).write_text("It was a dark night.")
     lines = [line for block in snippets("sh") for line in block.splitlines()]
     for line in lines:
         words = shlex.split(line)
@@ -60,7 +63,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     )
     assert (tmp_path / "kept.tar").is_file() and not list((tmp_path / "kept").iterdir())
     assert {path.name for path in Path("sweep").iterdir()} == {"jobs.jsonl", "table.md", "plots.png"}
-    assert len(lines) == 13
+    assert len(lines) == 16 and soundfile.info(Path("audio", "one.opus")).duration > 0.3
 
 
 def test_own_yaml(tmp_path):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
 from chatterbox.cli.output import checked_path, progress, table
+from chatterbox.cli.pieces import read_text
 from chatterbox.runtime.files import whole
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         "folder": str(disk.folder),
         "files": num_files,
         "broken": num_files - len(entries),
+        "left_over": len(disk.left_overs()),
         "bytes": disk.nbytes,
         "budget_bytes": disk.budget_bytes,
         "positions": sum(entry.num_positions for entry in entries),
@@ -82,6 +84,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps(about))
         return 0
     broken = f", {about['broken']} of them broken" if about["broken"] else ""
+    broken += f", {about['left_over']} being written or left over" if about["left_over"] else ""
     print(f"{disk.folder}: {num_files} prefixes{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
     rows = [("voice", "prefixes", "positions", "MiB", "last used")]
     for voice in voices:
@@ -116,7 +119,7 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     settings = [item for item in arguments.text if _SETTING.match(item)]
     texts = [item for item in arguments.text if not _SETTING.match(item)]
     if arguments.texts is not None:
-        texts += [line for line in Path(arguments.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts += [line for line in read_text(arguments.texts).splitlines() if line.strip()]
     if not texts:
         raise UsageError("nothing to warm: give texts, or a file of them with --texts")
     config = _with_folder(configuration(arguments, [*settings, *overrides], "say"), arguments)
@@ -138,7 +141,7 @@ def run_export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = checked_path(arguments.output)
     _, disk = _opened(arguments, overrides)
     entries = disk.entries()
-    with progress() as report, whole(output) as part, tarfile.open(part, "w") as archive:
+    with progress() as report, whole(output) as part, tarfile.open(part, "w|") as archive:
         num_packed = 0
         for done, entry in enumerate(reversed(entries)):  # reading is a use: the order stays
             report.bar(done, len(entries), entry.path.name[:20])
@@ -153,7 +156,10 @@ def run_clear(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     _, disk = _opened(arguments, overrides)
     num_files, nbytes = len(disk.files()), disk.nbytes
     disk.clear()
-    print(f"{disk.folder}: {num_files} prefixes removed, {nbytes / MIB:.1f} MiB")
+    num_kept = len(disk.files())
+    print(f"{disk.folder}: {num_files - num_kept} prefixes removed, {(nbytes - disk.nbytes) / MIB:.1f} MiB")
+    if num_kept:
+        raise PermissionError(f"{num_kept} files of {disk.folder} may not be removed: they are another user's")
     return 0
 
 

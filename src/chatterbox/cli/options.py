@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.errors import as_usage
 from chatterbox.cli.schema import PRIMARY, Choice, Setting, groups_of, settings_of, shown
+from chatterbox.cli.text_argument import take_text
 
 MAX_WIDTH = 100
 
@@ -24,7 +25,14 @@ Config = TypeVar("Config", bound=SayCommandConfig)
 
 
 class Parser(argparse.ArgumentParser):
-    """Its epilog may be a function, which is called when help is asked for."""
+    """Its epilog may be a function, which is called when help is asked for.
+
+    ``text_of``: the primary configuration of a command that takes a TEXT; None: it takes none. ``may_lack_text``: it
+    does without.
+    """
+
+    text_of: str | None = None
+    may_lack_text = False
 
     def __init__(self, *args: Any, epilog: str | Callable[[], str] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -63,6 +71,23 @@ def add_settings(parser: Parser, primary: str, *, examples: str = "", only: Sequ
     parser.add_argument("--config-dir", metavar="FOLDER", help="your own YAML: kvcache/mine.yaml is kvcache=mine")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings and choices, listed below")
     parser._make_epilog = partial(settings_help, PRIMARY[primary], examples, only)
+
+
+def add_text(parser: Parser, primary: str, *, may_lack: bool, help: str) -> None:
+    """The word to speak (`chatterbox.cli.text_argument`), before the settings of ``primary``."""
+    parser.add_argument("text", nargs="?", metavar="TEXT", help=help)
+    parser.text_of, parser.may_lack_text = primary, may_lack
+
+
+def parse(parser: Parser, commands: dict[str, Parser], words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Arguments, and the words that are none. ``commands``: the parser of each, whose name is the first word."""
+    command = commands.get(words[0]) if words else None
+    if command is None or command.text_of is None:
+        return parser.parse_known_args(words)
+    text, rest = take_text(command, words[1:], command.text_of, may_lack=command.may_lack_text)
+    arguments, unknown = parser.parse_known_args([words[0], "TEXT", *rest])  # a word that no option looks like
+    arguments.text = text
+    return arguments, unknown
 
 
 def add_speaker(parser: argparse.ArgumentParser, *, voice: bool = True) -> None:

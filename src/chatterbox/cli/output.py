@@ -1,70 +1,94 @@
-"""What a command leaves behind and shows on the way: files, whole or not at all, progress on a terminal, warnings.
+"""What a command shows on the way, progress on a terminal, warnings, tables; and the names it can write.
 
-Owns: which names can be written, the line of progress. Does not know: what is in a file, what is being done.
+Owns: standard error, which nobody need listen to; the line of progress; what may reach a terminal. Does not know: what
+is in a file, what is being done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chatterbox.cli.errors import UsageError
-from chatterbox.runtime.files import whole
-
-if TYPE_CHECKING:
-    import numpy as np
+from chatterbox.runtime.files import is_written_through
 
 TOKENS_PER_SECOND = 25
 
 
-def checked_audio_path(path: str | Path) -> Path:
-    """``path``, if an audio file of its kind can be written there; asked before the work is done."""
-    import soundfile
-
-    path = Path(path)
-    if path.suffix[1:].upper() not in soundfile.available_formats():
-        raise UsageError(f"cannot write {str(path)!r}: the name must end in .wav, .flac, .ogg or another audio format")
-    return checked_path(path)
-
-
 def checked_path(path: str | Path) -> Path:
-    """``path``, if a file can be written there."""
-    path = Path(path)
+    """``path``, if a file can be written there; a pipe or device can, as it is."""
+    path, target = Path(path), Path(os.path.realpath(path))
     if path.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: it is a folder")
-    if not path.parent.is_dir():
+    if path.exists() and not _may(path, os.W_OK):
+        raise UsageError(f"cannot write {str(path)!r}: it may only be read")
+    if is_written_through(path):
+        return path
+    if not target.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: its folder does not exist")
+    if not _may(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {str(path)!r}: its folder may only be read")
     return path
 
 
-def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:
-    """Samples (N,) as a file of the kind that the name says."""
-    import soundfile
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
-    with whole(path) as part:
-        soundfile.write(part, samples, sample_rate, format=path.suffix[1:].upper())
+
+def printable(text: str) -> str:
+    """``text`` as one line for a terminal: what would command it, move in it or be invisible is shown as an escape."""
+    return "".join(one if one.isprintable() or one == "\u3000" else ascii(one)[1:-1] for one in text)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a table with aligned columns."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def open_standard_files() -> None:
+    """Those that are closed become the null device: the next file opened would have their number.
+
+    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _is_terminal() -> bool:
+    """Whether standard error is one; it may be closed."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def tell(text: str, *, end: str = "\n") -> None:
+    """Say something on standard error, if anybody listens: a command does not fail for it."""
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # it is full, closed, or nobody reads it
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - what it holds back fails at exit too
 
 
 class Progress:
     """What is being done, on one line of a terminal; silent elsewhere."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._shown = _is_terminal()
 
     def stage(self, text: str) -> None:
         if self._shown:
-            print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+            tell(f"\r\033[K{text} ...", end="")
 
     def tokens(self, count: int) -> None:
         """``count``: speech tokens so far."""
@@ -79,7 +103,7 @@ class Progress:
 
     def clear(self) -> None:
         if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            tell("\r\033[K", end="")
 
 
 class _Warnings(logging.Handler):
@@ -93,8 +117,8 @@ class _Warnings(logging.Handler):
         if (message := record.getMessage()) in self._seen:
             return
         self._seen.add(message)
-        clear = "\r\033[K" if sys.stderr.isatty() else ""
-        print(f"{clear}chatterbox: {record.levelname.lower()}: {message}", file=sys.stderr)
+        clear = "\r\033[K" if _is_terminal() else ""
+        tell(f"{clear}chatterbox: {record.levelname.lower()}: {printable(message)}")
 
 
 @contextlib.contextmanager

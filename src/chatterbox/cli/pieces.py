@@ -1,21 +1,45 @@
-"""Text from standard input while it is still being written, and who is told when the user has had enough.
+"""Text from files, and from standard input while it is still being written.
 
-Owns: reading without waiting for the end, letting go of a read that waits. Does not know: what is done with the text.
+Owns: reading without waiting for the end, letting go of a read that waits, UTF-8. Does not know: what is done with the
+text.
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
 import select
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import NoReturn
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from chatterbox.cli.errors import UsageError
 
 READ_LEN = 4096  # bytes at most in a piece
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, "-" is standard input.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    if path == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed; give a TEXT")
+        content = sys.stdin.buffer.read()
+    else:
+        try:
+            content = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"text file {str(path)!r} does not exist") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if path == "-" else str(path)
+        wrong = f"byte {content[error.start]:#04x} at {error.start}"
+        raise ValueError(f"{name} is not UTF-8: {wrong}; convert it with iconv") from None
 
 
 class InputPieces:
@@ -57,22 +81,3 @@ class InputPieces:
             if self._wakes in ready:
                 return b""
         return os.read(self._fd, READ_LEN)
-
-
-@contextlib.contextmanager
-def interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, an interrupt, or a request to end (SIGTERM), calls ``stop`` and raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> NoReturn:
-        stop()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""``chatterbox say``: a text into an audio file.
+"""``chatterbox say``: a text, from the command line or a file, into an audio file; a folder of texts into a folder.
 
-Owns: the order of the steps, the line at the end. Does not know: how speech is made (`speaker`), how a file is written
-(`output`).
+Owns: the order of the steps, where the text comes from, the line at the end. Does not know: how speech is made
+(`speaker`), how a file is written (`audio_files`), what is left to do of a folder (`folder`).
 """
 
 from __future__ import annotations
@@ -10,42 +10,107 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
-from chatterbox.cli.output import checked_audio_path, progress, write_audio
+from chatterbox.cli import folder
+from chatterbox.cli.audio_files import checked_audio_path, encoded, encoding, write_audio
+from chatterbox.cli.errors import UsageError
+from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
+from chatterbox.cli.output import progress, tell
+from chatterbox.cli.pieces import read_text
+from chatterbox.cli.sinks import NO_TERMINAL, check_output, to_output_whole
 from chatterbox.cli.speaker import load_speaker
 
+if TYPE_CHECKING:
+    from chatterbox.synthesis.synthesizer import SpeechResult
+
+STANDARD = "-"  # standard input, or output
 EXAMPLES = """
     examples:
       chatterbox say "Hello there." -o hello.wav
-      chatterbox say "Hello there." -o hello.wav --voice reference.wav --seed 1
+      chatterbox say "Hello there." -o hello.mp3 --voice reference.wav --seed 1
       chatterbox say "Hello" -o hello.wav kvcache=sliding kvcache.window_size=256 sampling.temperature=0.6
+      chatterbox say --file story.txt -o story.opus
+      chatterbox say --file chapters -o audio --format mp3    # a folder; goes on where it stopped
+      chatterbox say "Hello there." -o - | aplay
 """
 
 
 def add_to(commands: Any) -> None:
     parser = add_command(
-        commands, "say", run, help="speak a text into an audio file", description="Speak TEXT into an audio file."
+        commands,
+        "say",
+        run,
+        help="speak a text, or a folder of them, into audio files",
+        description="Speak TEXT, or what a file holds, into an audio file; of a folder, each .txt file into one.",
     )
-    parser.add_argument("text", metavar="TEXT", help="what to say")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="audio file to write (.wav, .flac, .ogg)")
+    add_text(
+        parser, "say", may_lack=False, help="what to say; any word that is neither option nor setting, or behind --"
+    )
+    parser.add_argument("-f", "--file", metavar="FILE", help="text to say: a file, - for standard input, or a folder")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="audio file to write (.wav, .flac, .ogg, .opus, .mp3), - for standard output; of a folder, a folder",
+    )
+    parser.add_argument(
+        "--format", metavar="KIND", help="of standard output or a folder's files: wav (default), mp3, ..."
+    )
+    parser.add_argument("--force", action="store_true", help="of a folder, also what was spoken before")
     add_speaker(parser)
     add_settings(parser, "say", examples=EXAMPLES)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if arguments.text is None and arguments.file is None:
+        arguments.parser.error("the following arguments are required: TEXT, or --file FILE")
+    if arguments.text is not None and arguments.file is not None:
+        raise UsageError(f"there is a text, {arguments.text[:40]!r}, and --file {arguments.file}: give one of them")
     config = configuration(arguments, overrides, "say")
-    output = checked_audio_path(arguments.output)
+    kind = encoding(arguments.format or "wav")
+    if arguments.file not in (None, STANDARD) and Path(arguments.file).is_dir():
+        return folder.speak(config, Path(arguments.file), arguments.output, arguments.format or "wav", arguments.force)
+    if arguments.force or (arguments.format and arguments.output != STANDARD):
+        flag = "--force is for a folder of texts" if arguments.force else "--format is for standard output and folders"
+        raise UsageError(f"{flag}; the name {arguments.output!r} says which kind of file is written")
+    output = _checked(arguments.output)
+    text = arguments.text if arguments.file is None else read_text(arguments.file)
     started = time.perf_counter()
     with progress() as report:
         with closing(load_speaker(config, report)) as speaker:
-            result = speaker.speak(arguments.text, report.tokens)
-        write_audio(output, result.audio[0].numpy(), result.sample_rate)
-    elapsed = time.perf_counter() - started
-    making = result.tokens_time + result.audio_time
-    print(
-        f"{output}: {result.duration:.2f} s of audio in {making:.2f} s (real-time factor "
-        f"{making / result.duration:.2f}; {elapsed:.1f} s with loading), model {config.model.source}"
-    )
+            result = speaker.speak(text, report.tokens)
+        samples = result.audio[0].numpy()
+        if output is not None:
+            write_audio(output, samples, result.sample_rate)
+    name = "standard output" if output is None else str(output)
+    line = f"{name}: {summary(result, time.perf_counter() - started)}, model {config.model.source}"
+    if output is not None:
+        print(line)
+        return 0
+    try:
+        to_output_whole(encoded(samples, result.sample_rate, kind))
+    except BrokenPipeError:
+        return 0  # who reads the output has enough
+    tell(line)
     return 0
+
+
+def summary(result: SpeechResult, elapsed: float) -> str:
+    """What was made, and how fast. ``elapsed``: seconds, with loading."""
+    making = result.tokens_time + result.audio_time
+    return (
+        f"{result.duration:.2f} s of audio in {making:.2f} s (real-time factor {making / result.duration:.2f}; "
+        f"{elapsed:.1f} s with loading)"
+    )
+
+
+def _checked(output: str) -> Path | None:
+    """Where audio goes, if it can be written there; None is standard output."""
+    if output != STANDARD:
+        return checked_audio_path(output)
+    if check_output():
+        raise UsageError(NO_TERMINAL)
+    return None

@@ -1,6 +1,7 @@
-"""Where audio goes while it is made: a file, standard output, a player.
+"""Where audio goes while it is made: standard output, a player.
 
-Owns: the form of the samples (16 bits, mono, 24 kHz), which player is taken. Does not know: where audio comes from.
+Owns: the form of the samples (16 bits, mono, 24 kHz), which player is taken. Does not
+know: where audio comes from, files (`audio_files`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from chatterbox.cli.errors import UsageError
-from chatterbox.runtime.files import whole
 
 SAMPLE_RATE = 24_000
+NO_TERMINAL = "standard output is a terminal, which cannot take audio; redirect or pipe it"
 UNKNOWN = 0xFFFFFFFF  # the length of a WAV whose end is not known
 Sink = Callable[[np.ndarray], None]  # takes (N,) int16 samples
 
@@ -46,20 +46,16 @@ def wav_header() -> bytes:
     return b"RIFF" + struct.pack("<I", UNKNOWN) + b"WAVE" + form + struct.pack("<4sI", b"data", UNKNOWN)
 
 
-@contextlib.contextmanager
-def to_file(path: Path) -> Iterator[Sink]:
-    """An audio file of the kind that the name says. It is there when all is written, and not if anything fails.
+def check_output() -> bool:
+    """Whether standard output is a terminal. Raises UsageError if it is closed."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; write a file with -o")
+    return sys.stdout.isatty()
 
-    Raises:
-        ValueError: nothing was written.
-    """
-    import soundfile
 
-    kind = path.suffix[1:].upper()
-    with whole(path) as part, soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, format=kind) as file:
-        yield file.write
-        if not file.frames:
-            raise ValueError(f"nothing was said, and {path} is not written; give a text with words")
+def to_output_whole(content: bytes) -> None:
+    """A whole file to standard output. Raises BrokenPipeError when nobody reads on."""
+    _write_all(sys.stdout.fileno(), content)
 
 
 @contextlib.contextmanager

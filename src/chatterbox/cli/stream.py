@@ -7,17 +7,18 @@ made (`speaker`), how text is read (`pieces`), how audio is written or played (`
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
+from chatterbox.cli.audio_files import checked_audio_path, to_file
 from chatterbox.cli.errors import UsageError
-from chatterbox.cli.options import add_command, add_settings, add_speaker, configuration
-from chatterbox.cli.output import Progress, checked_audio_path, progress
-from chatterbox.cli.pieces import InputPieces, interruptible
-from chatterbox.cli.sinks import Sink, find_player, pcm, to_file, to_output, to_player
+from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
+from chatterbox.cli.output import Progress, progress, tell
+from chatterbox.cli.pieces import InputPieces
+from chatterbox.cli.signals import ending_signals
+from chatterbox.cli.sinks import NO_TERMINAL, Sink, check_output, find_player, pcm, to_output, to_player
 from chatterbox.cli.speaker import Speaker, load_speaker
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ EXAMPLES = """
       chatterbox stream -o story.wav streaming=smooth < story.txt
       chatterbox stream "Hello there." --wav -o - streaming.chunk_size=50 > hello.wav
 """
-_SETTING = re.compile(r"[+~]?[\w./@]+=\S*")
 
 
 def add_to(commands: Any) -> None:
@@ -42,10 +42,15 @@ def add_to(commands: Any) -> None:
         help="speak while text arrives and audio is made",
         description="Speak TEXT, or what arrives on standard input, while it is made: 16-bit little-endian mono "
         "samples at 24000 Hz to standard output. A terminal gets none: there, a player is started. Exit codes: 0 all "
-        "is said, or the reader of the output had enough; 1 failed or interrupted; 2 wrong usage.",
+        "is said, or the reader of the output had enough; 1 failed; 2 wrong usage; 130 interrupted.",
     )
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to say; none, or -, is standard input")
-    parser.add_argument("-o", "--output", metavar="FILE", help="audio file (.wav, .flac, .ogg); - is standard output")
+    add_text(
+        parser,
+        "stream",
+        may_lack=True,
+        help="what to say (behind -- if it begins with -); none, or -: standard input",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="audio file (.wav, .flac, .mp3); - is standard output")
     parser.add_argument("--wav", action="store_true", help="on standard output, a WAV (of unknown length)")
     add_speaker(parser)
     add_settings(parser, "stream", examples=EXAMPLES)
@@ -53,24 +58,22 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     text = arguments.text
-    if text is not None and _SETTING.fullmatch(text):  # the first setting, where no text is given
-        overrides, text = [text, *overrides], None
     config = configuration(arguments, overrides, "stream")
     out, sink = _way_out(arguments)
     pieces = None if text not in (None, STANDARD) else InputPieces(_input_fd())
     with (
         progress() as report,
-        interruptible(pieces.stop if pieces else lambda: None),
+        ending_signals(pieces.stop if pieces else lambda: None),
         closing(load_speaker(config, report)) as speaker,
     ):
         if pieces is not None and sys.stdin.isatty():
             report.clear()
-            print("type; each line is spoken, and an end of file (Ctrl-D) ends it", file=sys.stderr)
+            tell("type; each line is spoken, and an end of file (Ctrl-D) ends it")
         try:
             metrics = _spoken(speaker, text if pieces is None else pieces, sink, report)
         except BrokenPipeError:
             return 0  # who reads the output has enough
-    print(f"{out}: {metrics.summary()}, model {config.model.source}", file=sys.stderr)
+    tell(f"{out}: {metrics.summary()}, model {config.model.source}")
     return 0
 
 
@@ -98,12 +101,10 @@ def _way_out(arguments: argparse.Namespace) -> tuple[str, AbstractContextManager
             raise UsageError(f"--wav is for standard output; the name {output!r} says which kind of file is written")
         path = checked_audio_path(output)
         return str(path), to_file(path)
-    if sys.stdout is None:
-        raise UsageError("standard output is closed; write a file with -o")
-    if not sys.stdout.isatty():
+    if not check_output():
         return "standard output", to_output(is_wav=arguments.wav)
     if output == STANDARD or arguments.wav:
-        raise UsageError("standard output is a terminal, which cannot take audio; redirect or pipe it")
+        raise UsageError(NO_TERMINAL)
     player = find_player()
     return player, to_player(player)
 

@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
         run_list,
         help="list, add, show and remove voices by name",
         description="Voices by name: a recording is listened to once, and --voice NAME speaks in its voice.",
-        epilog=f"They are kept in {default_folder()} (XDG_DATA_HOME moves it).",
+        epilog=f"They are kept in {default_folder() or '--folder: this user has no home'} (XDG_DATA_HOME moves it).",
     )
     parser.add_argument("--folder", metavar="FOLDER", default=None, help="another folder of voices")
     actions = parser.add_subparsers(metavar="ACTION", title="actions")
@@ -49,7 +49,10 @@ def _add_action(actions: Any, name: str, run: Any, about: str) -> Parser:
 
 
 def _library(arguments: argparse.Namespace) -> VoiceLibrary:
-    return VoiceLibrary(default_folder() if arguments.folder is None else Path(arguments.folder))
+    folder = default_folder() if arguments.folder is None else Path(arguments.folder)
+    if folder is None:
+        raise UsageError("this user has no home folder: set HOME or XDG_DATA_HOME, or give --folder")
+    return VoiceLibrary(folder)
 
 
 def run_list(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

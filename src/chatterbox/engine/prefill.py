@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.request import Between, Request, allocate_cache, pieces, prefill_embeds
 from chatterbox.kvcache import make_manager
 from chatterbox.kvcache.base import KVCache, Segment
+from chatterbox.kvcache.prefix.disk import Form
 from chatterbox.kvcache.prefix.keys import content_hash
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager, Lease, PrefillResult
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
@@ -112,6 +114,7 @@ class Prefiller:
 
     def _acquire(self, voice: str, request: Request, between: Between | None) -> CachedPrefix:
         emotion = self._emotion(request.t3_cond)
+        options: dict[str, Any] = {"device": self.t3.device, "form": self._form(request.t3_cond, len(emotion))}
         text = torch.atleast_2d(request.text_tokens)[0].tolist()
         rows: list[tuple[Sequence[Label], bool]] = [(text, True), ([NO_TEXT] * len(text), False)]
         leases: list[Lease] = []
@@ -119,11 +122,11 @@ class Prefiller:
         texts: list[PrefillResult] = []  # of each row, if they are computed with the conditioning
         try:
             prefill_cond = partial(self._prefill_conditioning, request, texts, between)
-            with self.manager.acquire(voice, emotion, prefill_cond, device=self.t3.device) as base:
+            with self.manager.acquire(voice, emotion, prefill_cond, **options) as base:
                 for row, (labels, is_conditional) in enumerate(rows[: request.num_rows]):
                     computed = texts[row] if texts else None
                     prefill_text = partial(self._prefill_text, text, is_conditional, base.segments, computed, between)
-                    leases.append(self.manager.acquire(voice, [*emotion, *labels], prefill_text, device=self.t3.device))
+                    leases.append(self.manager.acquire(voice, [*emotion, *labels], prefill_text, **options))
                     known = leases[-1].num_cached_tokens
                     # No more than the base is known: by this very request, where it was computed just now.
                     num_cached_tokens += known if known > len_of(base.segments) else base.num_cached_tokens
@@ -138,6 +141,12 @@ class Prefiller:
             self.acquire(request, between).release()
             if pin:
                 self.manager.pin(self.voice_of(request.t3_cond))
+
+    def _form(self, cond: T3Cond, num_emotion: int) -> Form:
+        """Of this model's segments and one voice's own part: what a file on disk must have."""
+        backbone = self.t3.hp.backbone
+        root_len = self.t3.cond_len_of(cond) - num_emotion
+        return Form(backbone.num_layers, backbone.num_heads, backbone.head_dim, self.t3.dtype, root_len)
 
     def _emotion(self, cond: T3Cond) -> list[Label]:
         """Labels of the conditioning's last positions, which the voice does not decide; Turbo has no such."""

@@ -59,6 +59,11 @@ class _Utterance:
     cancel: Callable[[], None] | None = None
 
     @property
+    def place(self) -> str:
+        """Which it is, as a log may tell it: none of its words."""
+        return f"utterance {self.index + 1}, of {len(self.text)} characters,"
+
+    @property
     def is_eager(self) -> bool:
         return self.owner.is_eager
 
@@ -237,7 +242,7 @@ class Utterances:
             self._warn_if_cut(one)
             one.chunks.append((one.filter.finish(), True, one.num_decoded))
             if not one.filter.kept:
-                logger.warning("the model said nothing of %r; try another seed", one.text[:80])
+                logger.warning("%s came out silent; try another seed", one.place)
             if self._plan.continuity == "history":
                 kept = one.filter.kept
                 self._previous = (one.text, kept) if 0 < len(kept) <= self._plan.history_len else None
@@ -251,7 +256,7 @@ class Utterances:
     def _warn_if_cut(self, one: _Utterance) -> None:
         decoded = one.filter.decoded
         if len(decoded) == one.limit and decoded[-1] != self._t3.hp.stop_speech_token:
-            logger.warning("an utterance was cut off at max_new_tokens %d: %r; raise it", one.limit, one.text[:80])
+            logger.warning("%s was cut off at max_new_tokens %d; raise it", one.place, one.limit)
 
     def _submit_more(self) -> None:
         """Submit what is left of a text that is known, so far as utterances may share steps."""

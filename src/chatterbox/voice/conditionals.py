@@ -70,15 +70,19 @@ class Conditionals:
 
     def save(self, fpath: str | Path | IO[bytes]) -> None:
         """Write upstream's ``conds.pt`` form, or safetensors if ``fpath`` is a name that ends in ``.safetensors``."""
-        t3 = dict(vars(self.t3))
         if not isinstance(fpath, str | os.PathLike) or Path(fpath).suffix != ".safetensors":
-            torch.save({"t3": t3, "gen": self.gen}, fpath)
+            torch.save({"t3": dict(vars(self.t3)), "gen": self.gen}, fpath)
             return
         from safetensors.torch import save_file
 
+        save_file(self.as_tensors(), str(fpath))
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """What the safetensors form holds, on the CPU."""
+        t3 = dict(vars(self.t3))
         t3["emotion_adv"] = torch.as_tensor(t3["emotion_adv"], dtype=torch.float32).reshape(-1, 1, 1)
         values = {f"{part}.{key}": value for part, d in (("t3", t3), ("gen", self.gen)) for key, value in d.items()}
-        save_file({key: value.contiguous().cpu() for key, value in values.items() if value is not None}, str(fpath))
+        return {key: value.contiguous().cpu() for key, value in values.items() if value is not None}
 
     @classmethod
     def load(cls, fpath: str | Path | IO[bytes], map_location: str | torch.device = "cpu") -> Conditionals:

@@ -24,6 +24,7 @@ BUILT_IN = "built-in"
 FORMAT = "chatterbox-voice-1"
 SUFFIX = ".safetensors"
 KIBIBYTE = 1024
+FRAMES_PER_SECOND = 50  # of a recording's mel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -32,9 +33,12 @@ class VoiceError(ValueError):
     """A name that no voice has or can have, or a voice of another model."""
 
 
-def default_folder() -> Path:
-    """Where voices are kept: ``chatterbox/voices`` in the user's data folder (XDG)."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+def default_folder() -> Path | None:
+    """Where voices are kept: ``chatterbox/voices`` in the user's data folder (XDG); None: this user has no home."""
+    try:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError:
+        return None
     return Path(data) / "chatterbox" / "voices"
 
 
@@ -45,7 +49,9 @@ class VoiceLibrary:
     folder: Path
 
     def names(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob("*" + SUFFIX) if _NAME.fullmatch(path.stem))
+        """Of all files here that may be voices, broken ones too; a folder is none."""
+        paths = self.folder.glob("*" + SUFFIX)
+        return sorted(path.stem for path in paths if _NAME.fullmatch(path.stem) and not path.is_dir())
 
     def path(self, name: str) -> Path:
         """The file of a voice that is here. Raises VoiceError if it is not."""
@@ -64,17 +70,14 @@ class VoiceLibrary:
 
     def add(self, name: str, voice: Conditionals, about: Mapping[str, str], *, force: bool = False) -> Path:
         """Write a voice, whole or not at all."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         path = self.free(name, force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():  # a pipe, or a link to nothing: what is written is a file
+            path.unlink(missing_ok=True)
         with whole(path) as part:
-            plain = part.with_suffix(SUFFIX)  # the name says which form is written
-            try:
-                voice.save(plain)
-                save_file(load_file(plain), str(part), metadata={"format": FORMAT, **about})
-            finally:
-                plain.unlink(missing_ok=True)
+            save_file(voice.as_tensors(), str(part), metadata={"format": FORMAT, **about})
         return path
 
     def about(self, name: str) -> dict[str, str]:
@@ -90,14 +93,22 @@ def describe(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        size = _size(path)
         with safe_open(str(path), "pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             about = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+        _, num_frames, _ = shapes.get("gen.prompt_feat", (1, 0, 0))
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is no whole voice ({error}); remove it and add it again") from None
     about.pop("format", None)
-    seconds = shapes.get("gen.prompt_feat", [0, 0])[1] / 50  # mel frames
-    return {**about, "heard": f"{seconds:.1f} s", "size": f"{path.stat().st_size / KIBIBYTE:.0f} KiB"}
+    return {**about, "heard": f"{num_frames / FRAMES_PER_SECOND:.1f} s", "size": f"{size / KIBIBYTE:.0f} KiB"}
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; raises OSError for a pipe, which would be waited for."""
+    if not path.is_file():
+        raise FileNotFoundError("it is no file")
+    return path.stat().st_size
 
 
 def family(models: LoadedModels) -> str:
@@ -114,11 +125,12 @@ def find_voice(voice: str) -> Path:
     Raises:
         FileNotFoundError: neither.
     """
-    library = VoiceLibrary(default_folder())
-    if _NAME.fullmatch(voice) and voice in library.names():
+    folder = default_folder()
+    library = None if folder is None else VoiceLibrary(folder)
+    if library is not None and _NAME.fullmatch(voice) and voice in library.names():
         return library.path(voice)
     if not Path(voice).is_file():
-        names = ", ".join([BUILT_IN, *library.names()])
+        names = ", ".join([BUILT_IN, *(library.names() if library is not None else ())])
         raise FileNotFoundError(f"voice {voice!r} does not exist: give a recording, or a name: {names}")
     return Path(voice)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import tarfile
+import threading
 
 import pytest
 
 from chatterbox.cli import main
 from chatterbox.engine.prefill import Prefiller
+from chatterbox.runtime.files import replacing
 from tests.support.command import command
 
 TEXTS = ("Good morning.", "Good evening.")
@@ -94,6 +98,30 @@ def test_what_is_broken_is_counted_and_not_exported(run, kept, tmp_path):
         assert len(archive.getnames()) == 2
     assert run("clear", "--folder", str(kept))[0] == 0
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_export_into_a_pipe(run, kept, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    assert run("export", "-o", str(tmp_path / "pipe"), "--folder", str(kept))[0] == 0
+    reader.join(30)
+    with tarfile.open(fileobj=io.BytesIO(read[0])) as archive:
+        assert len(archive.getnames()) == 4
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_is_left_over_is_counted(run, kept):
+    """Here it is another program's, which is alive; what nobody writes any more is swept."""
+    before = stats(run, kept)
+    (kept / ".a.0123456789abcdef.partial").write_bytes(b"half")
+    with replacing(kept / "key", ".partial", mode=0o600) as part:
+        part.write_bytes(b"1234")
+        after = stats(run, kept)
+        assert (after["left_over"], after["bytes"]) == (1, before["bytes"] + 4) and before["left_over"] == 0
+        assert ", 1 being written or left over" in run("stats", "--folder", str(kept))[1]
 
 
 def test_clear(run, kept):

@@ -174,7 +174,7 @@ def test_no_file_without_speech(run, written, tmp_path):
     assert code == 1 and "nothing was said" in last_line(err) and files(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("output", ["OUT.wav", "-"])
 def test_interruption_leaves_nothing(run, written, monkeypatch, tmp_path, kind, output):
     """While more text is waited for, which never comes."""
@@ -188,7 +188,7 @@ def test_interruption_leaves_nothing(run, written, monkeypatch, tmp_path, kind, 
     monkeypatch.setattr(stream, "pcm", pcm)
     before = signal.getsignal(kind)
     code, _, err = run("-o", output)
-    assert code == 1 and last_line(err) == "chatterbox: error: interrupted" and "Traceback" not in err
+    assert code == 128 + kind and last_line(err) == "chatterbox: error: interrupted" and "Traceback" not in err
     assert files(tmp_path) == ["out.wav"] and (tmp_path / "out.wav").read_text() == "what was there before"
     assert no_thread_is_left() and signal.getsignal(kind) is before
 
@@ -300,7 +300,7 @@ def test_an_interrupted_player_is_ended(run, install, monkeypatch):
 
     monkeypatch.setattr(stream, "pcm", pcm)
     code, _, err = run(TEXT, terminal=True)
-    assert code == 1 and last_line(err) == "chatterbox: error: interrupted" and no_thread_is_left()
+    assert code == 130 and last_line(err) == "chatterbox: error: interrupted" and no_thread_is_left()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import torch
 
 from chatterbox.kvcache.base import KVCache, Segment
 from chatterbox.kvcache.compression import codec as codec_called
-from chatterbox.kvcache.prefix.disk import Archive, DiskTier
+from chatterbox.kvcache.prefix.disk import Archive, DiskTier, Form
 from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor
 from chatterbox.kvcache.prefix.stats import CacheStats, PrefixStats
 from chatterbox.kvcache.prefix.tiers import Tiers, prefix_eviction
@@ -129,7 +129,13 @@ class GlobalKVCacheManager:
             return self._tiers.nbytes
 
     def acquire(
-        self, voice: str, labels: Sequence[Label], prefill: Prefill, *, device: torch.device | str = "cpu"
+        self,
+        voice: str,
+        labels: Sequence[Label],
+        prefill: Prefill,
+        *,
+        device: torch.device | str = "cpu",
+        form: Form | None = None,
     ) -> Lease:
         """Lease the prefix ``labels`` of a voice, computing what is not known of it.
 
@@ -140,13 +146,14 @@ class GlobalKVCacheManager:
                 where the time of the call is not what it cost. Called without the lock, by one thread at a time for the
                 same prefix; what it raises reaches its caller alone, and one of those that wait for it tries next.
             device: where segments from disk go.
+            form: of the model's segments: what the disk has of another form is a miss; None takes what is there.
         """
         labels = tuple(labels)
         with self._lock:
             known = self._known(voice, labels)
             if known.is_whole:
                 return self._hit(known)
-        lease, waited = self._flights.run((voice, labels), partial(self._prefill, voice, labels, prefill, device))
+        lease, waited = self._flights.run((voice, labels), partial(self._prefill, voice, labels, prefill, device, form))
         if waited:
             with self._lock:
                 self._stats.waits += 1
@@ -321,7 +328,14 @@ class GlobalKVCacheManager:
             self.tree.use(node)
         return Lease(segments, num_cached_tokens, self, node)
 
-    def _prefill(self, voice: str, labels: tuple[Label, ...], prefill: Prefill, device: torch.device | str) -> Lease:
+    def _prefill(
+        self,
+        voice: str,
+        labels: tuple[Label, ...],
+        prefill: Prefill,
+        device: torch.device | str,
+        form: Form | None,
+    ) -> Lease:
         """Load or compute what is missing, and keep it. Nobody else does so for the same prefix meanwhile."""
         with self._lock:
             known = self._known(voice, labels)
@@ -330,7 +344,7 @@ class GlobalKVCacheManager:
             if known.node is not None:
                 self.tree.ref(known.node)  # what is to be continued must not go meanwhile
         try:
-            return self._continued(voice, labels, known, prefill, device)
+            return self._continued(voice, labels, known, prefill, device, form)
         except BaseException:
             with self._lock:
                 self._stats.failed_prefills += 1
@@ -341,10 +355,16 @@ class GlobalKVCacheManager:
                     self.tree.unref(known.node)
 
     def _continued(
-        self, voice: str, labels: tuple[Label, ...], known: Match, prefill: Prefill, device: torch.device | str
+        self,
+        voice: str,
+        labels: tuple[Label, ...],
+        known: Match,
+        prefill: Prefill,
+        device: torch.device | str,
+        form: Form | None,
     ) -> Lease:
         started = self._clock()
-        loaded = None if self._archive is None else self._archive.load(voice, labels, known, device)
+        loaded = None if self._archive is None else self._archive.load(voice, labels, known, device, form)
         load_ms = 1000 * (self._clock() - started)
         parts = () if loaded is None else (loaded,)
         is_whole = loaded is not None and loaded.end == known.end_of(labels, default=loaded.end)

@@ -158,7 +158,7 @@ def _tried(package: str, add_marks: Callable[[str], str], text: str) -> str:
     try:
         return add_marks(text)
     except Exception as error:  # whatever such a package raises
-        logger.warning("%s failed (%s): %s", package, error, HELPERS[package][0])
+        logger.warning("%s failed (%s): %s", package, type(error).__name__, HELPERS[package][0])  # no words of the text
         return text
 
 

@@ -1,0 +1,69 @@
+"""A folder of texts into a folder of audio: ``chatterbox say --file FOLDER -o FOLDER``.
+
+Owns: which text becomes which file, what is left to do. Does not know: how speech is made (`speaker`).
+
+Files are written whole or not at all, so that what is there is done: a text whose audio is as new as it is left out.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from chatterbox.cli.audio_files import write_audio
+from chatterbox.cli.config import SayCommandConfig
+from chatterbox.cli.errors import UsageError
+from chatterbox.cli.output import printable, progress, tell
+from chatterbox.cli.pieces import read_text
+from chatterbox.cli.speaker import load_speaker
+
+SUFFIX = ".txt"
+
+
+def speak(config: SayCommandConfig, texts: Path, output: str, kind: str, is_forced: bool) -> int:
+    """Speak each text that is left to do, in the order of names; 1 if any failed, while the others were spoken.
+
+    Args:
+        kind: ending of the files' names.
+        is_forced: also what was spoken before.
+
+    Raises:
+        UsageError: there is no text, or ``output`` cannot be a folder.
+    """
+    target, paths = Path(output), sorted(path for path in texts.iterdir() if path.suffix.lower() == SUFFIX)
+    if not paths:
+        raise UsageError(f"folder {str(texts)!r} holds no {SUFFIX} file")
+    if output == "-" or (target.exists() and not target.is_dir()):
+        raise UsageError(f"{str(texts)!r} is a folder; -o {output} must be one too")
+    target.mkdir(parents=True, exist_ok=True)
+    jobs = [(path, target / f"{path.stem}.{kind}") for path in paths]
+    left = [job for job in jobs if is_forced or not _is_done(*job)]
+    num_failed = _spoken(config, left) if left else 0
+    there = f", {len(jobs) - len(left)} were there (--force says them again)" if len(left) < len(jobs) else ""
+    print(f"{target}: {len(left) - num_failed} of {len(jobs)} texts spoken{there}, {num_failed} failed")
+    return int(num_failed > 0)
+
+
+def _is_done(text: Path, audio: Path) -> bool:
+    return audio.is_file() and audio.stat().st_mtime >= text.stat().st_mtime
+
+
+def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]]) -> int:
+    """How many failed."""
+    num_failed = 0
+    with progress() as report, closing(load_speaker(config, report)) as speaker:
+        for done, (text, audio) in enumerate(jobs):
+            report.bar(done, len(jobs), printable(text.name))
+            try:
+                result = speaker.speak(read_text(text))
+                write_audio(audio, result.audio[0].numpy(), result.sample_rate)
+            except UsageError:
+                raise  # of a setting, and so of all texts
+            except (ValueError, RuntimeError, OSError) as error:
+                num_failed += 1
+                report.clear()
+                tell(f"chatterbox: error: {printable(f'{text}: {error}'.partition(chr(10))[0])}")
+                continue
+            report.clear()
+            print(f"{audio}: {result.duration:.2f} s of audio", flush=True)
+    return num_failed
