@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import load_reference
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, check_seed
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
@@ -46,6 +46,7 @@ from chatterbox.synthesis.request import (
 )
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
+from chatterbox.values import Fields, seed_of
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
 from chatterbox.watermark.perth import PerthWatermarker, Watermarker
@@ -62,6 +63,11 @@ class SynthesizerConfig:
 
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        own = Fields(self)
+        own.table("kvcache", KVCacheConfig)
+        own.table("engine", EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -340,7 +346,7 @@ def convert(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.recordings.load_reference`, or a bad seed.
     """
-    check_seed(seed)
+    seed = seed_of(seed)
     wav = load_reference(recording, S3_SR)
     with torch.inference_mode():
         speech_tokens, _ = s3gen.tokenizer([wav])  # (1, T)

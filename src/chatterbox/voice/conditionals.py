@@ -18,6 +18,7 @@ from torch import Tensor
 
 from chatterbox.audio.loudness import normalize_loudness
 from chatterbox.audio.recordings import load_reference, resample_hq
+from chatterbox.config import exaggeration_of
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
@@ -64,8 +65,9 @@ class Conditionals:
         return [value for value in (*vars(self.t3).values(), *self.gen.values()) if isinstance(value, Tensor)]
 
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
-        """The same voice with another emotion (0.5 is neutral)."""
-        emotion = torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=self.t3.speaker_emb.device)
+        """The same voice with another emotion (0.5 is neutral). Raises ValueError if it is no number from 0 to 10."""
+        value, device = exaggeration_of(exaggeration), self.t3.speaker_emb.device
+        emotion = torch.full((1, 1, 1), value, dtype=torch.float32, device=device)
         return Conditionals(dataclasses.replace(self.t3, emotion_adv=emotion), self.gen)
 
     def save(self, fpath: str | Path | IO[bytes]) -> None:
@@ -127,6 +129,7 @@ def prepare_conditionals(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
     """
+    exaggeration = exaggeration_of(exaggeration)
     wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
     if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):
         raise ValueError(f"reference audio is {seconds:.1f} s long; this model needs more than {least} s of speech")
@@ -141,7 +144,7 @@ def prepare_conditionals(
     t3 = T3Cond(
         speaker_emb=speaker,
         cond_prompt_speech_tokens=speech_tokens.to(s3gen.device),
-        emotion_adv=torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=s3gen.device),
+        emotion_adv=torch.full((1, 1, 1), exaggeration, dtype=torch.float32, device=s3gen.device),
     )
     return Conditionals(t3, gen)
 

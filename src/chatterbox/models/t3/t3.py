@@ -27,6 +27,7 @@ from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import replaceable
 from chatterbox.upstream_names import names_of
+from chatterbox.values import number_of, shown, switch
 
 __getattr__ = names_of(__name__)
 
@@ -263,7 +264,7 @@ class T3(nn.Module):
             cache_offset: keep this many positions of ``past_key_values``, at least the conditioning prefix
                 (``hp.cond_len``); None keeps all.
             return_cache: return the cache too.
-            seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
+            seed: draw from a generator of this call's own; None and -1 draw from torch's global one, as upstream.
             guard: ends an utterance that goes wrong: "light", "alignment", or None, upstream's plain loop
                 (docs/guards.md).
 
@@ -284,8 +285,10 @@ class T3(nn.Module):
             ("num_return_sequences", num_return_sequences, 1),
             ("length_penalty", length_penalty, 1.0),
         ):
-            if value is not supported and value != supported:
-                raise ValueError(f"{name} must be {supported}, got {value!r}; no published model uses it")
+            if value is not None if supported is None else number_of(value) != supported:
+                raise ValueError(f"{name} must be {supported}, got {shown(value)}; no published model uses it")
+        do_sample, use_cache = switch("do_sample", do_sample), switch("use_cache", use_cache)
+        return_cache = switch("return_cache", return_cache)
         if return_cache and not use_cache:
             raise ValueError("return_cache needs use_cache=True; without a cache there is none to return")
         request = Request(
@@ -349,7 +352,7 @@ class T3(nn.Module):
             top_k=top_k,
         )
         request = Request(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
-        tokens = generate(self, request, use_cache=use_cache)
+        tokens = generate(self, request, use_cache=switch("use_cache", use_cache))
         return tokens[tokens != self.hp.stop_speech_token][None]
 
 
