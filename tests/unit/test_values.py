@@ -275,8 +275,8 @@ def test_neither_torch_nor_numpy_is_needed():
 
 
 def test_a_seed_of_the_command_line():
-    for given, seed in (("7.0", 7), ("-1", None), (str(2**64 - 1), 2**63 - 1)):
-        assert with_flags(SayCommandConfig(seed=3), Namespace(seed=given)).seed == seed
+    for text, seed in (("7.0", 7), ("-1", None), (str(2**64 - 1), 2**63 - 1)):
+        assert with_flags(SayCommandConfig(seed=3), Namespace(seed=text)).seed == seed
 
 
 # The entries of the package.

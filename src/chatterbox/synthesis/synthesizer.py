@@ -34,6 +34,7 @@ from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.openmp import is_small, release_idle_threads
 from chatterbox.runtime.replaceable import replacement
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.replaced import chunks_by, inference_name, replaced_inference
@@ -209,11 +210,13 @@ class Synthesizer:
         utterances = Utterances(self.scheduler, self.tokenizer, request, streaming, on_change=reader.notify)
         return reader.read(utterances)
 
+    @own_context()
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
         tokens_of = partial(text_tokens_of, self.tokenizer, request)
         return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
 
+    @own_context()
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
         tokens_of = partial(text_tokens_of, self.tokenizer, request)
@@ -311,11 +314,13 @@ def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
         waited += chunk.metrics.gap
     if not speech_tokens:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
-    audio = torch.cat(parts, dim=1)
+    with own_context():  # not around it all: a program's own function may be what makes the chunks
+        audio, decoded = torch.cat(parts, dim=1), torch.tensor(speech_tokens)
     release_idle_threads()
-    return SpeechResult(audio, S3GEN_SR, torch.tensor(speech_tokens), tokens_time, max(0.0, waited - tokens_time))
+    return SpeechResult(audio, S3GEN_SR, decoded, tokens_time, max(0.0, waited - tokens_time))
 
 
+@own_context()
 def render_speech_tokens(
     s3gen: S3Gen,
     speech_tokens: Tensor,
@@ -333,6 +338,7 @@ def render_speech_tokens(
     return wav
 
 
+@own_context()
 def convert(
     s3gen: S3Gen,
     recording: Reference,

@@ -24,6 +24,7 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.torch_context import own_context
 
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
 
@@ -46,6 +47,7 @@ class Conditionals:
         gen = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.gen.items()}
         return Conditionals(self.t3.to(device=device), gen)
 
+    @own_context()
     def clone(self) -> Conditionals:
         """A copy that shares nothing."""
         t3, gen = ({key: _cloned(value) for key, value in part.items()} for part in (vars(self.t3), self.gen))
@@ -64,6 +66,7 @@ class Conditionals:
     def _tensors(self) -> list[Tensor]:
         return [value for value in (*vars(self.t3).values(), *self.gen.values()) if isinstance(value, Tensor)]
 
+    @own_context()
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
         """The same voice with another emotion (0.5 is neutral). Raises ValueError if it is no number from 0 to 10."""
         value, device = exaggeration_of(exaggeration), self.t3.speaker_emb.device
@@ -83,6 +86,7 @@ class Conditionals:
         save_file({key: value.contiguous().cpu() for key, value in values.items() if value is not None}, str(fpath))
 
     @classmethod
+    @own_context()
     def load(cls, fpath: str | Path | IO[bytes], map_location: str | torch.device = "cpu") -> Conditionals:
         """Read either form; a file object holds upstream's. Pickles are read as plain data, half precision as float32.
 
@@ -108,6 +112,7 @@ class Conditionals:
         return cls(t3, gen)
 
 
+@own_context()
 def prepare_conditionals(
     s3gen: S3Gen,
     voice_encoder: VoiceEncoder,
@@ -149,6 +154,7 @@ def prepare_conditionals(
     return Conditionals(t3, gen)
 
 
+@own_context()
 def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, source_rate: int | None = None) -> dict[str, Any]:
     """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s of the recording."""
     wav = load_reference(reference, S3GEN_SR, source_rate=source_rate, max_seconds=DEC_COND_SECONDS)

@@ -26,6 +26,7 @@ from chatterbox.models.t3.transformers_call import not_compiled
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import replaceable
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.upstream_names import names_of
 from chatterbox.values import number_of, shown, switch
 
@@ -225,6 +226,7 @@ class T3(nn.Module):
         )
 
     @replaceable
+    @own_context()
     @torch.inference_mode()
     def inference(
         self,
@@ -313,6 +315,7 @@ class T3(nn.Module):
         return tokens[None], cache
 
     @replaceable
+    @own_context()
     @torch.inference_mode()
     def inference_turbo(
         self,
