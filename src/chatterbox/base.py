@@ -29,7 +29,7 @@ from chatterbox.config import (
     SamplingConfig,
     SpeechOptions,
     StreamingConfig,
-    check_seed,
+    exaggeration_of,
 )
 from chatterbox.engine.guards import check_guard
 from chatterbox.kvcache import GlobalKVCacheManager, cache_config
@@ -44,6 +44,7 @@ from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
+from chatterbox.values import seed_of, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
 from chatterbox.watermark.perth import watermarker_of
 
@@ -232,7 +233,7 @@ class SpeechModel(abc.ABC):
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
-        self.conds = self._voice_of(wav_fpath, exaggeration)
+        self.conds = self._voice_of(wav_fpath, exaggeration_of(exaggeration))
 
     def warm(
         self,
@@ -254,6 +255,7 @@ class SpeechModel(abc.ABC):
         Raises:
             TypeError, ValueError: as `generate`.
         """
+        exaggeration, pin = exaggeration_of(exaggeration), switch("pin", pin)
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
         punctuate = replacement(sys.modules[self.facade], "punc_norm")
         options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id, "punctuate": punctuate}
@@ -307,7 +309,8 @@ class SpeechModel(abc.ABC):
         """
         self._note_whose_voice(reference)
         streaming = StreamingConfig(**{name: options.pop(name) for name in _STREAMING & options.keys()})
-        return self._chunks(self._request(text, reference, options), streaming, print_metrics)
+        prints = switch("print_metrics", print_metrics, True)
+        return self._chunks(self._request(text, reference, options), streaming, prints)
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if reference is None:
@@ -334,9 +337,9 @@ class SpeechModel(abc.ABC):
             raise TypeError(f"texts must be a list of strings, got the string {texts[:40]!r}; generate takes one")
         if voices is not None and len(voices) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many voices, got {len(voices)}; None stands for conds")
-        check_seed(options.get("seed"))
+        seed = seed_of(options.get("seed"))
         chosen = [None] * len(texts) if voices is None else voices
-        seeds = (utterance_seed(options.get("seed"), index) for index in range(len(texts)))
+        seeds = (utterance_seed(seed, index) for index in range(len(texts)))
         requests = [
             self._request(text, voice, {**options, "seed": seed})
             for text, voice, seed in zip(texts, chosen, seeds, strict=True)
@@ -352,19 +355,20 @@ class SpeechModel(abc.ABC):
         Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
         """
         self._notices.tell_of_filter(sys.modules[self.facade])
-        speech = {name: options[name] for name in _SPEECH & options.keys()}
+        speech = SpeechOptions(**{name: options[name] for name in _SPEECH & options.keys()})
         sampling = {name: options[name] for name in _SAMPLING & options.keys()}
         sampling = {name: value for name, value in sampling.items() if not isinstance(value, ModelDefault | None)}
-        check_guard(speech.get("guard", SpeechOptions.guard), self.t3.hp)  # before a recording is prepared
-        exaggeration = speech.get("exaggeration", SpeechOptions.exaggeration)
+        own = dataclasses.replace(self.sampling, **sampling)
+        check_guard(speech.guard, self.t3.hp)  # before a recording is prepared
+        norm_loudness = switch("norm_loudness", options.get("norm_loudness"), True)
         return SynthesisRequest(
             text,
-            self._conditionals(reference, exaggeration, options.get("norm_loudness", True)),
-            dataclasses.replace(self.sampling, **sampling),
+            self._conditionals(reference, speech.exaggeration, norm_loudness),
+            own,
             self.synthesizer.config.kvcache,
             options.get("language_id") or (None if self.layout is None else self.layout.language),
             replacement(sys.modules[self.facade], "punc_norm"),
-            **speech,
+            **vars(speech),
         )
 
     def _conditionals(

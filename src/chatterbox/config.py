@@ -8,10 +8,13 @@ YAML under ``configs/`` mirrors these classes and holds no number of its own.
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
+
+from chatterbox.values import Fields, number, number_of, seed_of, shown, whole, whole_of
 
 T = TypeVar("T")
 
@@ -19,30 +22,6 @@ T = TypeVar("T")
 def option(default: T, about: str) -> T:
     """A field with its meaning, which help and docs/configuration.md show; values in it are written as in YAML."""
     return field(default=default, metadata={"about": about})
-
-
-def check_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
-    """Raise ValueError unless ``value`` is a number from ``low`` to ``high``; names it and the remedy."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}; {remedy}")
-
-
-def is_whole(value: object, low: int, high: int | None = None) -> bool:
-    """Whether ``value`` is a whole number from ``low`` to ``high``."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
-
-
-def check_whole(name: str, value: object, low: int, remedy: str = "", *, unit: str = "") -> None:
-    """Raise ValueError unless ``value`` is a whole number from ``low`` on; names it and the remedy."""
-    if not is_whole(value, low):
-        kind = f"whole number{unit and f' of {unit}'} from {low}"
-        raise ValueError(f"{name} must be a {kind}, got {value!r}{remedy and f'; {remedy}'}")
-
-
-def check_seed(seed: object) -> None:
-    """Raise ValueError if no generator can have this seed."""
-    if seed is not None and not is_whole(seed, 0, 2**63 - 1):
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}")
 
 
 @dataclass(frozen=True)
@@ -58,27 +37,35 @@ class SamplingConfig:
     max_new_tokens: int = option(1000, "speech tokens at most, 25 a second")
 
     def __post_init__(self) -> None:
-        check_range("temperature", self.temperature, 0.0, 10.0, "0 is greedy, 0.8 is usual")
-        check_range("cfg_weight", self.cfg_weight, 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
-        check_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1 turns it off, 1.2 is usual")
-        check_range("min_p", self.min_p, 0.0, 1.0, "0 turns it off, 0.05 is usual")
-        check_range("top_p", self.top_p, 0.0, 1.0, "1 turns it off")
+        own = Fields(self)
+        own.number("temperature", 0.0, 10.0, "0 is greedy, 0.8 is usual")
+        own.number("cfg_weight", 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
+        own.number("repetition_penalty", 0.1, 10.0, "1 turns it off, 1.2 is usual")
+        own.number("min_p", 0.0, 1.0, "0 turns it off, 0.05 is usual")
+        own.number("top_p", 0.0, 1.0, "1 turns it off")
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
-        if not is_whole(self.top_k, 0, 2**31 - 1):
-            raise ValueError(f"top_k must be a whole number from 0 to 2**31 - 1, got {self.top_k!r}; 0 turns it off")
-        check_whole("max_new_tokens", self.max_new_tokens, 1, "1000 is 40 s")
+        own.whole("top_k", 0, "0 turns it off")
+        own.whole("max_new_tokens", 1, "1000 is 40 s")
 
 
-def check_window(name: str, window: int | None, max_cache_size: int) -> None:
-    """Raise ValueError if a row of ``max_cache_size`` cannot keep ``window`` positions (None: any) and take a step."""
-    if not all(is_whole(value, -(2**63)) for value in (max_cache_size, 1 if window is None else window)):
-        raise ValueError(f"max_cache_size and {name} must be whole numbers, got {max_cache_size!r} and {window!r}")
-    if window is not None and not 1 <= window < max_cache_size:
+def window_of(name: str, window: object, max_cache_size: object) -> int | None:
+    """``window`` as a plain number, None as it is.
+
+    Raises:
+        ValueError: a row of ``max_cache_size`` cannot keep so many positions and take a step.
+    """
+    most, size = whole_of(max_cache_size), None if window is None else whole_of(window)
+    if most is None or (size is None and window is not None):
         raise ValueError(
-            f"{name} must be from 1 to {max_cache_size - 1}, one step less than max_cache_size {max_cache_size}, "
-            f"got {window}; raise max_cache_size or lower {name}"
+            f"max_cache_size and {name} must be whole numbers, got {shown(max_cache_size)} and {shown(window)}"
         )
+    if size is not None and not 1 <= size < most:
+        raise ValueError(
+            f"{name} must be from 1 to {most - 1}, one step less than max_cache_size {most}, "
+            f"got {shown(size)}; raise max_cache_size or lower {name}"
+        )
+    return size
 
 
 @dataclass(frozen=True)
@@ -91,12 +78,12 @@ class PressureConfig:
     interval_ms: int = option(100, "between two looks at least")
 
     def __post_init__(self) -> None:
+        own = Fields(self)
         for name in ("soft_mib", "hard_mib", "interval_ms"):
-            check_whole(name, getattr(self, name), 0, "soft_mib 0 never looks")
+            own.whole(name, 0, "soft_mib 0 never looks")
         if self.hard_mib > self.soft_mib > 0:
             raise ValueError(f"hard_mib must be at most soft_mib, {self.soft_mib}, got {self.hard_mib}")
-        if self.process_mib is not None:
-            check_whole("process_mib", self.process_mib, 1, "null sets no limit")
+        own.whole_or_none("process_mib", 1, "null sets no limit")
 
 
 @dataclass(frozen=True)
@@ -123,14 +110,40 @@ class KVCacheConfig:
     pressure: PressureConfig = field(default_factory=PressureConfig)
 
     def __post_init__(self) -> None:
+        own = Fields(self)
+        for name in ("policy", "eviction", "decode_codec", "host_codec", "replacement"):
+            own.word(name, "docs/kvcache.md lists them")
+        own.whole("max_cache_size", 1, "1024 is usual")
+        if self.window_size is None:
+            raise ValueError("window_size must be a whole number, got None; 512 is usual")
         for name in ("window_size", "uncond_window"):
-            check_window(name, getattr(self, name), self.max_cache_size)
+            own.put(name, window_of(name, getattr(self, name), self.max_cache_size))
         for name in ("group_size", "residual_size"):
-            check_whole(name, getattr(self, name), 1, "32 is usual")
-        check_range("full_heads", self.full_heads, 0.0, 1.0, "1 keeps every position of every head")
-        for name in ("prefix_mib", "host_mib", "total_mib", "disk_mib"):
-            if getattr(self, name) is not None or name in ("host_mib", "disk_mib"):
-                check_whole(name, getattr(self, name), 0, "0 keeps nothing there")
+            own.whole(name, 1, "32 is usual")
+        own.number("full_heads", 0.0, 1.0, "1 keeps every position of every head")
+        for name in ("host_mib", "disk_mib"):
+            own.whole(name, 0, "0 keeps nothing there")
+        for name in ("prefix_mib", "total_mib"):
+            own.whole_or_none(name, 0, "0 keeps nothing there")
+        own.put("silent_tokens", _tokens(self.silent_tokens))
+        own.put("disk_folder", _folder(self.disk_folder))
+        own.table("pressure", PressureConfig)
+
+
+def _tokens(tokens: Any) -> tuple[int, ...] | None:
+    if tokens is None:
+        return None
+    remedy = "give a list of speech tokens; null is the checkpoint's"
+    if isinstance(tokens, str) or not hasattr(tokens, "__len__"):
+        raise ValueError(f"silent_tokens cannot be {shown(tokens)}; {remedy}")
+    return tuple(whole("silent_tokens", token, 0, remedy) for token in tokens)
+
+
+def _folder(folder: Any) -> str | None:
+    path = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if path is not None and (not isinstance(path, str) or not path.strip()):
+        raise ValueError(f"disk_folder must name a folder, got {shown(folder)}; null keeps nothing on disk")
+    return path
 
 
 @dataclass(frozen=True)
@@ -147,23 +160,30 @@ class EngineConfig:
     batch_invariant: bool = option(False, "bits do not depend on other requests; T3 takes 1.1 to 2.6 times as long")
 
     def __post_init__(self) -> None:
+        own = Fields(self)
         for name, low in (("max_rows", 2), ("max_waiting", 1), ("prefill_len", 1)):
-            check_whole(name, getattr(self, name), low)
+            own.whole(name, low)
         for name in ("cache_mib", "stop_stride"):
-            value = getattr(self, name)
-            if value is not None and not is_whole(value, 1):
-                raise ValueError(f"{name} must be a whole number from 1, or null, got {value!r}")
+            own.whole_or_none(name, 1, "null leaves it to the engine")
         for name in ("idle_seconds", "park_seconds"):
-            check_range(name, getattr(self, name), 0.0, 1e9, "in seconds")
-        if not isinstance(self.batch_invariant, bool):
-            raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+            own.number(name, 0.0, 1e9, "in seconds")
+        own.switch("batch_invariant")
+
+
+EXAGGERATION = (0.0, 10.0, "0.5 is neutral")
+
+
+def exaggeration_of(value: object) -> float:
+    """Emotion as a plain number, 0.5 for None. Raises ValueError if it is no number, or out of range."""
+    return number("exaggeration", SpeechOptions.exaggeration if value is None else value, *EXAGGERATION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
     """What a request may ask for beside its text, its voice and how its tokens are sampled.
 
-    A new option is a field here and in `SpeechArguments`, a null in ``configs/say.yaml``, and whoever reads it.
+    A new option is a field here and in `SpeechArguments`, a null in ``configs/say.yaml``, and whoever reads it. None is
+    the default. Values become plain Python ones; of ``seed`` -1 is None, and `chatterbox.values.seed_of` folds others.
     """
 
     exaggeration: float = option(0.5, "emotion; 0.5 is neutral")
@@ -173,11 +193,12 @@ class SpeechOptions:
     guard: str = option("light", 'against loops and runaways: "light", "alignment" (multilingual models), "none"')
 
     def __post_init__(self) -> None:
-        check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
-        check_seed(self.seed)
+        own = Fields(self, none_is_default=True)
+        own.number("exaggeration", *EXAGGERATION)
+        own.put("seed", seed_of(self.seed))
         for name in ("use_cache", "watermark"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            own.switch(name)
+        own.word("guard", "docs/guards.md lists them")
 
 
 class SpeechArguments(TypedDict, total=False):
@@ -224,7 +245,10 @@ CONTINUITIES = ("isolated", "history", "append")
 
 @dataclass(frozen=True)
 class StreamingConfig:
-    """How speech is handed out while it is made. Speech tokens are 25 a second. docs/streaming.md explains each."""
+    """How speech is handed out while it is made. Speech tokens are 25 a second. None is the default.
+
+    docs/streaming.md explains each.
+    """
 
     chunk_size: int = option(25, "speech tokens of a chunk of audio")
     first_chunk: int = option(10, "of the first one; those between double until they reach chunk_size")
@@ -235,10 +259,12 @@ class StreamingConfig:
     decode_ahead: int = option(250, "speech tokens that may wait for S3Gen; 0 decodes and renders in turn")
 
     def __post_init__(self) -> None:
+        own = Fields(self, none_is_default=True)
         lowest = {"chunk_size": 1, "first_chunk": 1, "context_window": 0, "history_len": 0, "decode_ahead": 0}
         for name, low in lowest.items():
-            check_whole(name, getattr(self, name), low, unit="speech tokens")
-        check_range("fade_duration", self.fade_duration, 0.0, 0.1, "in seconds; 0.02 is usual, 0 turns it off")
+            own.whole(name, low, unit="speech tokens")
+        own.number("fade_duration", 0.0, 0.1, "in seconds; 0.02 is usual, 0 turns it off")
+        own.word("continuity", f"choose from {', '.join(CONTINUITIES)}")
         if self.continuity not in CONTINUITIES:
             raise ValueError(f"continuity must be one of {', '.join(CONTINUITIES)}, got {self.continuity!r}")
 
@@ -297,8 +323,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be a list{num}, got {value!r}")
         return tuple(_convert(items[0], v, where) for v in value)
     kind = typing.get_origin(kind) or kind
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
+    found = {int: whole_of, float: number_of}.get(kind, _itself)(value)
+    if found is None or not isinstance(found, (int, float) if kind is float else kind):
+        raise ValueError(f"{where} must be {kind.__name__}, got {shown(value)}")
+    return float(found) if kind is float else found
+
+
+def _itself(value: Any) -> Any:
     return value

@@ -32,6 +32,7 @@ from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.text.normalize import TURBO as RULES
 from chatterbox.text.normalize import punc_norm as _punc_norm
 from chatterbox.upstream_names import names_of
+from chatterbox.values import number, switch
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class ChatterboxTurboTTS(SpeechModel):
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used, or is not longer than 5 s.
         """
-        self.conds = self._voice_of(wav_fpath, exaggeration, norm_loudness)
+        self.conds = self._voice_of(wav_fpath, 0.0, switch("norm_loudness", norm_loudness, True))
 
     @by_name(SpeechArguments)
     def generate(
@@ -227,10 +228,14 @@ class ChatterboxTurboTTS(SpeechModel):
     def _request(
         self, text: str | Iterable[str], reference: Reference | Conditionals | None, options: Mapping[str, Any]
     ) -> SynthesisRequest:
-        ignored = {name: options[name] for name in ("min_p", "exaggeration", "cfg_weight") if name in options}
-        _warn_once(tuple(name for name, value in ignored.items() if value > 0.0))
+        ignored = {name: options.get(name) for name in ("min_p", "exaggeration", "cfg_weight")}
+        _warn_once(tuple(name for name, value in ignored.items() if value is not None and _number(name, value) > 0.0))
         heeded = {name: value for name, value in options.items() if name not in ignored}
         return super()._request(text, reference, {**heeded, "exaggeration": 0.0})
+
+
+def _number(name: str, value: object) -> float:
+    return number(name, value, -1e9, 1e9, "this model has no use for it; leave it out")
 
 
 @cache

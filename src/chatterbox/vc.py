@@ -27,6 +27,7 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.synthesis.synthesizer import convert
 from chatterbox.upstream_names import names_of
+from chatterbox.values import seed_of, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Reference, prepare_target_voice
 from chatterbox.watermark.perth import watermarker_of
 
@@ -114,7 +115,8 @@ class ChatterboxVC:
         Raises:
             FileNotFoundError, TypeError, ValueError: a recording cannot be used, or there is no target voice.
         """
+        seed, watermarker = seed_of(seed), self.watermarker if switch("watermark", watermark, True) else None
         gen = self.ref_dict if target_voice_path is None else prepare_target_voice(self.s3gen, target_voice_path)
         if gen is None:
             raise ValueError("no target voice yet: pass target_voice_path, or call set_target_voice first")
-        return convert(self.s3gen, audio, gen, seed=seed, watermarker=self.watermarker if watermark else None)
+        return convert(self.s3gen, audio, gen, seed=seed, watermarker=watermarker)

@@ -49,7 +49,7 @@ def test_frozen(cls):
         setattr(config, dataclasses.fields(config)[0].name, None)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "10"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "ten", [10], 2**31])
 def test_max_new_tokens_is_a_positive_whole_number(value):
     with pytest.raises(ValueError, match="max_new_tokens must be a whole number from 1"):
         SamplingConfig(max_new_tokens=value)

@@ -25,6 +25,7 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import MTLTokenizer, TextTokenizer
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.voice.conditionals import Conditionals
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ def load_conditionals(folders: Sequence[Path], device: torch.device) -> Conditio
     return None
 
 
+@own_context()
 def load_module(
     build: Callable[[], Module],
     path: Path,

@@ -14,9 +14,9 @@ from chatterbox.config import (
     SamplingConfig,
     SpeechOptions,
     StreamingConfig,
-    check_whole,
     option,
 )
+from chatterbox.values import Fields
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class MeasurementConfig:
     repeats: int = option(3, "turns whose median counts; a turn is all texts once")
 
     def __post_init__(self) -> None:
+        own = Fields(self)
         for name, low in (("warmup", 0), ("repeats", 1)):
-            check_whole(name, getattr(self, name), low, unit="turns")
+            own.whole(name, low, unit="turns")
         if not self.texts or not all(isinstance(text, str) for text in self.texts):
             raise ValueError(f"texts must be a list of at least one text, got {list(self.texts)!r}")
 

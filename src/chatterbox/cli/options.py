@@ -97,7 +97,7 @@ def add_speaker(parser: argparse.ArgumentParser, *, voice: bool = True) -> None:
     if voice:
         parser.add_argument("--voice", metavar="VOICE", help="recording to clone, or a name of `chatterbox voices`")
         parser.add_argument("--language", metavar="CODE", help="of the text, for a multilingual model: fr, zh, ...")
-        parser.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
+        parser.add_argument("--seed", metavar="N", help="the same seed says it the same way; -1 draws one")
 
 
 def configuration(arguments: argparse.Namespace, overrides: Sequence[str], primary: str) -> SayCommandConfig:

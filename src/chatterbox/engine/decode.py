@@ -21,6 +21,7 @@ from chatterbox.engine.prefill import CachedPrefix
 from chatterbox.engine.request import Request, allocate_cache, check_request, required_capacity
 from chatterbox.kvcache import KVCache
 from chatterbox.models.t3.t3 import T3
+from chatterbox.values import shown, whole
 
 
 def decoder_on(t3: T3, cache: KVCache | None) -> RowDecoder:
@@ -61,13 +62,13 @@ def decode(
     capacity = required_capacity(t3, request)
     if past is None:
         if kept_len is not None:
-            raise ValueError(f"cache_offset {kept_len} needs past_key_values, the cache that it counts in")
+            raise ValueError(f"cache_offset {shown(kept_len)} needs past_key_values, the cache that it counts in")
         kept_len = 0
         cache = allocate_cache(t3, request.num_rows, capacity, cache_policy) if use_cache else None
     else:
         if not use_cache:
             raise ValueError("past_key_values needs use_cache=True; without a cache nothing is continued")
-        kept_len = past.length if kept_len is None else kept_len
+        kept_len = past.length if kept_len is None else whole("cache_offset", kept_len, 0, "None keeps all")
         _check_past(t3, request, past, kept_len)
         capacity += kept_len - t3.cond_len_of(request.t3_cond)
         cache = past if capacity <= past.capacity else past.clone_prefix(kept_len, capacity)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, SamplingConfig, check_seed, is_whole
+from chatterbox.config import KVCacheConfig, SamplingConfig
 from chatterbox.engine.guards import guard_of
 from chatterbox.kvcache import KVCache, cache_config, make_cache
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
+from chatterbox.values import Fields, seed_of
 
 Between = Callable[[], None]  # called between two pieces of a long prefix
 
@@ -38,7 +39,8 @@ class Request:
     """One text to speak.
 
     text_tokens: (S,) or (rows, S) ids, with start and stop where the model has such; row 0 counts. max_new_tokens: None
-    is as many as the model has positions for. seed: None draws from torch's global generator. guard: a name of
+    is as many as the model has positions for. seed: as `chatterbox.values.seed_of`; None draws
+    from torch's global generator. guard: a name of
     `chatterbox.engine.guards.GUARDS`; None, or "none", is the published models' plain loop. forced: the
     previous utterance, which this request continues.
     """
@@ -51,6 +53,12 @@ class Request:
     seed: int | None = None
     guard: str | None = None
     forced: ForcedPrefix | None = None
+
+    def __post_init__(self) -> None:
+        own = Fields(self)
+        own.whole_or_none("max_new_tokens", 1, "None is as many as the model has positions for")
+        own.switch("stop_on_eos")
+        own.put("seed", seed_of(self.seed))
 
     @property
     def num_forced(self) -> int:
@@ -95,10 +103,9 @@ def check_request(t3: T3, request: Request) -> None:
     if largest >= hp.text_tokens_dict_size or smallest < 0:
         worst = smallest if smallest < 0 else largest
         raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
-    check_seed(request.seed)
     most = hp.max_speech_tokens - request.num_forced
     limit = most if request.max_new_tokens is None else request.max_new_tokens
-    if not is_whole(limit, 1, most):
+    if not 1 <= limit <= most:
         behind = f" behind {request.num_forced} that are given" if request.num_forced else ""
         raise ValueError(f"max_new_tokens must be from 1 to the model's {most}{behind}, got {limit!r}")
     if guard := guard_of(request.guard):

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, check_window
+from chatterbox.config import KVCacheConfig, window_of
 from chatterbox.kvcache.base import NOWHERE, KVCache, Segment, require_chain, require_equal_appends, require_finite
 from chatterbox.kvcache.bounded import BoundedKVCache, merged
 from chatterbox.kvcache.eviction import Recency, Scorer, scorer
 from chatterbox.kvcache.eviction.attention import received
 from chatterbox.kvcache.eviction.scorers import NO_TOKEN, Held, survivors, within
+from chatterbox.values import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,9 +60,10 @@ class EvictingKVCache(BoundedKVCache):
         Raises:
             ValueError: a size below 1, or a window that leaves no room for a step.
         """
-        self.max_cache_size, self.window_size, self.uncond_window = max_cache_size, window_size, uncond_window
-        for name, window in (("window_size", window_size), ("uncond_window", uncond_window)):
-            check_window(name, window, max_cache_size)
+        window_of("window_size", window_size, max_cache_size)
+        self.uncond_window = window_of("uncond_window", uncond_window, max_cache_size)
+        self.window_size = whole("window_size", window_size, 1)
+        self.max_cache_size = whole("max_cache_size", max_cache_size, 1)
         self.scorer = Recency() if scorer is None else scorer
         self._watched = self.scorer.layers(num_layers)
         self.wants_tokens, self.wants_queries = self.scorer.wants_tokens, bool(self._watched)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chatterbox.config import KVCacheConfig, check_range, check_window
+from chatterbox.config import KVCacheConfig, window_of
 from chatterbox.kvcache.base import NOWHERE, Segment, require_chain, require_equal_appends, require_finite
 from chatterbox.kvcache.bounded import BoundedKVCache
 from chatterbox.kvcache.compression.heads import identify_important_heads
+from chatterbox.values import number, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,9 +58,10 @@ class HeadWindowKVCache(BoundedKVCache):
         Raises:
             ValueError: a window that leaves no room for a step, or a share that is not from 0 to 1.
         """
-        check_window("window_size", window_size, max_cache_size)
-        check_range("full_heads", full_heads, 0.0, 1.0, "1 keeps every position of every head")
-        self.max_cache_size, self.window_size, self.full_heads = max_cache_size, window_size, full_heads
+        window_of("window_size", window_size, max_cache_size)
+        self.window_size = whole("window_size", window_size, 1)
+        self.max_cache_size = whole("max_cache_size", max_cache_size, 1)
+        self.full_heads = number("full_heads", full_heads, 0.0, 1.0, "1 keeps every position of every head")
         super().__init__(num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device=device)
 
     GONE = "not every head holds any more"

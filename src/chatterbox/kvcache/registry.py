@@ -17,6 +17,7 @@ from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
 from chatterbox.kvcache.prefix.tiers import prefix_eviction
+from chatterbox.values import word
 
 MIB = 2**20
 POLICIES: dict[str, str] = {
@@ -44,8 +45,10 @@ def _named(path: str) -> Any:
 
 
 def cache_config(cache_policy: str | KVCacheConfig) -> KVCacheConfig:
-    """Settings as they are; a policy's name with the default settings."""
-    return KVCacheConfig(policy=cache_policy) if isinstance(cache_policy, str) else cache_policy
+    """Settings as they are; a policy's name with the default settings. Raises ValueError if it is neither."""
+    if isinstance(cache_policy, KVCacheConfig):
+        return cache_policy
+    return KVCacheConfig(policy=word("kvcache", cache_policy, "give a policy's name or a KVCacheConfig"))
 
 
 def make_cache(

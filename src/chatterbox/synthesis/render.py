@@ -18,6 +18,7 @@ from torch import Tensor
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.watermark.perth import Watermarker, WatermarkStream
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
@@ -108,6 +109,7 @@ class SpeechRenderer:
     With ``config`` None a chunk is a whole utterance.
     """
 
+    @own_context()
     def __init__(
         self,
         s3gen: S3Gen,
@@ -131,6 +133,7 @@ class SpeechRenderer:
         """Whether an utterance is under way."""
         return self._stream is not None
 
+    @own_context()
     def begin(self, seed: int | None) -> None:
         """The next speech tokens are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
         context_len, fade = self._config.context_window, self._config.fade_duration
@@ -152,6 +155,7 @@ class SpeechRenderer:
         """Speech tokens that complete the next chunk and the one behind it."""
         return self.num_missing + min(2 * self._due, self._config.chunk_size)
 
+    @own_context()
     def push(self, speech_tokens: list[int]) -> Tensor | None:
         """Speech tokens follow; (1, N) samples on the CPU where they complete a chunk."""
         self._speech_tokens += speech_tokens
@@ -159,6 +163,7 @@ class SpeechRenderer:
             return None
         return self._said(self._stream.push(self._handed_over()))
 
+    @own_context()
     def flush(self) -> Tensor:
         """Audio of all there is, although speech tokens may follow in the same stream."""
         assert self._stream is not None, "nothing has begun"

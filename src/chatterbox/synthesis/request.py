@@ -127,4 +127,4 @@ def utterance_seed(seed: int | None, index: int) -> int | None:
 
 def with_seed(request: SynthesisRequest) -> SynthesisRequest:
     """The request with a seed; one that has none gets it from torch's global generator."""
-    return request if request.seed is not None else replace(request, seed=int(torch.randint(2**62, (1,))))
+    return request if request.seed is not None else replace(request, seed=int(torch.randint(2**62, (1,), device="cpu")))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import load_reference
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig, check_seed
+from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
@@ -35,6 +35,7 @@ from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.openmp import is_small, release_idle_threads
 from chatterbox.runtime.replaceable import replacement
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.replaced import chunks_by, inference_name, replaced_inference
@@ -47,6 +48,7 @@ from chatterbox.synthesis.request import (
 )
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
+from chatterbox.values import Fields, seed_of
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
 from chatterbox.voice.recipe import VoiceRecipe
@@ -64,6 +66,11 @@ class SynthesizerConfig:
 
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        own = Fields(self)
+        own.table("kvcache", KVCacheConfig)
+        own.table("engine", EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -206,11 +213,13 @@ class Synthesizer:
         utterances = Utterances(self.scheduler, self.tokenizer, request, streaming, on_change=reader.notify)
         return reader.read(utterances)
 
+    @own_context()
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
         tokens_of = partial(text_tokens_of, self.tokenizer, request)
         return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
 
+    @own_context()
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
         tokens_of = partial(text_tokens_of, self.tokenizer, request)
@@ -327,11 +336,13 @@ def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
         waited += chunk.metrics.gap
     if not speech_tokens:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
-    audio = torch.cat(parts, dim=1)
+    with own_context():  # not around it all: a program's own function may be what makes the chunks
+        audio, decoded = torch.cat(parts, dim=1), torch.tensor(speech_tokens)
     release_idle_threads()
-    return SpeechResult(audio, S3GEN_SR, torch.tensor(speech_tokens), tokens_time, max(0.0, waited - tokens_time))
+    return SpeechResult(audio, S3GEN_SR, decoded, tokens_time, max(0.0, waited - tokens_time))
 
 
+@own_context()
 def render_speech_tokens(
     s3gen: S3Gen,
     speech_tokens: Tensor,
@@ -349,6 +360,7 @@ def render_speech_tokens(
     return wav
 
 
+@own_context()
 def convert(
     s3gen: S3Gen,
     recording: Reference,
@@ -362,7 +374,7 @@ def convert(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.recordings.load_reference`, or a bad seed.
     """
-    check_seed(seed)
+    seed = seed_of(seed)
     wav = load_reference(recording, S3_SR)
     with torch.inference_mode():
         speech_tokens, _ = s3gen.tokenizer([wav])  # (1, T)

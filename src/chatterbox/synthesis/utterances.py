@@ -22,6 +22,7 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import cache_config
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of, utterance_texts
 from chatterbox.synthesis.token_filter import SpeechTokenFilter
 
@@ -94,6 +95,7 @@ class Utterances:
     Whoever takes them says, by ``wants``, how many that wait are enough for now.
     """
 
+    @own_context()
     def __init__(
         self,
         scheduler: Scheduler,
@@ -289,6 +291,7 @@ class Utterances:
             with suppress(Exception):  # whoever reads has the tokens, or the error that came first
                 getattr(self._left, "close", lambda: None)()
 
+    @own_context()
     def _submit(self, text: str) -> None:
         index = self._num_submitted
         decode = decode_request(

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from chatterbox.audio.loudness import normalize_loudness
 from chatterbox.audio.recordings import load_reference, resample_hq
+from chatterbox.config import exaggeration_of
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.torch_context import own_context
 
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
 
@@ -45,6 +47,7 @@ class Conditionals:
         gen = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.gen.items()}
         return Conditionals(self.t3.to(device=device), gen)
 
+    @own_context()
     def clone(self) -> Conditionals:
         """A copy that shares nothing."""
         t3, gen = ({key: _cloned(value) for key, value in part.items()} for part in (vars(self.t3), self.gen))
@@ -63,9 +66,11 @@ class Conditionals:
     def _tensors(self) -> list[Tensor]:
         return [value for value in (*vars(self.t3).values(), *self.gen.values()) if isinstance(value, Tensor)]
 
+    @own_context()
     def with_exaggeration(self, exaggeration: float) -> Conditionals:
-        """The same voice with another emotion (0.5 is neutral)."""
-        emotion = torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=self.t3.speaker_emb.device)
+        """The same voice with another emotion (0.5 is neutral). Raises ValueError if it is no number from 0 to 10."""
+        value, device = exaggeration_of(exaggeration), self.t3.speaker_emb.device
+        emotion = torch.full((1, 1, 1), value, dtype=torch.float32, device=device)
         return Conditionals(dataclasses.replace(self.t3, emotion_adv=emotion), self.gen)
 
     def save(self, fpath: str | Path | IO[bytes]) -> None:
@@ -85,6 +90,7 @@ class Conditionals:
         return {key: value.contiguous().cpu() for key, value in values.items() if value is not None}
 
     @classmethod
+    @own_context()
     def load(cls, fpath: str | Path | IO[bytes], map_location: str | torch.device = "cpu") -> Conditionals:
         """Read either form; a file object holds upstream's. Pickles are read as plain data, half precision as float32.
 
@@ -110,6 +116,7 @@ class Conditionals:
         return cls(t3, gen)
 
 
+@own_context()
 def prepare_conditionals(
     s3gen: S3Gen,
     voice_encoder: VoiceEncoder,
@@ -131,6 +138,7 @@ def prepare_conditionals(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
     """
+    exaggeration = exaggeration_of(exaggeration)
     wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
     if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):
         raise ValueError(f"reference audio is {seconds:.1f} s long; this model needs more than {least} s of speech")
@@ -145,11 +153,12 @@ def prepare_conditionals(
     t3 = T3Cond(
         speaker_emb=speaker,
         cond_prompt_speech_tokens=speech_tokens.to(s3gen.device),
-        emotion_adv=torch.full((1, 1, 1), float(exaggeration), dtype=torch.float32, device=s3gen.device),
+        emotion_adv=torch.full((1, 1, 1), exaggeration, dtype=torch.float32, device=s3gen.device),
     )
     return Conditionals(t3, gen)
 
 
+@own_context()
 def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, source_rate: int | None = None) -> dict[str, Any]:
     """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s of the recording."""
     wav = load_reference(reference, S3GEN_SR, source_rate=source_rate, max_seconds=DEC_COND_SECONDS)

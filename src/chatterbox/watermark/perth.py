@@ -23,6 +23,7 @@ from torch import Tensor
 
 from chatterbox.audio.recordings import resample_hq
 from chatterbox.models.conv import conv1d
+from chatterbox.runtime.torch_context import own_context
 
 WATERMARK_SR = 32_000
 _N_FFT, _HOP = 2048, 320
@@ -33,6 +34,7 @@ _QUIET = 0.05  # of the loudest frame: quieter ones carry no mark
 _WEIGHTS = Path("perth_net", "pretrained", "implicit", "perth_net_250000.pth.tar")
 
 
+@own_context()
 @torch.no_grad()
 def apply_watermark(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     """Mark ``wav``, float32 (N,) at ``sample_rate`` Hz; at least 32 ms. The result is cut to a multiple of 10 ms.
@@ -49,6 +51,7 @@ def apply_watermark(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     return resample_hq(marked.numpy(), WATERMARK_SR, sample_rate)
 
 
+@own_context()
 @torch.no_grad()
 def read_watermark(wav: np.ndarray, sample_rate: int) -> float:
     """How sure it is that ``wav``, float32 (N,) at ``sample_rate`` Hz, is marked: 0 to 1. Survives common edits.

@@ -136,8 +136,8 @@ def test_progress_is_for_terminals(say, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "x"], "invalid int value: 'x'"),
-        (["--seed", "-1"], "seed must be a whole number"),
+        (["--seed", "x"], "seed must be a whole number or None, got 'x'; None and -1 draw one"),
+        (["--seed", "1.5"], "seed must be a whole number or None, got '1.5'"),
         (["--device", "foo"], "device 'foo' does not exist"),
         (["--nonsense"], "unrecognised argument '--nonsense'"),
         (["stray"], "unrecognised argument 'stray'"),

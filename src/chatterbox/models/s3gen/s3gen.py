@@ -25,6 +25,7 @@ from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import S3_SR, S3Tokenizer
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import call, replaceable, replacement
+from chatterbox.runtime.torch_context import own_context
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class S3Token2Mel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.flow.dtype
 
+    @own_context()
     @torch.no_grad()
     def embed_ref(
         self, ref_wav: Tensor | np.ndarray, ref_sr: int, device: str | torch.device = "auto", ref_fade_out: bool = True

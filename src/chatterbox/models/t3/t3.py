@@ -26,7 +26,9 @@ from chatterbox.models.t3.transformers_call import not_compiled
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import replaceable
+from chatterbox.runtime.torch_context import own_context
 from chatterbox.upstream_names import names_of
+from chatterbox.values import number_of, shown, switch
 
 __getattr__ = names_of(__name__)
 
@@ -224,6 +226,7 @@ class T3(nn.Module):
         )
 
     @replaceable
+    @own_context()
     @torch.inference_mode()
     def inference(
         self,
@@ -263,7 +266,7 @@ class T3(nn.Module):
             cache_offset: keep this many positions of ``past_key_values``, at least the conditioning prefix
                 (``hp.cond_len``); None keeps all.
             return_cache: return the cache too.
-            seed: draw from a generator of this call's own; None draws from torch's global one, as upstream.
+            seed: draw from a generator of this call's own; None and -1 draw from torch's global one, as upstream.
             guard: ends an utterance that goes wrong: "light", "alignment", or None, upstream's plain loop
                 (docs/guards.md).
 
@@ -284,8 +287,10 @@ class T3(nn.Module):
             ("num_return_sequences", num_return_sequences, 1),
             ("length_penalty", length_penalty, 1.0),
         ):
-            if value is not supported and value != supported:
-                raise ValueError(f"{name} must be {supported}, got {value!r}; no published model uses it")
+            if value is not None if supported is None else number_of(value) != supported:
+                raise ValueError(f"{name} must be {supported}, got {shown(value)}; no published model uses it")
+        do_sample, use_cache = switch("do_sample", do_sample), switch("use_cache", use_cache)
+        return_cache = switch("return_cache", return_cache)
         if return_cache and not use_cache:
             raise ValueError("return_cache needs use_cache=True; without a cache there is none to return")
         request = Request(
@@ -310,6 +315,7 @@ class T3(nn.Module):
         return tokens[None], cache
 
     @replaceable
+    @own_context()
     @torch.inference_mode()
     def inference_turbo(
         self,
@@ -349,7 +355,7 @@ class T3(nn.Module):
             top_k=top_k,
         )
         request = Request(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
-        tokens = generate(self, request, use_cache=use_cache)
+        tokens = generate(self, request, use_cache=switch("use_cache", use_cache))
         return tokens[tokens != self.hp.stop_speech_token][None]
 
 
