@@ -118,6 +118,8 @@ def decode_request(
     words = request.text if text is None else text
     if not isinstance(words, str):
         raise TypeError(f"text must be a string, got {type(words).__name__}; pass the words to speak")
+    if text is None:
+        words = clean(words, request.cleaning, language=_language(request))
     forced = None
     if previous is not None:
         before, speech_tokens = previous
@@ -150,7 +152,7 @@ def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: st
     text = text if is_exact else begun(text, language)
     rules = tokenizer.rules if is_exact else with_all_enders(tokenizer.rules)
     spoken = speakable(text, rules) if request.punctuate is None else request.punctuate(text)
-    return call(tokenizer.text_to_tokens, {"text": spoken, **named}, {"exact": is_exact})[0]
+    return call(tokenizer.text_to_tokens, named, {"exact": is_exact}, spoken)[0]
 
 
 def utterance_seed(seed: int | None, index: int) -> int | None:

@@ -32,7 +32,7 @@ def fitted(text: str, lacks: Callable[[str], bool]) -> str:
     """
     if not any(map(lacks, set(text))):
         return text
-    text = normalize("NFC", text)  # accents on their own may be of a letter that is known
+    text = _composed(text, lacks)
     nearest = {char: _nearest(char, lacks) for char in set(text) if lacks(char)}
     unspoken = "".join(char for char, other in nearest.items() if other is None)
     if unspoken:
@@ -40,6 +40,19 @@ def fitted(text: str, lacks: Callable[[str], bool]) -> str:
         text = re.sub(rf"(?<=\w){signs}(?=\w)", " ", text)
         text = re.sub(rf"(?:(?<= )|\A){signs} *|[ ]*{signs}", "", text)
     return "".join(nearest.get(char) or char for char in text)
+
+
+def _composed(text: str, lacks: Callable[[str], bool]) -> str:
+    """With accents that the vocabulary lacks joined to their letters, where it has these."""
+    accents = "".join(char for char in set(text) if category(char).startswith("M") and lacks(char))
+    if not accents:
+        return text
+
+    def joined(found: re.Match[str]) -> str:
+        whole = normalize("NFC", found.group())
+        return found.group() if any(map(lacks, whole)) else whole
+
+    return re.sub(f"\\w[{re.escape(accents)}]+", joined, text)
 
 
 def _nearest(char: str, lacks: Callable[[str], bool]) -> str | None:

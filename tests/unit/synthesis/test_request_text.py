@@ -130,6 +130,14 @@ def test_a_tokenizer_of_the_callers_own_needs_no_new_argument():
     assert text_tokens_of(Own(), request_of("x"), "Hello there").tolist() == [len(punc_norm("Hello there"))]
 
 
+def test_replaced_methods_of_a_tokenizer_are_called_as_upstream_calls_them(mtl, monkeypatch):
+    ids, seen = partial(text_tokens_of, mtl.tokenizer, request_of("x", language_id="en")), []
+    monkeypatch.setattr(mtl.tokenizer, "preprocess_text", lambda *places, **names: seen.append(places[0]) or "hi")
+    assert ids("Hello").tolist() == mtl.tokenizer.encode("hi", "en") and seen[0] == "Hello."
+    monkeypatch.setattr(mtl.tokenizer, "encode", lambda words, language_id, lowercase, nfkd_normalize: [7, 8])
+    assert ids("Hello").tolist() == [7, 8]
+
+
 def test_what_is_said_is_that_of_the_clean_text(small_tts):
     say = partial(small_tts.generate, seed=1)
     assert torch.equal(say("**Hello** wor\u200bld ＡＢ"), say("Hello world AB"))

@@ -35,3 +35,4 @@ def test_the_nearest_that_there_is(text, spelled):
 def test_what_the_vocabulary_has_stays():
     assert fitted("Ünïcode 😀", lambda char: False) == "Ünïcode 😀"
     assert fitted("cafe\u0301", lambda char: char not in ASCII | {"é"}) == "café"
+    assert fitted("cafe\u0301 😀", lambda char: char not in ASCII | {"é", "\u0301"}) == "cafe\u0301"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chatterbox.models.tokenizers.languages import check_language, lowered, preparer
 from chatterbox.models.tokenizers.tokenizer import EnTokenizer, part_marks
+from chatterbox.runtime.replaceable import call, replaceable, replacement
 from chatterbox.text.normalize import MULTILINGUAL
 
 
@@ -33,6 +34,7 @@ class MTLTokenizer(EnTokenizer):
         super().__init__(vocab_file_path)
         self.table_folder = Path(vocab_file_path).parent  # where the Chinese table is
 
+    @replaceable
     def preprocess_text(
         self, raw_text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
     ) -> str:
@@ -56,7 +58,7 @@ class MTLTokenizer(EnTokenizer):
         """
         language = check_language(language_id)
         prepare = preparer(language, self.table_folder)
-        if exact:
+        if exact or replacement(self, "preprocess_text") is not None:
             text = prepare(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
         else:
             text = self._in_order(txt, language, prepare)
@@ -79,7 +81,8 @@ class MTLTokenizer(EnTokenizer):
         exact: bool = True,
     ) -> Tensor:
         """(1, S) int32 ids of ``text``, without start and stop; ``language_id`` None writes no language."""
-        ids = self.encode(text, language_id, lowercase, nfkd_normalize, exact=exact)
+        named = {"language_id": language_id, "lowercase": lowercase, "nfkd_normalize": nfkd_normalize}
+        ids = call(self.encode, named, {"exact": exact}, text)
         return torch.tensor([ids], dtype=torch.int32)
 
     def encode(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from chatterbox.runtime.replaceable import call
 from chatterbox.text.normalize import ENGLISH, PunctuationRules
 from chatterbox.text.spelling import fitted
 from chatterbox.upstream_names import names_of
@@ -91,7 +92,7 @@ class EnTokenizer:
 
     def text_to_tokens(self, text: str, *, exact: bool = True) -> Tensor:
         """(1, S) int32 ids of ``text``, without start and stop."""
-        return torch.tensor([self.encode(text, exact=exact)], dtype=torch.int32)
+        return torch.tensor([call(self.encode, {}, {"exact": exact}, text)], dtype=torch.int32)
 
     def encode(self, txt: str, *, exact: bool = True) -> list[int]:
         return self._ids(txt) if exact else self._ids_of_parts(part_marks(txt, self._marks()))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.models.tokenizers.tokenizer import SEAM, SPECIAL_TOKENS, part_marks
+from chatterbox.runtime.replaceable import call
 from chatterbox.text.normalize import TURBO, PunctuationRules
 
 
@@ -55,7 +56,7 @@ class TurboTokenizer:
 
     def text_to_tokens(self, text: str, *, exact: bool = True) -> Tensor:
         """(1, S) int32 ids of ``text``; none is cut off, however long it is."""
-        return torch.tensor([self.encode(text, exact=exact)], dtype=torch.int32)
+        return torch.tensor([call(self.encode, {}, {"exact": exact}, text)], dtype=torch.int32)
 
     def encode(self, txt: str, *, exact: bool = True) -> list[int]:
         text = txt if exact else part_marks(txt, filter(_is_control, self.tokenizer.get_added_vocab()))
