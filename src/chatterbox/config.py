@@ -178,6 +178,9 @@ def exaggeration_of(value: object) -> float:
     return number("exaggeration", SpeechOptions.exaggeration if value is None else value, *EXAGGERATION)
 
 
+CLEANINGS = ("full", "characters", "none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
     """What a request may ask for beside its text, its voice and how its tokens are sampled.
@@ -191,6 +194,10 @@ class SpeechOptions:
     use_cache: bool = option(True, "false computes the whole sequence anew at every step: slow, for checking")
     watermark: bool = option(True, "inaudible, says that the speech is synthetic")
     guard: str = option("light", 'against loops and runaways: "light", "alignment" (multilingual models), "none"')
+    cleaning: str = option(
+        "full", 'of the text: "full", "characters" (leaves markup), "none" (as chatterbox-tts 0.1.7)'
+    )
+    normalize: bool | None = option(None, "numbers, dates, times, money, units in words; null is the model's default")
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
@@ -199,6 +206,11 @@ class SpeechOptions:
         for name in ("use_cache", "watermark"):
             own.switch(name)
         own.word("guard", "docs/guards.md lists them")
+        own.word("cleaning", f"it is one of {', '.join(CLEANINGS)}")
+        if self.cleaning not in CLEANINGS:
+            raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {self.cleaning!r}")
+        if self.normalize is not None:
+            own.switch("normalize")
 
 
 class SpeechArguments(TypedDict, total=False):
@@ -208,7 +220,9 @@ class SpeechArguments(TypedDict, total=False):
     None is the checkpoint's own limit, 1000 as published. seed: own random numbers for this call; None draws from
     torch's global generator, as upstream. use_cache: False recomputes the whole sequence at every step; for checking.
     watermark: False leaves the audio unmarked. guard: ends an utterance that loops or runs away: "light", "alignment"
-    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md.
+    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. cleaning: of the text, "full",
+    "characters", which leaves markup, or "none", which feeds the model as 0.1.7 does; docs/text.md. normalize: write
+    numbers, dates, times, money and units in words, or not; None is the model's default: yes for "tiny" alone.
     """
 
     max_new_tokens: int | None
@@ -216,6 +230,8 @@ class SpeechArguments(TypedDict, total=False):
     use_cache: bool
     watermark: bool
     guard: str
+    cleaning: str
+    normalize: bool | None
 
 
 class BatchArguments(SpeechArguments, total=False):

@@ -36,6 +36,7 @@ def test_signature_is_upstreams():
     assert placed == [None, 0.5, 0.5, 0.8, 2.0, 0.05, 1.0]
     named = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     shown = {"max_new_tokens": None, "seed": None, "use_cache": True, "watermark": True, "guard": "light"}
+    shown |= {"cleaning": "full", "normalize": None}
     assert named.items() >= shown.items() and named.keys() == SpeechArguments.__annotations__.keys()
 
 
@@ -62,7 +63,7 @@ def test_speaks(mtl, reference_wav):
 
 def test_text_goes_through_its_own_rules_and_tokenizer(mtl, monkeypatch):
     seen = []
-    monkeypatch.setattr(MTLTokenizer, "written", lambda self, *arguments: seen.append(arguments) or "x")
+    monkeypatch.setattr(MTLTokenizer, "written", lambda self, *arguments, exact: seen.append(arguments) or "x")
     mtl.generate("你好！", "zh", seed=1)
     mtl.warm(["salut"], language_id="fr")
     assert list(dict.fromkeys(seen)) == [("你好！", "zh", True, True), ("Salut.", "fr", True, True)]

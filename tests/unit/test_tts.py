@@ -51,9 +51,11 @@ def test_signature_is_upstreams():
         "use_cache": True,
         "watermark": True,
         "guard": "light",
+        "cleaning": "full",
+        "normalize": None,
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard"]
+    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard", "cleaning", "normalize"]
 
 
 def test_audio(small_tts):

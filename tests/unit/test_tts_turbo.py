@@ -150,6 +150,7 @@ def test_tokenizer(turbo):
     tokenizer = turbo.tokenizer
     assert isinstance(tokenizer, TurboTokenizer) and tokenizer.largest_id == 256
     assert tokenizer.decode(tokenizer.text_to_tokens(TEXT)[0]) == TEXT
+    assert tokenizer.decode(tokenizer.text_to_tokens("a<|endoftext|>b", exact=False)[0]) == "a<|endoftext|>b"
     assert tokenizer.text_to_tokens("a" * 3000).shape == (1, 3000)  # upstream cuts at the tokenizer's 1,024
     assert tokenizer(TEXT, return_tensors="pt", padding=True, truncation=True).input_ids.shape == (1, len(TEXT))
 

@@ -33,6 +33,7 @@ TINY = ModelConfig(
         max_text_tokens=600,
         utterance_text_len=100,  # characters; it learnt sentences of up to so many
         speech_tokens_dict_size=6564,
+        spells_numbers=True,  # it learnt too few digits to read them
         max_speech_tokens=1000,
         speech_cond_prompt_len=75,
         speaker_embed_size=64,

@@ -22,7 +22,7 @@ from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of
 from chatterbox.models.config import ModelConfig
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import MTLTokenizer, TextTokenizer
+from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.torch_context import own_context
@@ -113,7 +113,7 @@ def load_models(
     contents = read_folder(Path(folder), layouts, given, fetch_base)
     voice_encoder, t3, s3gen, vocabulary = map(contents.require, ("voice_encoder", "t3", "s3gen", "tokenizer"))
     config = config_of(contents)
-    tokenizer = _load_tokenizer(contents, vocabulary)
+    tokenizer = _load_tokenizer(contents, vocabulary, spells_numbers=config.t3.spells_numbers)
     if tokenizer.largest_id >= config.t3.text_tokens_dict_size:
         raise CheckpointError(
             f"{vocabulary} has ids up to {tokenizer.largest_id}, but t3 embeds only "
@@ -131,11 +131,13 @@ def load_models(
     )
 
 
-def _load_tokenizer(contents: Contents, vocabulary: Path) -> TextTokenizer:
+def _load_tokenizer(contents: Contents, vocabulary: Path, *, spells_numbers: bool) -> TextTokenizer:
     try:
         tokenizer = contents.layout.make_tokenizer(vocabulary)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    if isinstance(tokenizer, EnTokenizer | TurboTokenizer):
+        tokenizer.spells_numbers = spells_numbers
     table = contents.find(CANGJIE_FILE)
     if table is not None and isinstance(tokenizer, MTLTokenizer):
         tokenizer.table_folder = table.parent

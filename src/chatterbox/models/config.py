@@ -107,6 +107,7 @@ class T3Config:
     backbone: LlamaConfig | GPT2Config = field(default_factory=LlamaConfig)
     silent_speech_tokens: tuple[int, ...] = (SILENT_SPEECH_TOKEN,)  # what a cache may forget first
     num_trailing_noise: int = 0  # speech tokens before the stop token that are noise, and not rendered
+    spells_numbers: bool = False  # it was trained on numbers in words alone: they are written out by default
     names_language: bool = False  # the language stands in front of the text, as [fr]
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of those that follow the text as it is spoken
     mark_text: bool = True  # the text stands between its start and its stop token

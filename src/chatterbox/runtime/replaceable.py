@@ -42,17 +42,17 @@ def has_functions_of_others(module: Any) -> bool:
     return kind.__module__.startswith(PACKAGE) and not all(map(_is_of_package, functions))
 
 
-def call(function: Callable[..., Any], upstream: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:
-    """Call it as upstream calls it, with those of ``ours`` that it has a parameter for."""
+def call(function: Callable[..., Any], upstream: Mapping[str, Any], ours: Mapping[str, Any], *places: Any) -> Any:
+    """Call it as upstream calls it, ``places`` first, with those of ``ours`` that it has a parameter for."""
     if _is_own(function):
-        return function(**upstream, **ours)
+        return function(*places, **upstream, **ours)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of no Python function
-        return function(**upstream)
+        return function(*places, **upstream)
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters}
-    return function(**upstream, **{name: value for name, value in ours.items() if takes_all or name in names})
+    return function(*places, **upstream, **{name: value for name, value in ours.items() if takes_all or name in names})
 
 
 def _is_of_package(function: Callable[..., Any]) -> bool:

@@ -17,8 +17,13 @@ from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions
 from chatterbox.engine.request import ForcedPrefix, Request
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.models.tokenizers.languages import base_language, begun
+from chatterbox.runtime.replaceable import call
 from chatterbox.text import utterances
-from chatterbox.text.normalize import speakable
+from chatterbox.text.chunking import has_words
+from chatterbox.text.cleaning import clean, clean_pieces, clean_utterance
+from chatterbox.text.in_words import in_words
+from chatterbox.text.normalize import speakable, with_all_enders
 from chatterbox.voice.conditionals import Conditionals
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's utterances are far apart
@@ -58,13 +63,35 @@ def utterance_texts(
 
     # Marks around the text take two places.
     max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
-    found = utterances(request.text, max_len, length, by_sentence=by_sentence)
-    if not isinstance(request.text, str):
-        return found
+    text = cleaned(request)
+    found = utterances(text, max_len, length, by_sentence=by_sentence)
+    if not isinstance(text, str):
+        return found if request.cleaning != "full" else _without_markup(found, _language(request))
     texts = list(found)
-    if texts == [request.text.strip()]:
-        return [request.text]  # as it is: upstream's rules see its spaces
+    if texts == [text.strip()]:
+        return [text]  # as it is: upstream's rules see its spaces
     return texts or [""]  # upstream's request for some text
+
+
+def cleaned(request: SynthesisRequest) -> str | Iterable[str]:
+    """The request's text, or its pieces, without what cannot be spoken; markup within lines stays in pieces."""
+    text, language = request.text, _language(request)
+    if isinstance(text, str):
+        return clean(text, request.cleaning, language=language)
+    if not isinstance(text, Iterable) or isinstance(text, bytes | bytearray):
+        return text  # whoever reads it says what is wrong with it
+    return clean_pieces(text, request.cleaning, language=language)
+
+
+def _without_markup(texts: Iterable[str], language: str | None) -> Iterator[str]:
+    for text in texts:
+        left = clean_utterance(text, language).strip()
+        if has_words(left):
+            yield left
+
+
+def _language(request: SynthesisRequest) -> str | None:
+    return None if request.language_id is None else base_language(request.language_id)
 
 
 def decode_request(
@@ -91,6 +118,8 @@ def decode_request(
     words = request.text if text is None else text
     if not isinstance(words, str):
         raise TypeError(f"text must be a string, got {type(words).__name__}; pass the words to speak")
+    if text is None:
+        words = clean(words, request.cleaning, language=_language(request))
     forced = None
     if previous is not None:
         before, speech_tokens = previous
@@ -115,9 +144,15 @@ def decode_request(
 
 def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
     """Ids (S,) of a text, without marks."""
-    language = {} if request.language_id is None else {"language_id": request.language_id}
-    spoken = speakable(text, tokenizer.rules) if request.punctuate is None else request.punctuate(text)
-    return tokenizer.text_to_tokens(spoken, **language)[0]
+    named = {} if request.language_id is None else {"language_id": request.language_id}
+    language, is_exact = _language(request), request.cleaning == "none"
+    spells = request.normalize if request.normalize is not None else getattr(tokenizer, "spells_numbers", False)
+    if spells:
+        text = in_words(text, language or "en")
+    text = text if is_exact else begun(text, language)
+    rules = tokenizer.rules if is_exact else with_all_enders(tokenizer.rules)
+    spoken = speakable(text, rules) if request.punctuate is None else request.punctuate(text)
+    return call(tokenizer.text_to_tokens, named, {"exact": is_exact}, spoken)[0]
 
 
 def utterance_seed(seed: int | None, index: int) -> int | None:

@@ -1,8 +1,9 @@
 """Text of any length, whole or in pieces, becomes utterances: what one call of the model speaks.
 
-Owns: where sentences end (`sentences`), how they fill utterances (`chunking`), and when an utterance of a text that is
-still being written is complete (`incremental`). Does not know: a tokenizer (``length`` gives the number of text tokens
-of a string). Must not import: `models`, `engine`, `audio`, `voice`, `synthesis`, `cli`.
+Owns: what of it is spoken (`cleaning`, `in_words`, `normalize`, `spelling`), where sentences end (`sentences`), how
+they fill utterances (`chunking`), and when one of a text that is still being written is complete (`incremental`).
+Does not know: a tokenizer (``length`` gives the number of text tokens of a string). Must not import: `models`,
+`engine`, `audio`, `voice`, `synthesis`, `cli`.
 """
 
 from chatterbox.text.chunking import split_text

@@ -6,7 +6,7 @@ Does not know: tokens, languages, sentences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatterbox.runtime.replaceable import replaceable
 
@@ -36,6 +36,7 @@ ENGLISH = PunctuationRules(
     ),
     sentence_enders=(".", "!", "?", "-", ","),
 )
+OTHER_ENDERS = ("、", "，", "。", "．", "｡", "？", "！", "।", "॥", "؟", "۔", "،", "؛")  # of scripts
 MULTILINGUAL = PunctuationRules(ENGLISH.replacements, (*ENGLISH.sentence_enders, "、", "，", "。", "？", "！"))
 TURBO = PunctuationRules(
     tuple(pair for pair in ENGLISH.replacements if pair[0] not in ("...", " - ", ";")), ENGLISH.sentence_enders
@@ -67,3 +68,8 @@ def speakable(text: str, rules: PunctuationRules = ENGLISH) -> str:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}; pass the words to speak")
     return punc_norm(text if any(map(str.isalnum, text)) else "", rules)
+
+
+def with_all_enders(rules: PunctuationRules) -> PunctuationRules:
+    """``rules`` that put no full stop behind the ends of sentences of other scripts."""
+    return replace(rules, sentence_enders=(*rules.sentence_enders, *OTHER_ENDERS))

@@ -84,6 +84,8 @@ GIVEN = {
     "use_cache": False,
     "watermark": False,
     "guard": "none",
+    "cleaning": "characters",
+    "normalize": True,
     "streaming": {
         "chunk_size": 30,
         "first_chunk": 4,

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from types import ModuleType, SimpleNamespace
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -106,13 +107,78 @@ def test_a_table_that_cannot_be_read_is_a_warning(folder, content, monkeypatch, 
     assert f"{path} cannot be read" in caplog.text
 
 
+def bpe_gets(tokenizer: MTLTokenizer, text: str, language: str) -> list[str]:
+    """What the BPE is given of a text that was cleaned, in the parts that no token crosses."""
+    seen = []
+    tokenizer.tokenizer = SimpleNamespace(
+        encode=lambda part: seen.append(part) or SimpleNamespace(ids=[5, 6]),
+        get_added_tokens_decoder=tokenizer.tokenizer.get_added_tokens_decoder,
+        token_to_id=lambda token: None,  # no character is unknown
+    )
+    tokenizer.text_to_tokens(text, language_id=language, exact=False)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "given"),
+    [
+        ("tr", "Işık yandı.", "[tr]ışık yandı."),
+        ("tr", "IRMAK ILIK", "[tr]ırmak ılık"),
+        ("tr", "İstanbul IĞDIR", "[tr]istanbul iğdir".replace("iğdir", "ığdır")),
+        ("en", "İstanbul", "[en]istanbul"),
+        ("ja", "学ぶ", "[ja]まなぶ"),
+        ("ja", "選ぶ。急ぐ", "[ja]えらぶ。いそぐ"),
+        ("ja", "ガギグ ﾎﾟｽﾄ", "[ja]ガギグ ポスト"),
+        ("ko", "안녕하세요", "[ko]안녕하세요"),
+        ("el", "ΚΌΣΜΟΣ", "[el]κόσμος"),
+        ("de", "Straße ÄÖÜ", "[de]straße äöü"),
+        ("fr", "Élève", "[fr]élève"),
+    ],
+)
+def test_case_and_readings_before_characters_are_taken_apart(tokenizer, language, text, given):
+    assert bpe_gets(tokenizer, text, language) == [normalize("NFKD", given).replace(" ", "[SPACE]")]
+
+
+def test_stress_marks_are_looked_up_for_whole_letters(tokenizer, monkeypatch):
+    package = ModuleType("russian_text_stresser")
+    module = ModuleType("russian_text_stresser.text_stresser")
+    known = {"мой ёж": "мо\u0301й ёж"}
+    module.RussianTextStresser = lambda: SimpleNamespace(stress_text=lambda text: known.get(text, text))
+    monkeypatch.setitem(sys.modules, "russian_text_stresser", package)
+    monkeypatch.setitem(sys.modules, "russian_text_stresser.text_stresser", module)
+    assert bpe_gets(tokenizer, "Мой ёж", "ru") == ["[ru]" + normalize("NFKD", "мо\u0301й[SPACE]ёж")]
+
+
+@pytest.mark.parametrize("mark", ["[EN]", "[fr]", "［ｆｒ］"])
+def test_a_language_in_the_text_is_text(tokenizer, mark):
+    plain = normalize("NFKC", mark).lower()
+    assert bpe_gets(tokenizer, f"a {mark} b", "en") == ["[en]a[SPACE][", f"{plain[1:]}[SPACE]b"]
+
+
+def test_chinese_codes_stay_whole(tokenizer, monkeypatch):
+    absent(monkeypatch, "spacy_pkuseg")
+    assert bpe_gets(tokenizer, "你好", "zh") == ["[zh][cj_o][cj_n][cj_f][cj_.][cj_v][cj_n][cj_d][cj_.]"]
+
+
+@pytest.mark.parametrize(
+    ("given", "language"),
+    [
+        *[("pt-BR", "pt"), ("PT_br", "pt"), ("zh-CN", "zh"), ("zh-Hans-CN", "zh"), ("en-US", "en"), ("nb", "no")],
+        *[("nn_NO", "no"), ("CMN", "zh"), ("iw", "he"), ("deu", "de")],
+        *((code, code) for code in languages.LANGUAGES),
+    ],
+)
+def test_codes_with_regions_and_other_codes(given, language):
+    assert languages.check_language(given) == languages.check_language(given.upper()) == language
+
+
 @pytest.mark.parametrize("language", ["EN", "Zh"])
 def test_codes_in_any_case(tokenizer, language, monkeypatch):
     absent(monkeypatch, "spacy_pkuseg")
     assert tokenizer.written("x", language) == f"[{language.lower()}]x"
 
 
-@pytest.mark.parametrize("language", ["xx", "", "english", 5])
+@pytest.mark.parametrize("language", ["xx", "", "english", 5, "en-", "en-us!", "yue", "xx-EN", "no way"])
 def test_unknown_language(tokenizer, language):
     with pytest.raises(ValueError, match=r"language_id .* is not supported; choose from ar, da, de, .*, zh"):
         tokenizer.text_to_tokens("x", language)

@@ -45,6 +45,33 @@ def test_tokenizer_is_given_what_upstream_gives(tokenizer):
     assert seen == [case["to_bpe"] for case in cases]
 
 
+@pytest.mark.parametrize("mark", ["[STOP]", "[START]", "[UNK]", "[SPACE]", "[en]"])
+def test_marks_in_a_text_are_spelt(tokenizer, mark):
+    ids = tokenizer.text_to_tokens(f"Press {mark} now.", exact=False)[0].tolist()
+    letters = [tokenizer.tokenizer.token_to_id(letter) for letter in mark]
+    assert ids == tokenizer.encode("Press ") + letters + tokenizer.encode(" now.")
+    assert tokenizer.tokenizer.token_to_id(mark) in tokenizer.encode(f"Press {mark} now.")  # as 0.1.7 does
+
+
+def test_what_a_fine_tune_has_added_acts(tokenizer):
+    tokenizer.tokenizer.add_special_tokens(["<haha>"])
+    tokenizer.num_published = 200
+    tokenizer.tokenizer.add_special_tokens(["[sob]"])
+    added = tokenizer.tokenizer.token_to_id
+    assert {added("<haha>"), added("[sob]")} <= set(tokenizer.encode("<haha> [sob]", exact=False))
+
+
+def test_what_the_vocabulary_lacks_is_taken_apart(tokenizer):
+    assert tokenizer.encode("café Ørsted 😀 here", exact=False) == tokenizer.encode("cafe Orsted here")
+    assert tokenizer.encode("我", exact=False) == tokenizer.encode("我") == [1]  # [UNK]
+    assert 1 in tokenizer.encode("café")  # as 0.1.7 does
+
+
+def test_prose_has_the_tokens_of_0_1_7(tokenizer):
+    text = "Hello there, World: it's \"fine\" - isn't it? (Yes; 100%!) & more/less @ #1."
+    assert tokenizer.encode(text, exact=False) == tokenizer.encode(text)
+
+
 def test_tokenizer_round_trip(tokenizer):
     tokens = tokenizer.text_to_tokens("Hello there, World.")
     assert tokens.dtype == torch.int32 and tokens.shape == (1, 19)

@@ -13,7 +13,11 @@ __all__ = ["EnTokenizer", "MTLTokenizer", "TextTokenizer", "TurboTokenizer"]
 
 
 class TextTokenizer(Protocol):
-    """What a pipeline asks of a tokenizer. That of several languages takes a ``language_id`` behind the text."""
+    """What a pipeline asks of a tokenizer. That of several languages takes a ``language_id`` behind the text.
+
+    One that has an argument ``exact`` gets False where the text was cleaned; ``spells_numbers``, where there is one,
+    says that numbers are to be given in words.
+    """
 
     rules: PunctuationRules
 

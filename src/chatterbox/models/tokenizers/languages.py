@@ -56,20 +56,53 @@ HELPERS = {
     "russian_text_stresser": ("Russian gets no stress marks", "install russian-text-stresser from its repository"),
 }
 
+# Other codes that people use for these languages: those with three letters, old ones, and the two kinds of Norwegian.
+OTHER_CODES = {
+    **{"ara": "ar", "arb": "ar", "dan": "da", "deu": "de", "ger": "de", "ell": "el", "gre": "el", "eng": "en"},
+    **{"spa": "es", "fin": "fi", "fra": "fr", "fre": "fr", "heb": "he", "iw": "he", "hin": "hi", "ita": "it"},
+    **{"jpn": "ja", "kor": "ko", "msa": "ms", "may": "ms", "zsm": "ms", "nld": "nl", "dut": "nl", "nor": "no"},
+    **{"nb": "no", "nn": "no", "nob": "no", "nno": "no", "pol": "pl", "por": "pt", "rus": "ru", "swe": "sv"},
+    **{"swa": "sw", "swh": "sw", "tur": "tr", "zho": "zh", "chi": "zh", "cmn": "zh"},
+}
+
 KANJI = range(0x4E00, 0xA000)
 HANGUL = range(0xAC00, 0xD7B0)
 PARTICLES = ("は", "へ")  # read differently at the start of a word, so a space goes before them
 
 
+def base_language(language_id: str) -> str | None:
+    """The code in `LANGUAGES` of a language that is given in any case, with or without a region ("pt-BR"), or None."""
+    code, *subtags = language_id.lower().replace("_", "-").split("-")
+    if not all(tag.isalnum() and len(tag) <= 8 for tag in subtags):
+        return None
+    code = OTHER_CODES.get(code, code)
+    return code if code in LANGUAGES else None
+
+
 def check_language(language_id: str | None) -> str | None:
-    """The language's code in lower case; None stays None.
+    """The language's code, of "pt-BR" or "NB" the one that the model knows; None stays None.
 
     Raises:
         ValueError: no such language; the message lists them.
     """
-    if language_id is None or (isinstance(language_id, str) and language_id.lower() in LANGUAGES):
-        return language_id and language_id.lower()
-    raise ValueError(f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}")
+    if language_id is None:
+        return None
+    language = base_language(language_id) if isinstance(language_id, str) else None
+    if language is None:
+        raise ValueError(f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}")
+    return language
+
+
+def lowered(text: str, language: str | None) -> str:
+    """``text`` in small letters, as its language writes them: Turkish has an i with a dot and one without."""
+    if language == "tr":
+        return text.replace("İ", "i").replace("I", "ı").lower()
+    return text.replace("İ", "I").lower()
+
+
+def begun(text: str, language: str | None) -> str:
+    """``text`` with the capital that its first letter has in its language, where others' rules give another one."""
+    return "İ" + text[1:] if language == "tr" and text.startswith("i") else text
 
 
 def preparer(language_id: str | None, folder: Path) -> Callable[[str], str]:

@@ -6,14 +6,16 @@ marks (`tokenizer`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
-from chatterbox.models.tokenizers.languages import check_language, preparer
-from chatterbox.models.tokenizers.tokenizer import EnTokenizer
+from chatterbox.models.tokenizers.languages import check_language, lowered, preparer
+from chatterbox.models.tokenizers.tokenizer import EnTokenizer, part_marks
+from chatterbox.runtime.replaceable import call, replaceable, replacement
 from chatterbox.text.normalize import MULTILINGUAL
 
 
@@ -21,6 +23,7 @@ class MTLTokenizer(EnTokenizer):
     """BPE over lower-case text with compatibility forms taken apart and the language in front, as ``[en]``."""
 
     rules = MULTILINGUAL
+    num_published = 2454
 
     def __init__(self, vocab_file_path: str | Path) -> None:
         """Read the BPE file; the Chinese table is looked for beside it when Chinese first comes.
@@ -31,6 +34,7 @@ class MTLTokenizer(EnTokenizer):
         super().__init__(vocab_file_path)
         self.table_folder = Path(vocab_file_path).parent  # where the Chinese table is
 
+    @replaceable
     def preprocess_text(
         self, raw_text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
     ) -> str:
@@ -39,24 +43,56 @@ class MTLTokenizer(EnTokenizer):
         return normalize("NFKD", text) if nfkd_normalize else text
 
     def written(
-        self, txt: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+        self,
+        txt: str,
+        language_id: str | None = None,
+        lowercase: bool = True,
+        nfkd_normalize: bool = True,
+        *,
+        exact: bool = True,
     ) -> str:
-        """The text as the BPE sees it, but for its spaces.
+        """The text as the BPE sees it, but for its spaces. Not ``exact``: marks in the text are parted.
 
         Raises:
             ValueError: ``language_id`` is not one of `languages.LANGUAGES`.
         """
         language = check_language(language_id)
-        text = preparer(language, self.table_folder)(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
+        prepare = preparer(language, self.table_folder)
+        if exact or replacement(self, "preprocess_text") is not None:
+            text = prepare(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
+        else:
+            text = self._in_order(txt, language, prepare)
         return text if language is None else f"[{language}]{text}"
 
+    def _in_order(self, txt: str, language: str | None, prepare: Callable[[str], str]) -> str:
+        """Case as the language has it; readings and marks of whole characters; then these taken apart."""
+        text = lowered(normalize("NFKC", txt), language)
+        if language == "he":  # its package was trained on characters taken apart, and orders the marks it adds
+            return prepare(part_marks(normalize("NFKD", text), self._marks()))
+        return normalize("NFKD", prepare(part_marks(text, self._marks())))
+
     def text_to_tokens(
-        self, text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+        self,
+        text: str,
+        language_id: str | None = None,
+        lowercase: bool = True,
+        nfkd_normalize: bool = True,
+        *,
+        exact: bool = True,
     ) -> Tensor:
         """(1, S) int32 ids of ``text``, without start and stop; ``language_id`` None writes no language."""
-        return torch.tensor([self.encode(text, language_id, lowercase, nfkd_normalize)], dtype=torch.int32)
+        named = {"language_id": language_id, "lowercase": lowercase, "nfkd_normalize": nfkd_normalize}
+        ids = call(self.encode, named, {"exact": exact}, text)
+        return torch.tensor([ids], dtype=torch.int32)
 
     def encode(
-        self, txt: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
+        self,
+        txt: str,
+        language_id: str | None = None,
+        lowercase: bool = True,
+        nfkd_normalize: bool = True,
+        *,
+        exact: bool = True,
     ) -> list[int]:
-        return super().encode(self.written(txt, language_id, lowercase, nfkd_normalize))
+        text = self.written(txt, language_id, lowercase, nfkd_normalize, exact=exact)
+        return self._ids(text) if exact else self._ids_of_parts(text)

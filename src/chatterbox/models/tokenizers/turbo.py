@@ -1,10 +1,12 @@
 """Text to the text tokens of Turbo and Nano: the GPT-2 tokenizer of the checkpoint folder.
 
-Owns: how it is read, offline, and what is checked of it. Does not know: punctuation rules' application, length limits.
+Owns: how it is read, offline, what is checked of it, and which marks in a text act. Does not know: punctuation rules'
+application, length limits.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatterbox.models.tokenizers.tokenizer import SEAM, SPECIAL_TOKENS, part_marks
+from chatterbox.runtime.replaceable import call
 from chatterbox.text.normalize import TURBO, PunctuationRules
 
 
 class TurboTokenizer:
-    """transformers' own tokenizer, as ``tokenizer``; no marks around the text."""
+    """transformers' own tokenizer, as ``tokenizer``; no marks around the text.
+
+    ``exact=False`` spells the tokenizer's own marks (``<|endoftext|>``) that stand in a text. Those that the model
+    speaks, [laugh] and its like, always act.
+    """
 
     rules: PunctuationRules = TURBO
+    spells_numbers = False  # whether the model was trained on numbers in words alone
 
     def __init__(self, vocab_file_path: str | Path) -> None:
         """Read the tokenizer files beside ``vocab_file_path`` (``vocab.json``, ``merges.txt``, settings if any).
@@ -45,15 +54,21 @@ class TurboTokenizer:
     def largest_id(self) -> int:
         return max(self.tokenizer.get_vocab().values())
 
-    def text_to_tokens(self, text: str) -> Tensor:
+    def text_to_tokens(self, text: str, *, exact: bool = True) -> Tensor:
         """(1, S) int32 ids of ``text``; none is cut off, however long it is."""
-        return torch.tensor([self.encode(text)], dtype=torch.int32)
+        return torch.tensor([call(self.encode, {}, {"exact": exact}, text)], dtype=torch.int32)
 
-    def encode(self, txt: str) -> list[int]:
-        return self.tokenizer.encode(txt, truncation=False, verbose=False)
+    def encode(self, txt: str, *, exact: bool = True) -> list[int]:
+        text = txt if exact else part_marks(txt, filter(_is_control, self.tokenizer.get_added_vocab()))
+        parts = [text] if exact else text.split(SEAM)
+        return [one for part in parts for one in self.tokenizer.encode(part, truncation=False, verbose=False)]
 
     def decode(self, seq: Tensor | Sequence[int]) -> str:
         """Text of (S,) ids."""
         text = self.tokenizer.decode(torch.as_tensor(seq).tolist(), skip_special_tokens=True)
         assert isinstance(text, str)  # a list only of a batch
         return text
+
+
+def _is_control(token: str) -> bool:
+    return token in SPECIAL_TOKENS or re.fullmatch(r"\[.+\]", token) is None

@@ -1,0 +1,435 @@
+"""Numbers, ordinals, dates, times, money and units in words.
+
+Owns: what is such an expression, and how it is read; English has rules for all of them, other languages for numbers,
+shares and the common currencies. Does not know: how a number is spelt, which the library num2words does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from chatterbox.text.sentences import is_cjk
+
+logger = logging.getLogger(__name__)
+
+EXTRA = "pip install 'chatterbox-kvcache[normalize]'"
+MAX_DIGITS = 15  # longer ones are no amounts, and are read digit by digit
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_DIGITS = _words("zero one two three four five six seven eight nine")
+_MONTHS = _words("January February March April May June July August September October November December")
+_MONTH = "|".join(f"{month}|{month[:3]}\\.?" for month in _MONTHS) + r"|Sept\.?"
+_CURRENCIES = {  # one, several, a hundredth, several hundredths
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "€": ("euro", "euros", "cent", "cents"),
+    "£": ("pound", "pounds", "penny", "pence"),
+    "¥": ("yen", "yen", "sen", "sen"),
+    "₹": ("rupee", "rupees", "paisa", "paise"),
+    "USD": ("dollar", "dollars", "cent", "cents"),
+    "EUR": ("euro", "euros", "cent", "cents"),
+    "GBP": ("pound", "pounds", "penny", "pence"),
+    "JPY": ("yen", "yen", "sen", "sen"),
+}
+_SCALES = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
+_UNITS = {  # one, several
+    "km/h": ("kilometer per hour", "kilometers per hour"),
+    "m/s": ("meter per second", "meters per second"),
+    "mph": ("mile per hour", "miles per hour"),
+    "km": ("kilometer", "kilometers"),
+    "cm": ("centimeter", "centimeters"),
+    "mm": ("millimeter", "millimeters"),
+    "m²": ("square meter", "square meters"),
+    "km²": ("square kilometer", "square kilometers"),
+    "m": ("meter", "meters"),
+    "kg": ("kilogram", "kilograms"),
+    "mg": ("milligram", "milligrams"),
+    "g": ("gram", "grams"),
+    "lbs": ("pound", "pounds"),
+    "lb": ("pound", "pounds"),
+    "oz": ("ounce", "ounces"),
+    "ft": ("foot", "feet"),
+    "mi": ("mile", "miles"),
+    "ml": ("milliliter", "milliliters"),
+    "mL": ("milliliter", "milliliters"),
+    "l": ("liter", "liters"),
+    "L": ("liter", "liters"),
+    "ms": ("millisecond", "milliseconds"),
+    "s": ("second", "seconds"),
+    "min": ("minute", "minutes"),
+    "h": ("hour", "hours"),
+    "hrs": ("hour", "hours"),
+    "kB": ("kilobyte", "kilobytes"),
+    "KB": ("kilobyte", "kilobytes"),
+    "MB": ("megabyte", "megabytes"),
+    "GB": ("gigabyte", "gigabytes"),
+    "TB": ("terabyte", "terabytes"),
+    "Hz": ("hertz", "hertz"),
+    "kHz": ("kilohertz", "kilohertz"),
+    "MHz": ("megahertz", "megahertz"),
+    "GHz": ("gigahertz", "gigahertz"),
+    "W": ("watt", "watts"),
+    "kW": ("kilowatt", "kilowatts"),
+    "kWh": ("kilowatt hour", "kilowatt hours"),
+    "V": ("volt", "volts"),
+    "°C": ("degree Celsius", "degrees Celsius"),
+    "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
+    "°": ("degree", "degrees"),
+}
+_FRACTIONS = {
+    "½": "1/2",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅕": "1/5",
+    "⅛": "1/8",
+    "⅜": "3/8",
+    "⅝": "5/8",
+}
+_PARTS = {
+    2: "half",
+    3: "third",
+    4: "quarter",
+    5: "fifth",
+    6: "sixth",
+    7: "seventh",
+    8: "eighth",
+    9: "ninth",
+    10: "tenth",
+}
+
+_NUMBER = r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d+)?|\d+(?:\.\d+)?"
+_ENDLESS = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
+_HALF = r"\s?([ap])(?:m\b|\.m\.(?=\s+(?-i:[a-z0-9(])|,)|\.m\b)"  # am, a.m.; a stop that ends the sentence stays
+_FREE = r"(?<![\w.,/:-])"  # nothing that belongs to a number or a word stands before
+_UNIT = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
+_SCALE = r"(?:\s?(thousand|million|billion|trillion)\b|(k|mn|m|bn|b|tn)\b)?"
+
+# Languages with a decimal comma and points between thousands; the others of num2words have it the English way.
+_COMMA_LANGUAGES = frozenset(_words("da de el es fi fr it nl no pl pt ru sv tr"))
+_SHARE = {
+    **{"da": "procent", "de": "Prozent", "es": "por ciento", "fi": "prosenttia", "fr": "pour cent", "it": "per cento"},
+    **{"nl": "procent", "no": "prosent", "pl": "procent", "pt": "por cento", "ru": "процентов", "sv": "procent"},
+    **{"ar": "بالمئة", "he": "אחוז", "ja": "パーセント", "ko": "퍼센트"},
+}
+_NO_CENTS = re.compile(r",?(?: (?:and|con|e|en|et|i|ja|og|och|und|ve|y|и))? \S+ \S+\Z")  # and zero cents
+_CURRENCY_CODES = {"$": "USD", "€": "EUR", "£": "GBP"}
+
+
+def in_words(text: str, language: str = "en") -> str:
+    """``text`` with its numbers and what belongs to them in words; all else stays as it is.
+
+    As it was, with one warning, where num2words is not installed or does not know the language.
+    """
+    if not any(map(str.isdecimal, text)) and not any(char in text for char in _FRACTIONS):
+        return text
+    spell = _speller(language)
+    if spell is None:
+        return text
+    return _english(text) if language == "en" else _other(text, language, spell)
+
+
+@cache
+def _speller(language: str) -> Callable[..., str] | None:
+    """num2words for a language; None, with a warning, once a process, where there is none."""
+    try:
+        library: Any = importlib.import_module("num2words")
+        library.num2words(1, lang=language)
+    except ImportError:
+        logger.warning("num2words is not installed: numbers stay in digits, which the voice reads badly; %s", EXTRA)
+        return None
+    except NotImplementedError:
+        logger.warning("num2words does not know language %s: its numbers stay in digits; write them out", language)
+        return None
+
+    def spell(number: int | float | str, to: str = "cardinal", **options: Any) -> str:
+        words: str = library.num2words(number, lang=language, to=to, **options)
+        return re.sub(r"\s+", " ", words).strip()
+
+    return spell
+
+
+def _spell(number: int, to: str = "cardinal") -> str:
+    spell = _speller("en")
+    assert spell is not None
+    return spell(number, to).replace(",", "")
+
+
+def _english(text: str) -> str:
+    text = _ENDLESS.sub(lambda digits: _spaced(digits, _one_by_one(digits.group())), text)
+    text = re.sub("|".join(_FRACTIONS), _unicode_fraction, text)
+    for rule, words in _RULES:
+        text = rule.sub(words, text)
+    return text
+
+
+def _unicode_fraction(found: re.Match[str]) -> str:
+    is_mixed = found.string[: found.start()].rstrip(" ")[-1:].isdecimal()
+    return (" and " if is_mixed else "") + _fraction_words(*map(int, _FRACTIONS[found.group()].split("/")))
+
+
+def _amount(written: str) -> str:
+    """A number as it is counted: thousands, decimals."""
+    whole, _, decimals = written.replace(",", "").partition(".")
+    words = _one_by_one(whole) if len(whole) > 1 and whole.startswith("0") else _spell(int(whole))
+    return f"{words} point {_one_by_one(decimals)}" if decimals else words
+
+
+def _one_by_one(digits: str) -> str:
+    return " ".join(_DIGITS[int(digit)] for digit in digits if digit.isdecimal())
+
+
+def _is_one(written: str) -> bool:
+    return written == "1"
+
+
+def _year(written: str) -> str:
+    return _spell(int(written), "year")
+
+
+def _money(found: re.Match[str]) -> str:
+    minus, sign, written, scale, short = found.groups()
+    words = _money_words(sign, written, scale or _SCALES.get((short or "").lower()))
+    return f"minus {words}" if minus else words
+
+
+def _money_behind(found: re.Match[str]) -> str:
+    written, scale, short, sign = found.groups()
+    return _money_words(sign, written, scale or _SCALES.get((short or "").lower()))
+
+
+def _money_words(sign: str, written: str, scale: str | None) -> str:
+    one, several, cent, cents = _CURRENCIES[sign]
+    whole, _, decimals = written.partition(".")
+    if scale:
+        return f"{_amount(written)} {scale} {several}"
+    if len(decimals) not in (0, 2):
+        return f"{_amount(written)} {several}"
+    hundredths = int(decimals or 0)
+    part = f"{_spell(hundredths)} {cent if hundredths == 1 else cents}"
+    if hundredths and not int(whole.replace(",", "")):
+        return part
+    words = f"{_amount(whole)} {one if _is_one(whole) else several}"
+    return f"{words} and {part}" if hundredths else words
+
+
+def _month_of(written: str) -> str:
+    return next(month for month in _MONTHS if month.startswith(written[:3]))
+
+
+def _day(written: str) -> str:
+    return _spell(int(written), "ordinal")
+
+
+def _month_day(found: re.Match[str]) -> str:
+    month, day, year = found.groups()
+    return f"{_month_of(month)} {_day(day)}" + (f", {_year(year)}" if year else "")
+
+
+def _day_month(found: re.Match[str]) -> str:
+    article, day, month, year = found.groups()
+    the = article if article else "the "
+    return f"{the}{_day(day)} of {_month_of(month)}" + (f" {_year(year)}" if year else "")
+
+
+def _dated(found: re.Match[str], year: str, month: str, day: str) -> str:
+    if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
+        return found.group()
+    return f"{_MONTHS[int(month) - 1]} {_day(day)}, {_year(year)}"
+
+
+def _iso_date(found: re.Match[str]) -> str:
+    return _dated(found, *found.groups())
+
+
+def _slash_date(found: re.Match[str]) -> str:
+    """The month comes first, as in America, unless it cannot be one."""
+    first, second, year = found.groups()
+    return _dated(found, year, second, first) if int(first) > 12 else _dated(found, year, first, second)
+
+
+def _time(found: re.Match[str]) -> str:
+    hour, minute, second, half = found.groups()
+    if int(hour) > 24 or int(minute) > 59 or int(second or 0) > 59:
+        return found.group()
+    halves = "" if not half else f" {half[0].lower()} m"
+    if not int(minute) and not second:
+        words = _spell(int(hour)) + ("" if half else " o'clock" if 0 < int(hour) <= 12 else " hundred")
+    else:
+        words = f"{_spell(int(hour))} " + _spelled_minute(minute)
+    if second:
+        words += f" and {_spell(int(second))} second{'' if int(second) == 1 else 's'}"
+    return words + halves
+
+
+def _spelled_minute(minute: str) -> str:
+    if minute == "00":
+        return "o'clock"
+    return f"oh {_spell(int(minute))}" if minute.startswith("0") else _spell(int(minute))
+
+
+def _hour(found: re.Match[str]) -> str:
+    return f"{_spell(int(found[1]))} {found[2].lower()} m"
+
+
+def _percent(found: re.Match[str]) -> str:
+    return f"{_amount(found[1])} percent"
+
+
+def _unit(found: re.Match[str]) -> str:
+    written, unit = found.groups()
+    return f"{_amount(written)} {_UNITS[unit][not _is_one(written)]}"
+
+
+def _ordinal(found: re.Match[str]) -> str:
+    return _spell(int(found[1].replace(",", "")), "ordinal")
+
+
+def _decade(found: re.Match[str]) -> str:
+    century, tens = found[1] or "", found[2]
+    word = _spell(int(century + tens), "year") if century else _spell(int(tens))
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def _fraction(found: re.Match[str]) -> str:
+    mixed, top, bottom = found[1], int(found[2]), int(found[3])
+    if not mixed and (top, bottom) == (24, 7):
+        return "twenty-four seven"
+    if bottom not in _PARTS or not 0 < top < bottom:
+        return found.group() if mixed else f"{_spell(top)} slash {_spell(bottom)}"
+    words = _fraction_words(top, bottom)
+    return f"{_amount(mixed)} and {words}" if mixed else words
+
+
+def _fraction_words(top: int, bottom: int) -> str:
+    if (top, bottom) == (1, 2):
+        return "a half"
+    part = _PARTS[bottom]
+    return f"{_spell(top)} {part if top == 1 else part + 's'}"
+
+
+def _phone(found: re.Match[str]) -> str:
+    groups = ", ".join(map(_one_by_one, re.findall(r"\d+", found.group())))
+    return f"plus {groups}" if found.group().startswith("+") else groups
+
+
+def _range(found: re.Match[str]) -> str:
+    first, last = found.groups()
+    both_years = all(re.fullmatch("1[1-9]\\d\\d|20\\d\\d", one) for one in (first, last))
+    say = _year if both_years else _amount
+    return f"{say(first)} to {say(last)}"
+
+
+def _version(found: re.Match[str]) -> str:
+    return " point ".join(_amount(part) for part in found.group().split("."))
+
+
+def _number_sign(found: re.Match[str]) -> str:
+    return f"number {_amount(found[1])}"
+
+
+def _sum(found: re.Match[str]) -> str:
+    signs = {"+": "plus", "=": "equals", "×": "times", "*": "times", "−": "minus", "÷": "divided by"}
+    return f" {signs[found[1]]} "
+
+
+def _lone_year(found: re.Match[str]) -> str:
+    return _spaced(found, _year(found.group()))
+
+
+def _negative(found: re.Match[str]) -> str:
+    return f"minus {_amount(found[1])}"
+
+
+def _number(found: re.Match[str]) -> str:
+    return _spaced(found, _amount(found.group()))
+
+
+def _spaced(found: re.Match[str], words: str) -> str:
+    """``words`` apart from letters that the number stood beside: B2B."""
+    before, after = found.string[found.start() - 1 : found.start()], found.string[found.end() : found.end() + 1]
+    return " " * _is_letter(before) + words + " " * _is_letter(after)
+
+
+def _is_letter(char: str) -> bool:
+    return char.isalpha() and not is_cjk(char)
+
+
+def _rule(pattern: str, words: Callable[[re.Match[str]], str], flags: int = 0) -> tuple[Any, Any]:
+    return re.compile(pattern, flags), words
+
+
+def _to(found: re.Match[str]) -> str:
+    return " to "
+
+
+_I = re.IGNORECASE
+_YEAR = r"(?:,?\s(\d{4})\b)?"
+_RULES = (
+    _rule(rf"(?<![\w.,])([-−])?([$€£¥₹])\s?({_NUMBER}){_SCALE}", _money, _I),
+    _rule(rf"{_FREE}({_NUMBER}){_SCALE}\s?([€£¥₹]|USD\b|EUR\b|GBP\b|JPY\b)", _money_behind),
+    _rule(r"(?<![\w.-])(\d{4})-(\d{2})-(\d{2})(?![\w-])", _iso_date),
+    _rule(r"(?<![\w./])(\d{1,2})/(\d{1,2})/(\d{4})(?![\w/])", _slash_date),
+    _rule(rf"\b({_MONTH})\s(\d{{1,2}})(?:st|nd|rd|th)?\b(?![:.,]\d|\s?%){_YEAR}", _month_day),
+    _rule(rf"\b([Tt]he\s)?(?<![\d.,:])(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({_MONTH})\b{_YEAR}", _day_month),
+    _rule(rf"(?<![\w:.])(\d{{1,2}}):(\d{{2}})(?::(\d{{2}}))?(?:{_HALF})?(?![\w:])", _time, _I),
+    _rule(rf"(?<![\w:.])(\d{{1,2}}){_HALF}", _hour, _I),
+    _rule(rf"({_NUMBER})\s?%", _percent),
+    _rule(r"\+\d{1,3}(?:[ -]\d{2,}){2,5}|(?<![\w.-])(?:\(\d{3}\) |\d{3}-)(?:\d{3}-)?\d{4}(?![\w-])", _phone),
+    _rule(r"(?<![\w.,])['’]?(1\d|20)?([1-9]0)['’]?s\b", _decade),
+    _rule(rf"{_FREE}({_NUMBER})\s?({_UNIT})(?!\w|\.\w)", _unit),
+    _rule(r"\b(\d{1,3}(?:,\d{3}){1,4}|\d+)(?:st|nd|rd|th)\b", _ordinal, _I),
+    _rule(r"(?<![\w./])(?:(\d+)\s)?(\d{1,4})/(\d{1,4})(?![\w/])", _fraction),
+    _rule(r"(?<![\w.])\d+(?:\.\d+){2,5}(?![\w.]*\d)", _version),
+    _rule(rf"(?<![\w.,/-])({_NUMBER})(?:-|\s?–\s?)({_NUMBER})(?![\w/-])", _range),
+    _rule(rf"(?:\bNo\.\s?|№\s?|#)({_NUMBER})", _number_sign),
+    _rule(r"(?<=\d)\s?([+=×*−÷])\s?(?=\d)", _sum),
+    _rule(r"(?<=\d):(?=\d)", _to),
+    _rule(rf"(?<!\S)[-−]({_NUMBER})", _negative),
+    _rule(r"(?<![\w.,-])(?:1[1-9]\d\d|20\d\d)(?![\w-]|[.,]\d)", _lone_year),
+    _rule(_NUMBER, _number),
+)
+
+
+def _other(text: str, language: str, spell: Callable[..., str]) -> str:
+    """Numbers, shares and money of a language by what num2words knows of it."""
+    point = "," if language in _COMMA_LANGUAGES else "."
+    between = r"[.\u00a0\u202f ]" if point == "," else ","
+    number = rf"\d{{1,3}}(?:{between}\d{{3}}){{1,4}}(?!\d)(?:\{point}\d+)?|\d+(?:\{point}\d+)?"
+
+    def words(written: str) -> str:
+        whole, _, decimals = re.sub(between, "", written).partition(point)
+        if len(whole) > 1 and whole.startswith("0"):
+            spelled = " ".join(spell(int(digit)) for digit in whole)
+            return f"{spelled} {' '.join(spell(int(digit)) for digit in decimals)}".rstrip()
+        return spell(float(f"{whole}.{decimals}")) if decimals else spell(int(whole))
+
+    def money(found: re.Match[str]) -> str:
+        written = found[2] or found[3]
+        whole, _, decimals = re.sub(between, "", written).partition(point)
+        currency = _CURRENCY_CODES[found[1] or found[4]]
+        try:
+            said = spell(float(f"{whole}.{decimals or 0}"), "currency", currency=currency)
+        except NotImplementedError:
+            return words(written)
+        return said.replace(",", "") if decimals else _NO_CENTS.sub("", said)
+
+    def alone(found: re.Match[str]) -> str:
+        return _spaced(found, words(found.group()))
+
+    text = _ENDLESS.sub(lambda digits: _spaced(digits, " ".join(map(spell, map(int, digits.group())))), text)
+    if language in _SHARE:
+        text = re.sub(rf"({number})\s?%", lambda found: f"{words(found[1])} {_SHARE[language]}", text)
+    if language == "tr":
+        text = re.sub(rf"%\s?({number})", lambda found: f"yüzde {words(found[1])}", text)
+    text = re.sub(rf"([$€£])\s?({number})|({number})\s?([$€£])", money, text)
+    return re.sub(number, alone, text)

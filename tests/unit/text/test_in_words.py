@@ -1,0 +1,88 @@
+"""Numbers and what belongs to them, in words."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import pytest
+
+from chatterbox.text import in_words as module
+from chatterbox.text.in_words import in_words
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """The library is looked for once a process; here once a test."""
+    module._speller.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("3 cats, 1,234.5 dogs", "three cats, one thousand two hundred and thirty-four point five dogs"),
+        ("-5 degrees, 007", "minus five degrees, zero zero seven"),
+        ("1st, 22nd, 103rd", "first, twenty-second, one hundred and third"),
+        ("in 1999, 2005", "in nineteen ninety-nine, two thousand and five"),
+        ("the 1990s, the '80s", "the nineteen nineties, the eighties"),
+        ("On March 3, 2024.", "On March third, twenty twenty-four."),
+        ("3 March 2024", "the third of March twenty twenty-four"),
+        ("the 3rd of May", "the third of May"),
+        ("2024-05-06", "May sixth, twenty twenty-four"),
+        ("12/25/2023", "December twenty-fifth, twenty twenty-three"),
+        ("25/12/2023", "December twenty-fifth, twenty twenty-three"),
+        ("5:30, 17:05, 10:00, 5pm", "five thirty, seventeen oh five, ten o'clock, five p m"),
+        ("At 5 p.m. he left at 6 p.m.", "At five p m he left at six p m."),
+        ("$12.50, €1, £0.99", "twelve dollars and fifty cents, one euro, ninety-nine pence"),
+        ("$1.5 million and 20 €", "one point five million dollars and twenty euros"),
+        ("5%, 1 kg, 3.5 km, 20°C", "five percent, one kilogram, three point five kilometers, twenty degrees Celsius"),
+        ("100 km/h", "one hundred kilometers per hour"),
+        ("1/2, 3/4, 2½, 24/7", "a half, three quarters, two and a half, twenty-four seven"),
+        ("1914–1918, pages 10-20", "nineteen fourteen to nineteen eighteen, pages ten to twenty"),
+        ("version 2.10.1", "version two point ten point one"),
+        ("No. 5 and #1", "number five and number one"),
+        ("B2B and 4K", "B two B and four K"),
+        ("3 + 4 = 7", "three plus four equals seven"),
+        ("I may 5 times", "I may five times"),
+    ],
+)
+def test_english(written, spoken):
+    assert in_words(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("language", "written", "spoken"),
+    [
+        ("de", "1.234 Euro, 3,5 %", "eintausendzweihundertvierunddreißig Euro, drei Komma fünf Prozent"),
+        ("fr", "12,50 €", "douze euros et cinquante centimes"),
+        ("es", "$5", "cinco dólares"),
+        ("ru", "3 кота", "три кота"),
+        ("tr", "%5", "yüzde beş"),
+        ("ja", "3月", "三月"),
+    ],
+)
+def test_other_languages(language, written, spoken):
+    assert in_words(written, language) == spoken
+
+
+def test_text_without_numbers_stays_as_it_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "num2words", None)
+    assert in_words("Nothing to count, in May, a.m. or p.m.") == "Nothing to count, in May, a.m. or p.m."
+
+
+@pytest.mark.parametrize(("language", "said"), [("en", "normalize]'"), ("zh", "does not know language zh")])
+def test_without_the_library_or_its_language_numbers_stay_with_one_warning(language, said, monkeypatch, caplog):
+    if language == "en":
+        monkeypatch.setitem(sys.modules, "num2words", None)
+    with caplog.at_level(logging.WARNING, logger="chatterbox"):
+        assert [in_words("3 cats", language) for _ in range(2)] == ["3 cats"] * 2
+    assert len(caplog.records) == 1
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("text", ["1" * 100_000, "1," * 50_000, "1.2" * 30_000, "1-" * 50_000, "1 " * 20_000])
+def test_time_grows_with_the_length_alone(text):
+    started = time.perf_counter()
+    in_words(text)
+    assert time.perf_counter() - started < 60
