@@ -171,9 +171,11 @@ class SpeechOptions:
     use_cache: bool = option(True, "false computes the whole sequence anew at every step: slow, for checking")
     watermark: bool = option(True, "inaudible, says that the speech is synthetic")
     guard: str = option("light", 'against loops and runaways: "light", "alignment" (multilingual models), "none"')
+    paragraph_pause: float = option(0.5, "seconds of silence between two paragraphs; 0 speaks on")
 
     def __post_init__(self) -> None:
         check_range("exaggeration", self.exaggeration, 0.0, 10.0, "0.5 is neutral")
+        check_range("paragraph_pause", self.paragraph_pause, 0.0, 60.0, "in seconds; 0 speaks on")
         check_seed(self.seed)
         for name in ("use_cache", "watermark"):
             if not isinstance(getattr(self, name), bool):
@@ -187,7 +189,8 @@ class SpeechArguments(TypedDict, total=False):
     None is the checkpoint's own limit, 1000 as published. seed: own random numbers for this call; None draws from
     torch's global generator, as upstream. use_cache: False recomputes the whole sequence at every step; for checking.
     watermark: False leaves the audio unmarked. guard: ends an utterance that loops or runs away: "light", "alignment"
-    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md.
+    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. paragraph_pause: seconds of
+    silence between two paragraphs; 0 speaks on.
     """
 
     max_new_tokens: int | None
@@ -195,6 +198,7 @@ class SpeechArguments(TypedDict, total=False):
     use_cache: bool
     watermark: bool
     guard: str
+    paragraph_pause: float
 
 
 class BatchArguments(SpeechArguments, total=False):

@@ -17,7 +17,7 @@ from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions
 from chatterbox.engine.request import ForcedPrefix, Request
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
-from chatterbox.text import utterances
+from chatterbox.text import Utterance, utterances
 from chatterbox.text.normalize import speakable
 from chatterbox.voice.conditionals import Conditionals
 
@@ -42,10 +42,12 @@ class SynthesisRequest(SpeechOptions):
     punctuate: Callable[[str], str] | None = None
 
 
-def utterance_texts(
+def utterances_of(
     t3: T3, request: SynthesisRequest, tokens_of: Callable[[str], Tensor], *, by_sentence: bool = False
-) -> list[str] | Iterator[str]:
+) -> list[Utterance] | Iterator[Utterance]:
     """What is spoken in one piece each; all of a string is known at once, of pieces as they come.
+
+    Nothing, of a text with nothing to speak; the empty string alone asks for upstream's request for some text.
 
     ``tokens_of``: ids (S,) of a text, as `text_tokens_of`.
 
@@ -58,13 +60,11 @@ def utterance_texts(
 
     # Marks around the text take two places.
     max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
-    found = utterances(request.text, max_len, length, by_sentence=by_sentence)
+    pause = request.paragraph_pause
+    found = utterances(request.text, max_len, length, by_sentence=by_sentence, paragraph_pause=pause)
     if not isinstance(request.text, str):
         return found
-    texts = list(found)
-    if texts == [request.text.strip()]:
-        return [request.text]  # as it is: upstream's rules see its spaces
-    return texts or [""]  # upstream's request for some text
+    return list(found) if request.text else [Utterance("")]
 
 
 def decode_request(
@@ -80,7 +80,7 @@ def decode_request(
     """What T3 is asked for.
 
     Args:
-        tokens_of: as `utterance_texts` has it.
+        tokens_of: as `utterances_of` has it.
         text: the utterance; None is all of the request's text.
         previous: text and speech tokens of the utterance before, that this one is to be a continuation of.
         index: which of the request's utterances it is.
