@@ -198,10 +198,12 @@ class SpeechOptions:
         "full", 'of the text: "full", "characters" (leaves markup), "none" (as chatterbox-tts 0.1.7)'
     )
     normalize: bool | None = option(None, "numbers, dates, times, money, units in words; null is the model's default")
+    paragraph_pause: float = option(0.5, "seconds of silence between two paragraphs; 0 speaks on")
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
         own.number("exaggeration", *EXAGGERATION)
+        own.number("paragraph_pause", 0.0, 60.0, "in seconds; 0 speaks on")
         own.put("seed", seed_of(self.seed))
         for name in ("use_cache", "watermark"):
             own.switch(name)
@@ -223,6 +225,7 @@ class SpeechArguments(TypedDict, total=False):
     (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. cleaning: of the text, "full",
     "characters", which leaves markup, or "none", which feeds the model as 0.1.7 does; docs/text.md. normalize: write
     numbers, dates, times, money and units in words, or not; None is the model's default: yes for "tiny" alone.
+    paragraph_pause: seconds of silence between two paragraphs; 0 speaks on.
     """
 
     max_new_tokens: int | None
@@ -232,6 +235,7 @@ class SpeechArguments(TypedDict, total=False):
     guard: str
     cleaning: str
     normalize: bool | None
+    paragraph_pause: float
 
 
 class BatchArguments(SpeechArguments, total=False):

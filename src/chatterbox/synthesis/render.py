@@ -176,6 +176,13 @@ class SpeechRenderer:
         self._last = float(audio[0, -1]) if audio.shape[1] else 0.0
         return audio
 
+    def silence(self, seconds: float) -> Tensor:
+        """(1, N) samples, exactly so many, between two utterances. They need no mark."""
+        assert self._stream is None, "an utterance is under way"
+        samples = np.zeros(round(seconds * S3GEN_SR), np.float32)
+        self._fade_out_the_last(samples)
+        return torch.from_numpy(samples)[None]
+
     def _handed_over(self) -> Tensor:
         speech_tokens, self._speech_tokens = torch.tensor(self._speech_tokens, dtype=torch.long), []
         self._due = next(self._lens, WHOLE)
@@ -184,13 +191,17 @@ class SpeechRenderer:
     def _said(self, wav: Tensor, *, is_all: bool = False) -> Tensor:
         """``wav`` (1, N) as it is heard: behind the utterance before, and marked. ``is_all``: nothing is held back."""
         samples = wav[0].float().cpu().numpy()
-        if self._last and len(samples):
-            length = min(RELEASE_LEN, len(samples))
-            samples[:length] += self._last * np.linspace(1, 0, RELEASE_LEN, dtype=np.float32)[:length]
-            self._last = 0.0
+        self._fade_out_the_last(samples)
         if self._marks is not None:
             ready = [self._marks.push(samples), *([self._marks.finish()] if is_all else [])]
             samples = np.concatenate(ready)
         elif self._watermarker is not None and len(samples):
             samples = self._watermarker.apply_watermark(samples, sample_rate=S3GEN_SR)
         return torch.from_numpy(np.ascontiguousarray(samples))[None]
+
+    def _fade_out_the_last(self, samples: np.ndarray) -> None:
+        """Let the last sample of the utterance before fade in the first 10 ms of ``samples``."""
+        if self._last and len(samples):
+            length = min(RELEASE_LEN, len(samples))
+            samples[:length] += self._last * np.linspace(1, 0, RELEASE_LEN, dtype=np.float32)[:length]
+            self._last = 0.0

@@ -39,18 +39,28 @@ def chunks_by(
     inference: Callable[..., Any],
     t3: T3,
     renderer: SpeechRenderer,
-    requests: Sequence[Request],
+    requests: Sequence[tuple[float, Request | None]],
     on_token: Callable[[int], None] | None = None,
 ) -> Iterator[SpeechChunk]:
     """Audio of an utterance each, all of it made in the thread that asks for it.
 
+    ``requests``: seconds of silence, and what is said behind them, None for nothing.
+
     Raises:
         TypeError, ValueError: as `speech_tokens_by`, or a request that `t3` cannot have.
     """
-    for request in requests:
-        check_request(t3, request)
+    for _, request in requests:
+        if request is not None:
+            check_request(t3, request)
     watch, num_tokens = Stopwatch(), 0
-    for index, request in enumerate(requests):
+    for index, (pause, request) in enumerate(requests):
+        costs = {"utterance": index, "positions_served": 0, "positions_computed": 0}
+        if pause:
+            audio, now = renderer.silence(pause), time.perf_counter()
+            yield SpeechChunk(audio, (), watch.chunk(audio.shape[1], now, num_tokens=num_tokens, **costs))
+            watch.resume()
+        if request is None:
+            continue
         token_filter = SpeechTokenFilter(t3.hp, None, streaming=False)
         for token in speech_tokens_by(inference, t3, request):
             token_filter.push(token)
@@ -63,7 +73,6 @@ def chunks_by(
         renderer.begin(request.seed)
         renderer.push(speech_tokens)
         audio = renderer.close()
-        costs = {"utterance": index, "positions_served": 0, "positions_computed": 0}
         yield SpeechChunk(
             audio,
             tuple(speech_tokens),

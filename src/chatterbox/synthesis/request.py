@@ -19,7 +19,7 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.tokenizers.languages import base_language, begun
 from chatterbox.runtime.replaceable import call
-from chatterbox.text import utterances
+from chatterbox.text import Utterance, utterances
 from chatterbox.text.chunking import has_words
 from chatterbox.text.cleaning import clean, clean_pieces, clean_utterance
 from chatterbox.text.in_words import in_words
@@ -47,10 +47,12 @@ class SynthesisRequest(SpeechOptions):
     punctuate: Callable[[str], str] | None = None
 
 
-def utterance_texts(
+def utterances_of(
     t3: T3, request: SynthesisRequest, tokens_of: Callable[[str], Tensor], *, by_sentence: bool = False
-) -> list[str] | Iterator[str]:
+) -> list[Utterance] | Iterator[Utterance]:
     """What is spoken in one piece each; all of a string is known at once, of pieces as they come.
+
+    Nothing, of a text with nothing to speak; the empty string alone asks for upstream's request for some text.
 
     ``tokens_of``: ids (S,) of a text, as `text_tokens_of`.
 
@@ -64,13 +66,13 @@ def utterance_texts(
     # Marks around the text take two places.
     max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
     text = cleaned(request)
-    found = utterances(text, max_len, length, by_sentence=by_sentence)
+    pause = None if request.cleaning == "none" else request.paragraph_pause
+    found = utterances(text, max_len, length, by_sentence=by_sentence, paragraph_pause=pause)
     if not isinstance(text, str):
         return found if request.cleaning != "full" else _without_markup(found, _language(request))
-    texts = list(found)
-    if texts == [text.strip()]:
-        return [text]  # as it is: upstream's rules see its spaces
-    return texts or [""]  # upstream's request for some text
+    if not request.text or request.cleaning == "none":
+        return list(found) or [Utterance(text)]
+    return list(found)
 
 
 def cleaned(request: SynthesisRequest) -> str | Iterable[str]:
@@ -83,11 +85,17 @@ def cleaned(request: SynthesisRequest) -> str | Iterable[str]:
     return clean_pieces(text, request.cleaning, language=language)
 
 
-def _without_markup(texts: Iterable[str], language: str | None) -> Iterator[str]:
-    for text in texts:
-        left = clean_utterance(text, language).strip()
+def _without_markup(found: Iterable[Utterance], language: str | None) -> Iterator[Utterance]:
+    pause = 0.0  # of those that were nothing but markup
+    for one in found:
+        left = clean_utterance(one.text, language).strip()
         if has_words(left):
-            yield left
+            yield Utterance(left, pause + one.pause)
+            pause = 0.0
+        else:
+            pause += one.pause
+    if pause:
+        yield Utterance("", pause)
 
 
 def _language(request: SynthesisRequest) -> str | None:
@@ -107,7 +115,7 @@ def decode_request(
     """What T3 is asked for.
 
     Args:
-        tokens_of: as `utterance_texts` has it.
+        tokens_of: as `utterances_of` has it.
         text: the utterance; None is all of the request's text.
         previous: text and speech tokens of the utterance before, that this one is to be a continuation of.
         index: which of the request's utterances it is.

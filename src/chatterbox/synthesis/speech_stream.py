@@ -241,9 +241,9 @@ class SpeechStream:
     def _due(self) -> int | None:
         """Tokens of the next chunk, if it can be rendered."""
         total, missing, ends = 0, self._renderer.num_missing, False
-        for num_tokens, ends in self._utterances.waiting():
+        for num_tokens, ends, is_pause in self._utterances.waiting():
             total += num_tokens
-            if total >= missing or (ends and self._ends_a_chunk):
+            if total >= missing or is_pause or (ends and self._ends_a_chunk):
                 return total
         is_last = self._utterances.is_decoded and not self._utterances.error
         return total if is_last and (total or ends or self._renderer.is_open) else None
@@ -252,7 +252,7 @@ class SpeechStream:
     def _can_follow(self) -> bool:
         """Whether the chunk behind the next can be rendered too, or nobody knows when there will be one."""
         num_tokens = 0
-        for num_more, ends in self._utterances.waiting():
+        for num_more, ends, _ in self._utterances.waiting():
             num_tokens += num_more
             if ends or num_tokens >= self._renderer.num_to_follow:
                 return True
@@ -296,7 +296,11 @@ class SpeechStream:
             self._end(self._utterances.error or error)
 
     def _pushed(self, chunk: TokenChunk) -> list[Tensor]:
-        """Audio that tokens complete."""
+        """Audio that tokens complete, or a pause with what was said before it."""
+        if chunk.pause:
+            self._last = chunk
+            said = [self._renderer.close()] if self._renderer.is_open else []
+            return [*said, self._renderer.silence(chunk.pause)]
         if chunk.tokens and not self._renderer.is_open:
             self._renderer.begin(utterance_seed(self._request.seed, chunk.utterance))
         self._speech_tokens += chunk.tokens

@@ -43,11 +43,11 @@ from chatterbox.synthesis.request import (
     SynthesisRequest,
     decode_request,
     text_tokens_of,
-    utterance_texts,
+    utterances_of,
     with_seed,
 )
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
-from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances
+from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
 from chatterbox.values import Fields, seed_of
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
@@ -217,7 +217,8 @@ class Synthesizer:
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
         tokens_of = partial(text_tokens_of, self.tokenizer, request)
-        return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
+        found = utterances_of(self.t3, request, tokens_of, by_sentence=by_sentence)
+        return [one.text for one in found if not is_silence(one)]
 
     @own_context()
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
@@ -285,9 +286,12 @@ class Synthesizer:
         self, inference: Callable[..., Any], request: SynthesisRequest, on_token: Callable[[int], None] | None
     ) -> Iterator[SpeechChunk]:
         """`chunks_by` for ``request``."""
-        requests = self.decode_requests(request)
-        if len(requests) > 1 and request.seed is None:
-            requests = self.decode_requests(with_seed(request))
+        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        found = list(utterances_of(self.t3, request, tokens_of)) or [nothing_to_speak()]
+        if request.seed is None and sum(not is_silence(one) for one in found) > 1:
+            request = with_seed(request)
+        decodes = iter(self.decode_requests(request))
+        requests = [(one.pause, None if is_silence(one) else next(decodes)) for one in found]
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         renderer = SpeechRenderer(self.s3gen, voice.gen, None, self.watermarker if request.watermark else None)
         return chunks_by(inference, self.t3, renderer, requests, on_token)
@@ -325,7 +329,7 @@ class Synthesizer:
 
 
 def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
-    """All chunks of a speech in one. Raises RuntimeError if there is nothing."""
+    """All chunks of a speech in one. Raises RuntimeError if the model said nothing of what there is to speak."""
     parts: list[Tensor] = []
     speech_tokens: list[int] = []
     tokens_time = waited = 0.0
@@ -334,7 +338,7 @@ def collect(chunks: Iterable[SpeechChunk]) -> SpeechResult:
         speech_tokens += chunk.speech_tokens
         tokens_time += chunk.metrics.tokens_time
         waited += chunk.metrics.gap
-    if not speech_tokens:
+    if not parts:
         raise RuntimeError("the model ended the utterance before it said anything; try another seed or text")
     with own_context():  # not around it all: a program's own function may be what makes the chunks
         audio, decoded = torch.cat(parts, dim=1), torch.tensor(speech_tokens)

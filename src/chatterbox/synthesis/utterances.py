@@ -23,11 +23,13 @@ from chatterbox.kvcache import cache_config
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.runtime.torch_context import own_context
-from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of, utterance_texts
+from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_tokens_of, utterances_of
 from chatterbox.synthesis.token_filter import SpeechTokenFilter
+from chatterbox.text import Utterance
 
 logger = logging.getLogger(__name__)
 
+SILENCE = 0.25  # seconds, of a text with nothing to speak
 MAX_CONCURRENT = 4  # utterances of one request that share steps, where none has to know another
 DEFAULTS = StreamingConfig()
 
@@ -42,22 +44,30 @@ class TokenChunk:
     num_tokens: int  # decoded so far, of this utterance and those before
     num_cached: int  # positions before decoded tokens, likewise: found in memory
     num_computed: int  # and computed
+    pause: float = 0.0  # seconds of silence; such a chunk has no tokens, and what was said before it is over
 
 
 @dataclass(eq=False)
-class _Utterance:
-    """One utterance on its way; the sink of its tokens."""
+class _Waiting:
+    """What has its place in the text's order."""
 
-    owner: Utterances
     index: int
-    text: str
-    limit: int
-    filter: SpeechTokenFilter
     chunks: deque[tuple[list[int], bool, int]] = field(default_factory=deque)  # tokens, ends, decoded so far
+    pause: float = 0.0
     num_decoded: int = 0
     num_cached: int = 0
     num_computed: int = 0
     cancel: Callable[[], None] | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class _Utterance(_Waiting):
+    """One utterance on its way; the sink of its tokens."""
+
+    owner: Utterances
+    text: str
+    limit: int
+    filter: SpeechTokenFilter
 
     @property
     def place(self) -> str:
@@ -125,12 +135,12 @@ class Utterances:
         self._continuation: Continuation | None = None
         if self._plan.continuity == "append":
             self._continuation = scheduler.continuation(self._policy)
-        self.texts = utterance_texts(
-            self._t3, request, self._tokens_of, by_sentence=self._plan.continuity != "isolated"
-        )
-        self._left: Iterator[str] = iter(self.texts)
+        self.texts = utterances_of(self._t3, request, self._tokens_of, by_sentence=self._plan.continuity != "isolated")
+        if self.texts == [] and streaming is None:
+            self.texts = [nothing_to_speak()]
+        self._left: Iterator[Utterance] = iter(self.texts)
         self._max_concurrent = MAX_CONCURRENT if streaming is None and self._plan.continuity == "isolated" else 1
-        self._under_way: deque[_Utterance] = deque()  # in the text's order
+        self._under_way: deque[_Waiting] = deque()  # in the text's order
         self._previous: tuple[str, list[int]] | None = None  # text and tokens, where the next utterance knows of them
         self._num_submitted = self._num_decoding = 0
         self._totals = [0, 0, 0]  # tokens, positions cached and computed of the utterances that are over
@@ -142,7 +152,7 @@ class Utterances:
     @property
     def is_one(self) -> bool:
         """Whether the text is one utterance, and known to be."""
-        return isinstance(self.texts, list) and len(self.texts) == 1
+        return isinstance(self.texts, list) and sum(not is_silence(one) for one in self.texts) == 1
 
     @property
     def num_waiting(self) -> int:
@@ -179,14 +189,16 @@ class Utterances:
         self._request = request or self._request
         if isinstance(self.texts, list):
             self._submit_more()
+            self.on_change()  # a pause, or nothing, may be all of it
         else:
             threading.Thread(target=self._feed, name="chatterbox-text", daemon=True).start()
 
-    def waiting(self) -> Iterator[tuple[int, bool]]:
-        """Of what waits, in order: how many tokens can be rendered, and whether an utterance is over with them."""
+    def waiting(self) -> Iterator[tuple[int, bool, bool]]:
+        """Of what waits, in order: how many tokens can be rendered, whether an utterance is over with them, and whether
+        it is a pause."""
         for one in self._under_way:
             for tokens, ends, _ in one.chunks:
-                yield len(tokens), ends
+                yield len(tokens), ends, one.pause > 0
             if not (one.chunks and one.chunks[-1][1]):
                 return
 
@@ -200,7 +212,7 @@ class Utterances:
             tokens, ends, num_decoded = one.chunks.popleft()
             num_tokens, num_cached, num_computed = self._totals
             num_cached, num_computed = num_cached + one.num_cached, num_computed + one.num_computed
-            chunk = TokenChunk(tokens, one.index, ends, num_tokens + num_decoded, num_cached, num_computed)
+            chunk = TokenChunk(tokens, one.index, ends, num_tokens + num_decoded, num_cached, num_computed, one.pause)
             if ends:
                 self._under_way.popleft()
                 self._totals = [chunk.num_tokens, num_cached, num_computed]
@@ -265,23 +277,25 @@ class Utterances:
         try:
             with self.changed:
                 while self._num_decoding < self._max_concurrent and not self._is_closed and self.error is None:
-                    text = next(self._left, None)
-                    if text is None:
+                    one = next(self._left, None)
+                    if one is None:
                         self._text_is_over = True
                         return
-                    self._submit(text)
+                    self._submit(one)
         except BaseException as error:
             self.fail(error)
 
     def _feed(self) -> None:
         """Submit what a text that is still being written gives, one utterance after the other."""
         try:
-            for text in self._left:
+            for one in self._left:
                 with self.changed:
                     self.changed.wait_for(lambda: not self._num_decoding or self._is_closed or self.error is not None)
                     if self._is_closed or self.error is not None:
                         return
-                    self._submit(text)
+                    self._submit(one)
+                if is_silence(one):
+                    self.on_change()
             with self.changed:
                 self._text_is_over = True
             self.on_change()
@@ -292,13 +306,18 @@ class Utterances:
                 getattr(self._left, "close", lambda: None)()
 
     @own_context()
-    def _submit(self, text: str) -> None:
-        index = self._num_submitted
+    def _submit(self, spoken: Utterance) -> None:
+        index, text = self._num_submitted, spoken.text
+        if spoken.pause:
+            silence: tuple[list[int], bool, int] = ([], True, 0)
+            self._under_way.append(_Waiting(index, deque([silence]), spoken.pause))
+        if is_silence(spoken):
+            return
         decode = decode_request(
             self._t3, self._voice, self._request, self._tokens_of, text, previous=self._previous, index=index
         )
         token_filter = SpeechTokenFilter(self._t3.hp, self._request.guard, streaming=self._streaming is not None)
-        one = _Utterance(self, index, text, decode.max_new_tokens or 0, token_filter)
+        one = _Utterance(index, owner=self, text=text, limit=decode.max_new_tokens or 0, filter=token_filter)
         self._num_submitted += 1
         self._num_decoding += 1
         self._under_way.append(one)
@@ -321,6 +340,17 @@ class Utterances:
 def policy_of(request: SynthesisRequest) -> KVCacheConfig:
     """The cache policy of a request's rows."""
     return cache_config(request.cache_policy) if request.use_cache else KVCacheConfig(policy="none")
+
+
+def nothing_to_speak() -> Utterance:
+    """What stands for a text without a word that is spoken whole."""
+    logger.warning("the text has nothing that can be spoken; %g s of silence stand for it", SILENCE)
+    return Utterance("", SILENCE)
+
+
+def is_silence(one: Utterance) -> bool:
+    """Whether it has no words: an empty text alone is upstream's request for some."""
+    return not one.text and one.pause > 0
 
 
 def _nothing() -> None:

@@ -7,9 +7,11 @@ Does not know: where the pieces come from, what a token is (``length`` counts th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from chatterbox.text.chunking import Length, best_cut, bounded, check_max_len, has_words, is_fragment, split_text
+from chatterbox.text.pauses import PARAGRAPH, Pause, PauseScanner, bounded_pause
 from chatterbox.text.sentences import CLOSERS, SentenceScanner, is_cjk
 
 # Tokens from which a clause of an unfinished sentence is spoken by itself, if it is the first utterance; twice as many
@@ -57,11 +59,8 @@ class SentenceFeed:
         """`push`, one utterance at a time: the rest of the piece is read when the next is asked for.
 
         Raises:
-            TypeError: the piece is not a string.
             ValueError: a single character has more than ``max_len`` tokens.
         """
-        if not isinstance(piece, str):
-            raise TypeError(f"pieces of text must be strings, got {type(piece).__name__}; decode or join them first")
         for char in piece:
             yield from self._take(char)
 
@@ -134,25 +133,104 @@ class SentenceFeed:
         self._probe_at = self._probe_step
 
 
-def utterances(text: str | Iterable[str], max_len: int, length: Length, *, by_sentence: bool = False) -> Iterator[str]:
+class Utterance(NamedTuple):
+    """What is spoken in one piece, behind ``pause`` seconds of silence; without words it is the silence alone."""
+
+    text: str
+    pause: float = 0.0
+
+
+def utterances(
+    text: str | Iterable[str],
+    max_len: int,
+    length: Length,
+    *,
+    by_sentence: bool = False,
+    paragraph_pause: float | None = None,
+) -> Iterator[Utterance]:
     """Utterances of a text, or of one that arrives in pieces; each is yielded before the next piece is asked for.
 
     Args:
         by_sentence: as for `split_text`; a text in pieces is always spoken by sentences.
+        paragraph_pause: seconds between two paragraphs, 0 joins them; None also takes pause tags for words.
 
     Raises:
         TypeError: the text, or a piece of it, is not a string.
         ValueError: as for `split_text`.
     """
     check_max_len(max_len)
+    breaks = _Breaks(paragraph_pause)
     if isinstance(text, str):
-        return iter(split_text(text, max_len, length, by_sentence=by_sentence))
+        return iter(_of_string(text, breaks, lambda words: split_text(words, max_len, length, by_sentence=by_sentence)))
     if not isinstance(text, Iterable) or isinstance(text, bytes | bytearray):
         raise TypeError(f"text must be a string or an iterable of strings, got {type(text).__name__}; pass the words")
-    return _from_pieces(text, SentenceFeed(max_len, length))
+    return _from_pieces(text, breaks, SentenceFeed(max_len, length))
 
 
-def _from_pieces(pieces: Iterable[str], feed: SentenceFeed) -> Iterator[str]:
+class _Breaks:
+    """The pauses of a text, added up until words follow."""
+
+    def __init__(self, paragraph_pause: float | None) -> None:
+        self._paragraph_pause = paragraph_pause
+        self._scanner = PauseScanner()
+        self._is_paragraph = self._spoke = False
+        self._seconds: float | None = None
+
+    def read(self, piece: str) -> Iterator[str | Pause]:
+        """Words, and pauses where they end for one; those are to be given to `add` behind the words before."""
+        if self._paragraph_pause is None:
+            yield piece
+            return
+        for found in self._scanner.read(piece):
+            yield "\n" if found == PARAGRAPH and not self._paragraph_pause else found
+
+    def finish(self) -> str:
+        """Words that were held back."""
+        return self._scanner.finish()
+
+    def add(self, pause: Pause) -> None:
+        if pause.seconds is None:
+            self._is_paragraph = True
+        else:
+            self._seconds = bounded_pause((self._seconds or 0.0) + pause.seconds)
+
+    def before(self, text: str) -> Utterance:
+        """The next utterance, behind the pauses since the last one. A tag counts in place of a paragraph's end."""
+        pause = self._seconds
+        if pause is None:
+            pause = (self._paragraph_pause or 0.0) if self._is_paragraph and self._spoke and text else 0.0
+        self._seconds, self._is_paragraph, self._spoke = None, False, True
+        return Utterance(text, pause)
+
+    def rest(self) -> list[Utterance]:
+        """The silence that ends the text, if there is some."""
+        silence = self.before("")
+        return [silence] if silence.pause else []
+
+
+def _of_string(text: str, breaks: _Breaks, split: Callable[[str], list[str]]) -> list[Utterance]:
+    found: list[Utterance] = []
+    run: list[str] = []
+    for part in (*breaks.read(text), breaks.finish(), PARAGRAPH):
+        if isinstance(part, str):
+            run.append(part)
+            continue
+        found += map(breaks.before, split("".join(run)))
+        run.clear()
+        breaks.add(part)
+    found += breaks.rest()
+    is_one = len(found) == 1 and found[0].text == text.strip()
+    return [Utterance(text)] if is_one else found  # as it is: punctuation rules see its spaces
+
+
+def _from_pieces(pieces: Iterable[str], breaks: _Breaks, feed: SentenceFeed) -> Iterator[Utterance]:
     for piece in pieces:
-        yield from feed.read(piece)
-    yield from feed.finish()
+        if not isinstance(piece, str):
+            raise TypeError(f"pieces of text must be strings, got {type(piece).__name__}; decode or join them first")
+        for part in breaks.read(piece):
+            yield from map(breaks.before, feed.read(part) if isinstance(part, str) else feed.finish())
+            if isinstance(part, Pause):
+                breaks.add(part)
+    yield from map(breaks.before, feed.read(breaks.finish()))
+    yield from map(breaks.before, feed.finish())
+    yield from breaks.rest()

@@ -48,7 +48,7 @@ def punc_norm(text: str, rules: PunctuationRules = ENGLISH) -> str:
     """Normalise punctuation the way the published models were driven.
 
     A leading space keeps the first letter lower-case, replacements may leave double spaces, and text of spaces alone
-    becomes a full stop: upstream's behaviour. `speakable` is what treats such text as empty.
+    becomes a full stop: upstream's behaviour.
     """
     if not text:
         return EMPTY_TEXT
@@ -60,14 +60,14 @@ def punc_norm(text: str, rules: PunctuationRules = ENGLISH) -> str:
 
 
 def speakable(text: str, rules: PunctuationRules = ENGLISH) -> str:
-    """Validated, normalised text; one without a letter or digit is upstream's sentence that asks for some text.
+    """Validated, normalised text; the empty string is upstream's sentence that asks for some text.
 
     Raises:
         TypeError: ``text`` is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}; pass the words to speak")
-    return punc_norm(text if any(map(str.isalnum, text)) else "", rules)
+    return punc_norm(text, rules)
 
 
 def with_all_enders(rules: PunctuationRules) -> PunctuationRules:

@@ -366,9 +366,9 @@ def test_the_whole_stream_is_watermarked(tiny: ChatterboxTTS) -> None:
     ("text", "spoken"),
     [
         ("", [""]),
-        (" \n ", [""]),
-        ("🙂" * 3000, [""]),
-        ("?!", [""]),
+        (" \n ", []),
+        ("🙂" * 3000, []),
+        ("?!", []),
         ("Hello " + "🙂" * 3000, ["Hello"]),
         ("a", ["a"]),
         ("  hello there ", ["  hello there "]),

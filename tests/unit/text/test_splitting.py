@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox.text import SentenceFeed, split_sentences, split_text, utterances
+from chatterbox.text import SentenceFeed, split_sentences, split_text
+from chatterbox.text import utterances as paused_utterances
 from chatterbox.text.incremental import EARLY_LEN
 
 # What decides where a text is divided, in pieces that hypothesis strings together.
@@ -35,6 +37,10 @@ TEXTS = st.lists(ATOMS, max_size=80).map("".join)
 LENGTHS = st.sampled_from(
     [len, lambda text: 2 * len(text) + 3, lambda text: len(text.split()), lambda text: len(text) // 3]
 )
+
+
+def utterances(*arguments, **options) -> Iterator[str]:
+    return (one.text for one in paused_utterances(*arguments, **options))
 
 
 class Counting:

@@ -19,9 +19,8 @@ def test_punctuation_is_upstreams(model, rules):
     assert [punc_norm(case["in"], rules) for case in cases] == [case[model] for case in cases]
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t  "])
-def test_text_without_words_asks_for_some(text):
-    assert speakable(text) == EMPTY_TEXT
+def test_the_empty_text_asks_for_some():
+    assert speakable("") == EMPTY_TEXT and EMPTY_TEXT not in speakable("...")
 
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["list"]])
