@@ -187,7 +187,8 @@ class SpeechArguments(TypedDict, total=False):
     None is the checkpoint's own limit, 1000 as published. seed: own random numbers for this call; None draws from
     torch's global generator, as upstream. use_cache: False recomputes the whole sequence at every step; for checking.
     watermark: False leaves the audio unmarked. guard: ends an utterance that loops or runs away: "light", "alignment"
-    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md.
+    (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. sample_rate: in Hz, of
+    recordings that are samples without a rate of their own; None is 24 kHz.
     """
 
     max_new_tokens: int | None
@@ -195,6 +196,7 @@ class SpeechArguments(TypedDict, total=False):
     use_cache: bool
     watermark: bool
     guard: str
+    sample_rate: int | None
 
 
 class BatchArguments(SpeechArguments, total=False):

@@ -51,9 +51,10 @@ def test_signature_is_upstreams():
         "use_cache": True,
         "watermark": True,
         "guard": "light",
+        "sample_rate": None,
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard"]
+    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard", "sample_rate"]
 
 
 def test_audio(small_tts):

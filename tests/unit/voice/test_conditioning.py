@@ -103,5 +103,5 @@ def test_each_model_reads_its_part(small_tts):
 def test_recordings_rate(small_tts):
     """Samples at another rate are resampled, not taken for 24 kHz."""
     options = {"hp": small_tts.t3.hp}
-    at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), source_rate=16_000, **options)
+    at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), sample_rate=16_000, **options)
     assert at_16.gen["prompt_feat"].shape[1] == 100
