@@ -244,7 +244,7 @@ class _Mix:
             self._squares = self._squares + np.square(rows, dtype=np.float64).sum(1)
         self.num_samples += rows.shape[1]
         self.num_bad += int((~np.isfinite(rows[0])).sum())
-        return rows[0]
+        return rows[0].copy()  # a view would keep all channels
 
     @property
     def loudest(self) -> int | None:

@@ -22,6 +22,7 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.pickles import load_plain
 
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
 
@@ -94,7 +95,7 @@ class Conditionals:
             if path is not None and path.suffix == ".safetensors":
                 parts = _read_safetensors(path, map_location)
             else:
-                parts = torch.load(fpath, map_location=map_location, weights_only=True)
+                parts = load_plain(fpath, map_location)
             gen = {key: _restored(parts["gen"].get(key)) for key in _GEN_KEYS}
             t3 = T3Cond(**{key: _restored(value) for key, value in parts["t3"].items()})
         except Exception as error:  # truncated, no pickle, not plain data, other keys: each library has its own class
