@@ -104,7 +104,7 @@ class Recording:
         """
         self.purpose, self.name = purpose, purpose.name
         self._given_rate = None if sample_rate is None else checked_rate(sample_rate)
-        self.audio, rate = unwrapped(audio, self._given_rate, purpose)
+        self.audio, rate = unwrapped(audio, sample_rate, purpose)
         self._rate = DEFAULT_RATE if rate is None else rate  # of samples
         if isinstance(self.audio, (str, os.PathLike)):
             self.name += f" {os.fspath(self.audio)!r}"
@@ -269,13 +269,14 @@ class _Mix:
 
 
 def unwrapped(
-    audio: AudioInput, sample_rate: int | None = None, purpose: Purpose = VOICE
+    audio: AudioInput, sample_rate: Any = None, purpose: Purpose = VOICE
 ) -> tuple[AudioFile | np.ndarray | torch.Tensor, int | None]:
     """A file that can be read again, or samples, and their rate if one is known; files know theirs.
 
     Raises:
         TypeError, ValueError: as `Recording`.
     """
+    sample_rate = None if sample_rate is None else checked_rate(sample_rate)
     if isinstance(audio, Mapping):
         audio = _of_dict(audio, purpose)
     rate = None

@@ -25,7 +25,7 @@ from chatterbox.synthesis.synthesizer import render_speech_tokens
 from chatterbox.watermark.perth import PerthWatermarker, Watermarker
 
 PERTH = PerthWatermarker()
-WINDOWS = StreamingConfig(first_chunk=500, chunk_size=500, context_window=50)  # less than S3Gen has of 30 s
+WINDOWS = StreamingConfig(first_chunk=250, chunk_size=250, context_window=50)  # S3Gen has less of it than of 30 s
 PIECE_LEN = 25  # speech tokens that the renderer is given at once: a chunk has no more than that too many
 
 

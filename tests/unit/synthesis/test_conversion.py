@@ -73,7 +73,7 @@ def test_no_network_sees_more_of_two_minutes_than_of_thirty_seconds(vc, monkeypa
     wav = np.tile(recording(30.0, S3_SR), 4)
     assert vc.generate((S3_SR, wav), seed=1, watermark=False).shape == (1, length_of(vc, len(wav)))
     assert len(seen["heard"]) == 5 and max(seen["heard"]) == 3_000
-    assert len(seen["rendered"]) == 6 and max(seen["rendered"]) <= 750
+    assert len(seen["rendered"]) == 12 and max(seen["rendered"]) <= 350
 
 
 def test_a_long_conversion_is_marked_and_without_a_seed_follows_torchs(vc):
@@ -134,7 +134,7 @@ def test_memory_is_flat_from_thirty_seconds_on():
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     audio = 240 * (24_000 + 16_000) * 4 / 2**20  # what was asked for, and the recording itself
-    assert growth(240) - growth(30) < audio + 32  # MiB
+    assert growth(240) < growth(30) + audio  # MiB
 
 
 # Silence
@@ -162,9 +162,7 @@ def test_length_of_a_waveform(vc):
 def test_messages_speak_of_the_recording_to_convert(vc, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"recording to convert '.*nobody\.wav' does not exist"):
         vc.generate(tmp_path / "nobody.wav")
-    with pytest.raises(
-        ValueError, match=r"recording to convert lasts 0\.010 s, .*; give the speech"
-    ):
+    with pytest.raises(ValueError, match=r"recording to convert lasts 0\.010 s, .*; give the speech"):
         vc.generate(recording(0.01))
     wav = recording(40.0)
     wav[-1] = np.nan
