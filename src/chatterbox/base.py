@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 import torch
 from torch import Tensor
 
+from chatterbox.audio.recordings import rates_of
 from chatterbox.checkpoints import Files, Layout, fetch_base, load_models
 from chatterbox.config import (
     EngineConfig,
@@ -69,7 +70,7 @@ def by_name(arguments: type) -> Callable[[Method], Method]:
     Their defaults are those of `SpeechOptions` and `StreamingConfig`; None is the checkpoint's own.
     """
     hints, keyword = get_type_hints(arguments), inspect.Parameter.KEYWORD_ONLY
-    defaults = {**vars(StreamingConfig), **vars(SpeechOptions), "norm_loudness": True}
+    defaults = {**vars(StreamingConfig), **vars(SpeechOptions), "norm_loudness": True, "sample_rate": None}
     spelled = [inspect.Parameter(name, keyword, default=defaults.get(name), annotation=hints[name]) for name in hints]
 
     def shown(method: Method) -> Method:
@@ -227,13 +228,19 @@ class SpeechModel(abc.ABC):
         self._notices.is_due = False
 
     @replaceable
-    def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5) -> None:
-        """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
+    def prepare_conditionals(
+        self, wav_fpath: Reference, exaggeration: float = 0.5, *, sample_rate: int | None = None
+    ) -> None:
+        """Make the voice of a recording the one that later calls use.
+
+        Args:
+            wav_fpath: a file, its bytes, (rate, samples), a dict of both, or samples at
+            sample_rate: in Hz; None is 24 kHz.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
-        self.conds = self._voice_of(wav_fpath, exaggeration_of(exaggeration))
+        self.conds = self._voice_of(wav_fpath, exaggeration_of(exaggeration), sample_rate=sample_rate)
 
     def warm(
         self,
@@ -243,6 +250,7 @@ class SpeechModel(abc.ABC):
         *,
         language_id: str | None = None,
         pin: bool = False,
+        sample_rate: int | None = None,
     ) -> None:
         """Compute ahead of time what texts of a voice begin with, so that the first request finds it.
 
@@ -251,12 +259,14 @@ class SpeechModel(abc.ABC):
             audio_prompt_path: recording of the voice; None is ``conds``.
             language_id: for a multilingual model alone.
             pin: keep the voice's own part on the device, whatever else comes.
+            sample_rate: of the recording, as `prepare_conditionals`.
 
         Raises:
             TypeError, ValueError: as `generate`.
         """
         exaggeration, pin = exaggeration_of(exaggeration), switch("pin", pin)
-        voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
+        voice = self._conditionals(audio_prompt_path, exaggeration, sample_rate=sample_rate)
+        voice = voice.with_exaggeration(exaggeration)
         punctuate = replacement(sys.modules[self.facade], "punc_norm")
         options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id, "punctuate": punctuate}
         requests = [SynthesisRequest(text, voice, self.sampling, **options) for text in texts]
@@ -313,7 +323,7 @@ class SpeechModel(abc.ABC):
         return self._chunks(self._request(text, reference, options), streaming, prints)
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
-        if reference is None:
+        if _is_own(reference):
             self._notices.tell()
         elif not isinstance(reference, Conditionals):
             self._notices.is_due = True
@@ -340,9 +350,10 @@ class SpeechModel(abc.ABC):
         seed = seed_of(options.get("seed"))
         chosen = [None] * len(texts) if voices is None else voices
         seeds = (utterance_seed(seed, index) for index in range(len(texts)))
+        rates = rates_of([_recording_of(voice) for voice in chosen], options.get("sample_rate"))
         requests = [
-            self._request(text, voice, {**options, "seed": seed})
-            for text, voice, seed in zip(texts, chosen, seeds, strict=True)
+            self._request(text, voice, {**options, "seed": seed, "sample_rate": rate})
+            for text, voice, seed, rate in zip(texts, chosen, seeds, rates, strict=True)
         ]
         return [result.audio for result in self.synthesizer.speak_batch(requests)]
 
@@ -350,7 +361,7 @@ class SpeechModel(abc.ABC):
         self, text: str | Iterable[str], reference: Reference | Conditionals | None, options: Mapping[str, Any]
     ) -> SynthesisRequest:
         """A request with ``options``: fields of `SamplingConfig` and `SpeechOptions`, ``language_id``,
-        ``norm_loudness``.
+        ``norm_loudness``, ``sample_rate``.
 
         Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
         """
@@ -363,7 +374,7 @@ class SpeechModel(abc.ABC):
         norm_loudness = switch("norm_loudness", options.get("norm_loudness"), True)
         return SynthesisRequest(
             text,
-            self._conditionals(reference, speech.exaggeration, norm_loudness),
+            self._conditionals(reference, speech.exaggeration, norm_loudness, options.get("sample_rate")),
             own,
             self.synthesizer.config.kvcache,
             options.get("language_id") or (None if self.layout is None else self.layout.language),
@@ -372,21 +383,42 @@ class SpeechModel(abc.ABC):
         )
 
     def _conditionals(
-        self, reference: Reference | Conditionals | None, exaggeration: float, norm_loudness: bool = True
+        self,
+        reference: Reference | Conditionals | None,
+        exaggeration: float,
+        norm_loudness: bool = True,
+        sample_rate: int | None = None,
     ) -> Conditionals:
+        recording = _recording_of(reference)
+        [sample_rate] = rates_of([recording], sample_rate)
         if isinstance(reference, Conditionals):
             return reference
-        if reference is not None and replacement(self, "prepare_conditionals") is not None:
-            arguments = {"norm_loudness": norm_loudness} if self.t3.hp.norm_loudness else {}
-            self.prepare_conditionals(reference, exaggeration=exaggeration, **arguments)
-            reference = None
-        conds = self._conds if reference is None else self._voice_of(reference, exaggeration, norm_loudness)
-        if conds is None:
+        if recording is not None and replacement(self, "prepare_conditionals") is not None:
+            arguments: dict[str, Any] = {"norm_loudness": norm_loudness} if self.t3.hp.norm_loudness else {}
+            if sample_rate is not None:
+                arguments["sample_rate"] = sample_rate
+            self.prepare_conditionals(recording, exaggeration=exaggeration, **arguments)
+            recording = None
+        if recording is not None:
+            return self._voice_of(recording, exaggeration, norm_loudness, sample_rate)
+        if self._conds is None:
             raise ValueError("no voice yet: pass audio_prompt_path, or call prepare_conditionals first")
-        return conds
+        return self._conds
 
-    def _voice_of(self, reference: Reference, exaggeration: float, norm_loudness: bool = True) -> Conditionals:
-        return self.synthesizer.conditionals(reference, norm_loudness=norm_loudness).with_exaggeration(exaggeration)
+    def _voice_of(
+        self, reference: Reference, exaggeration: float, norm_loudness: bool = True, sample_rate: int | None = None
+    ) -> Conditionals:
+        voice = self.synthesizer.conditionals(reference, norm_loudness=norm_loudness, sample_rate=sample_rate)
+        return voice.with_exaggeration(exaggeration)
+
+
+def _is_own(reference: Reference | Conditionals | None) -> bool:
+    """Whether a call names no recording; upstream takes "" for none."""
+    return reference is None or (isinstance(reference, str) and not reference)
+
+
+def _recording_of(reference: Reference | Conditionals | None) -> Reference | None:
+    return None if isinstance(reference, Conditionals) or _is_own(reference) else reference
 
 
 def _rebuilt(cls: type[SpeechModel], parts: Sequence[Any], options: Mapping[str, Any]) -> SpeechModel:

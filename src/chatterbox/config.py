@@ -225,7 +225,8 @@ class SpeechArguments(TypedDict, total=False):
     (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. cleaning: of the text, "full",
     "characters", which leaves markup, or "none", which feeds the model as 0.1.7 does; docs/text.md. normalize: write
     numbers, dates, times, money and units in words, or not; None is the model's default: yes for "tiny" alone.
-    paragraph_pause: seconds of silence between two paragraphs; 0 speaks on.
+    paragraph_pause: seconds of silence between two paragraphs; 0 speaks on. sample_rate: in Hz, of
+    recordings that are samples without a rate of their own; None is 24 kHz.
     """
 
     max_new_tokens: int | None
@@ -236,6 +237,7 @@ class SpeechArguments(TypedDict, total=False):
     cleaning: str
     normalize: bool | None
     paragraph_pause: float
+    sample_rate: int | None
 
 
 class BatchArguments(SpeechArguments, total=False):

@@ -143,7 +143,8 @@ class ChatterboxMultilingualTTS(SpeechModel):
 
         Args:
             language_id: code of `SUPPORTED_LANGUAGES`, in any case; None names no language to the model.
-            audio_prompt_path: recording of the voice for this call alone; None uses ``conds``.
+            audio_prompt_path: recording of the voice for this call alone, as `prepare_conditionals` takes it; None and
+                "" use ``conds``.
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
             temperature: 0 is greedy.

@@ -122,7 +122,8 @@ class ChatterboxTTS(SpeechModel):
         uses those for every one that the call leaves out. By name it takes `chatterbox.config.SpeechArguments` too.
 
         Args:
-            audio_prompt_path: recording of the voice for this call alone; None uses ``conds``.
+            audio_prompt_path: recording of the voice for this call alone, as `prepare_conditionals` takes it; None and
+                "" use ``conds``.
             exaggeration: emotion, 0.5 is neutral.
             cfg_weight: guidance, 0 turns it off and halves the work.
             temperature: 0 is greedy. None, of this and its like, is the checkpoint's own.

@@ -123,8 +123,15 @@ class ChatterboxTurboTTS(SpeechModel):
         return cls.from_local(folder, device, nano, **files, kvcache=kvcache, engine=engine)
 
     @replaceable
-    def prepare_conditionals(self, wav_fpath: Reference, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
-        """Make the voice of a recording (file, or samples at 24 kHz) the one that later calls use.
+    def prepare_conditionals(
+        self,
+        wav_fpath: Reference,
+        exaggeration: float = 0.5,
+        norm_loudness: bool = True,
+        *,
+        sample_rate: int | None = None,
+    ) -> None:
+        """Make the voice of a recording the one that later calls use; the rest is `SpeechModel.prepare_conditionals`'s.
 
         Args:
             exaggeration: ignored; these models have no emotion.
@@ -133,7 +140,7 @@ class ChatterboxTurboTTS(SpeechModel):
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used, or is not longer than 5 s.
         """
-        self.conds = self._voice_of(wav_fpath, 0.0, switch("norm_loudness", norm_loudness, True))
+        self.conds = self._voice_of(wav_fpath, 0.0, switch("norm_loudness", norm_loudness, True), sample_rate)
 
     @by_name(SpeechArguments)
     def generate(
@@ -158,7 +165,7 @@ class ChatterboxTurboTTS(SpeechModel):
         Args:
             min_p: ignored, as ``exaggeration`` and ``cfg_weight``, with a warning when one is above 0: these models
                 have neither emotion nor guidance.
-            audio_prompt_path: recording of the voice, longer than 5 s, for this call alone; None uses ``conds``.
+            audio_prompt_path: recording of the voice, longer than 5 s, for this call alone; None and "" use ``conds``.
             temperature: 0 is greedy.
             top_k: so many of the likeliest tokens are sampled from; 0 is all.
             norm_loudness: bring ``audio_prompt_path`` to -27 LUFS first.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatterbox.audio.recordings import rates_of
 from chatterbox.checkpoints import (
     REPO_ID,
     Files,
@@ -25,7 +26,7 @@ from chatterbox.checkpoints import (
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
-from chatterbox.synthesis.synthesizer import convert
+from chatterbox.synthesis.conversion import convert
 from chatterbox.upstream_names import names_of
 from chatterbox.values import seed_of, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Reference, prepare_target_voice
@@ -90,13 +91,13 @@ class ChatterboxVC:
         s3gen = load_s3gen(contents.require("s3gen"), device, config_of(contents))
         return cls(s3gen, str(device), None if conds is None else conds.gen)
 
-    def set_target_voice(self, wav_fpath: Reference) -> None:
-        """Make the voice of a recording (file, or samples at 24 kHz) the target of later calls.
+    def set_target_voice(self, wav_fpath: Reference, *, sample_rate: int | None = None) -> None:
+        """Make the voice of a recording the target of later calls; the arguments are `prepare_conditionals`'s.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
-        self.ref_dict = prepare_target_voice(self.s3gen, wav_fpath)
+        self.ref_dict = prepare_target_voice(self.s3gen, wav_fpath, sample_rate=sample_rate)
 
     def generate(
         self,
@@ -105,18 +106,23 @@ class ChatterboxVC:
         *,
         seed: int | None = None,
         watermark: bool = True,
+        sample_rate: int | None = None,
     ) -> Tensor:
-        """``audio`` (a file, or samples at 16 kHz) in the target voice: (1, N) float32 on the CPU, at ``sr`` Hz.
+        """What ``audio`` says, up to four hours of it, in the target voice: (1, N) float32 on the CPU, at ``sr`` Hz.
 
         Args:
-            target_voice_path: recording of the target for this call alone; None uses ``ref_dict``.
+            audio: a file, its bytes, (rate, samples), a dict of both, or samples at ``sample_rate``.
+            target_voice_path: recording of the target for this call alone; None and "" use ``ref_dict``.
+            sample_rate: in Hz, of what is samples without a rate of their own; None is 24 kHz.
             seed: as `chatterbox.tts.ChatterboxTTS.generate`; so is ``watermark``.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: a recording cannot be used, or there is no target voice.
         """
         seed, watermarker = seed_of(seed), self.watermarker if switch("watermark", watermark, True) else None
-        gen = self.ref_dict if target_voice_path is None else prepare_target_voice(self.s3gen, target_voice_path)
+        target = None if isinstance(target_voice_path, str) and not target_voice_path else target_voice_path
+        rate, target_rate = rates_of([audio, target], sample_rate)
+        gen = self.ref_dict if target is None else prepare_target_voice(self.s3gen, target, sample_rate=target_rate)
         if gen is None:
             raise ValueError("no target voice yet: pass target_voice_path, or call set_target_voice first")
-        return convert(self.s3gen, audio, gen, seed=seed, watermarker=watermarker)
+        return convert(self.s3gen, audio, gen, sample_rate=rate, seed=seed, watermarker=watermarker)

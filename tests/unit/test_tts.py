@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions, StreamingConfig
+from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechArguments, SpeechOptions, StreamingConfig
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR
@@ -53,9 +53,11 @@ def test_signature_is_upstreams():
         "guard": "light",
         "cleaning": "full",
         "normalize": None,
+        "paragraph_pause": 0.5,
+        "sample_rate": None,
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert keyword_only == ["max_new_tokens", "seed", "use_cache", "watermark", "guard", "cleaning", "normalize"]
+    assert keyword_only == list(SpeechArguments.__annotations__)
 
 
 def test_audio(small_tts):

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.audio.recordings import load_reference
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
@@ -29,7 +28,6 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.weight_norm import forget_products
-from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
@@ -48,7 +46,7 @@ from chatterbox.synthesis.request import (
 )
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
-from chatterbox.values import Fields, seed_of
+from chatterbox.values import Fields
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
 from chatterbox.voice.recipe import VoiceRecipe
@@ -235,18 +233,28 @@ class Synthesizer:
         decodes = [decode for request in requests for decode in self.decode_requests(request)]
         self.scheduler.call(lambda between: self.prefixes.warm(decodes, pin=pin, between=between))
 
-    def conditionals(self, reference: Reference, *, norm_loudness: bool = True) -> Conditionals:
-        """The voice of a recording (file, or samples at 24 kHz), prepared once for the same content.
+    def conditionals(
+        self, reference: Reference, *, norm_loudness: bool = True, sample_rate: int | None = None
+    ) -> Conditionals:
+        """The voice of a recording, prepared once for the same content. ``sample_rate``: of samples, 24 kHz if None.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
-        make = partial(prepare_conditionals, self.s3gen, self.voice_encoder, hp=self.t3.hp, norm_loudness=norm_loudness)
+        make: Callable[[Reference], Conditionals] = partial(
+            prepare_conditionals,
+            self.s3gen,
+            self.voice_encoder,
+            hp=self.t3.hp,
+            norm_loudness=norm_loudness,
+            sample_rate=sample_rate,
+        )
         recipe = self.recipe.name(self.s3gen, self.voice_encoder)
         try:
             if recipe is None:
                 return make(reference)
-            return self.voices.get(reference, make, recipe=f"{norm_loudness=} {recipe}")
+            recipe = f"{norm_loudness=} {recipe}"
+            return self.voices.get(reference, make, source_rate=sample_rate, recipe=recipe)
         finally:
             release_idle_threads()
 
@@ -362,24 +370,3 @@ def render_speech_tokens(
     wav = renderer.close()
     release_idle_threads()
     return wav
-
-
-@own_context()
-def convert(
-    s3gen: S3Gen,
-    recording: Reference,
-    gen: Mapping[str, Any],
-    *,
-    seed: int | None = None,
-    watermarker: Watermarker | None = PERTH,
-) -> Tensor:
-    """Waveform (1, N), as `render_speech_tokens`, that says what ``recording`` says in the voice of ``gen``.
-
-    Raises:
-        FileNotFoundError, TypeError, ValueError: as `chatterbox.audio.recordings.load_reference`, or a bad seed.
-    """
-    seed = seed_of(seed)
-    wav = load_reference(recording, S3_SR)
-    with torch.inference_mode():
-        speech_tokens, _ = s3gen.tokenizer([wav])  # (1, T)
-    return render_speech_tokens(s3gen, speech_tokens, gen, seed=seed, watermarker=watermarker)

@@ -6,23 +6,26 @@ made of a recording.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chatterbox.audio.recordings import unwrapped
 from chatterbox.kvcache.prefix.keys import content_hash
 from chatterbox.runtime import forking
 from chatterbox.runtime.single_flight import SingleFlight
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
+_BLOCK_BYTES = 1 << 20
 
 
 class VoiceCache:
@@ -57,7 +60,7 @@ class VoiceCache:
         """The voice of a recording, as a copy of the caller's own.
 
         Args:
-            reference: a file, or samples at ``source_rate`` Hz.
+            reference: the recording, with ``source_rate`` as `audio.recordings.Recording` has them.
             make: prepares the voice of the recording it is given. Threads that ask for the same recording wait for one
                 call; what it raises reaches its caller alone, and one of those that wait for it tries next.
             recipe: names what ``make`` does; voices of one recording by several are several.
@@ -110,19 +113,24 @@ def identify(reference: Reference, source_rate: int | None = None) -> tuple[str 
 
     An open file is read to its end: what comes back stands in for it.
     """
-    if isinstance(reference, Tensor):
-        return content_hash(reference, str(source_rate)), reference
-    if isinstance(reference, np.ndarray):
-        if reference.dtype.kind not in "fiub":
-            return None, reference
-        return content_hash(torch.from_numpy(np.ascontiguousarray(reference)), str(source_rate)), reference
-    if hasattr(reference, "read"):
-        content = reference.read()
-        return content_hash(content), io.BytesIO(content)
-    if isinstance(reference, (str, os.PathLike)):
-        try:
-            with open(reference, "rb") as file:
-                return content_hash(file.read()), reference
-        except OSError:
-            return None, reference
-    return None, reference
+    try:
+        audio, rate = unwrapped(reference, source_rate)
+        if isinstance(audio, (str, os.PathLike)):
+            with open(audio, "rb") as file:
+                return _file_key(file, source_rate), audio
+    except (OSError, TypeError, ValueError):
+        return None, reference
+    if isinstance(audio, (np.ndarray, Tensor)):
+        samples = audio if isinstance(audio, Tensor) else torch.from_numpy(np.ascontiguousarray(audio))
+        return content_hash(samples, str(rate)), audio if rate is None else (rate, audio)
+    audio.seek(0)
+    key = _file_key(audio, source_rate)
+    audio.seek(0)
+    return key, audio
+
+
+def _file_key(file: BinaryIO, source_rate: int | None) -> str:
+    digest = hashlib.blake2b(str(source_rate).encode(), digest_size=16)
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()

@@ -10,25 +10,25 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from chatterbox.audio.loudness import normalize_loudness
-from chatterbox.audio.recordings import load_reference, resample_hq
+from chatterbox.audio.recordings import VOICE, AudioInput, Purpose, load_reference, resample_hq
 from chatterbox.config import exaggeration_of
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.pickles import load_plain
 from chatterbox.runtime.torch_context import own_context
 
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
 
-Reference = str | os.PathLike[str] | BinaryIO | np.ndarray | Tensor
+Reference = AudioInput
 
 _GEN_KEYS = ("prompt_token", "prompt_token_len", "prompt_feat", "prompt_feat_len", "embedding")
 
@@ -105,7 +105,7 @@ class Conditionals:
             if path is not None and path.suffix == ".safetensors":
                 parts = _read_safetensors(path, map_location)
             else:
-                parts = torch.load(fpath, map_location=map_location, weights_only=True)
+                parts = load_plain(fpath, map_location)
             gen = {key: _restored(parts["gen"].get(key)) for key in _GEN_KEYS}
             t3 = T3Cond(**{key: _restored(value) for key, value in parts["t3"].items()})
         except Exception as error:  # truncated, no pickle, not plain data, other keys: each library has its own class
@@ -124,24 +124,26 @@ def prepare_conditionals(
     *,
     hp: T3Config,
     exaggeration: float = 0.5,
-    source_rate: int | None = None,
+    sample_rate: int | None = None,
     norm_loudness: bool = True,
+    purpose: Purpose = VOICE,
 ) -> Conditionals:
     """Conditionals of the voice in a reference recording.
 
     Args:
-        reference: a file, or samples at ``source_rate`` Hz (24 kHz if None).
+        reference: the recording, with ``sample_rate`` as `audio.recordings.Recording` has them.
         hp: of the T3 that the voice is for; it says how long a recording must be and how much of it is its prompt.
         exaggeration: emotion, 0.5 is neutral.
         norm_loudness: bring the recording to -27 LUFS first, where ``hp`` says that the model wants it.
+        purpose: what messages call the recording.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
     """
     exaggeration = exaggeration_of(exaggeration)
-    wav_24 = load_reference(reference, S3GEN_SR, source_rate=source_rate)
+    wav_24 = load_reference(reference, S3GEN_SR, source_rate=sample_rate, purpose=purpose)
     if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):
-        raise ValueError(f"reference audio is {seconds:.1f} s long; this model needs more than {least} s of speech")
+        raise ValueError(f"{purpose.name} is {seconds:.1f} s long; this model needs more than {least} s of speech")
     if norm_loudness and hp.norm_loudness:
         wav_24 = normalize_loudness(wav_24, S3GEN_SR)
     wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
@@ -159,9 +161,9 @@ def prepare_conditionals(
 
 
 @own_context()
-def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, source_rate: int | None = None) -> dict[str, Any]:
+def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, sample_rate: int | None = None) -> dict[str, Any]:
     """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s of the recording."""
-    wav = load_reference(reference, S3GEN_SR, source_rate=source_rate, max_seconds=DEC_COND_SECONDS)
+    wav = load_reference(reference, S3GEN_SR, source_rate=sample_rate, max_seconds=DEC_COND_SECONDS)
     with torch.no_grad():
         return s3gen.embed_ref(wav, S3GEN_SR, device=s3gen.device)
 

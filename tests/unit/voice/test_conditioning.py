@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -103,5 +105,19 @@ def test_each_model_reads_its_part(small_tts):
 def test_recordings_rate(small_tts):
     """Samples at another rate are resampled, not taken for 24 kHz."""
     options = {"hp": small_tts.t3.hp}
-    at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), source_rate=16_000, **options)
+    at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), sample_rate=16_000, **options)
     assert at_16.gen["prompt_feat"].shape[1] == 100
+
+
+def test_a_small_file_of_a_voice_does_not_become_a_large_one(small_tts, tmp_path):
+    gen = {**small_tts.conds.gen, "embedding": torch.zeros(1).expand(1, 10**9)}
+    Conditionals(small_tts.conds.t3, gen).save(tmp_path / "conds.pt")
+    with pytest.raises(ValueError, match=r"holds no conditionals of a voice \(ValueError: a tensor of shape \(1, 1"):
+        Conditionals.load(tmp_path / "conds.pt")
+
+
+def test_a_voice_goes_through_a_file_object(small_tts):
+    buffer = io.BytesIO()
+    small_tts.conds.save(buffer)
+    buffer.seek(0)
+    assert same(Conditionals.load(buffer), small_tts.conds)

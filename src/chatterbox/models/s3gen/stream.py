@@ -64,6 +64,12 @@ def prompt_len(reference: Mapping[str, Any]) -> int:
     return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
 
 
+def waveform_len(s3gen: S3Gen, reference: Mapping[str, Any], num_tokens: int) -> int:
+    """Samples of ``num_tokens`` speech tokens in a voice, of `S3Gen.embed_ref`."""
+    surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * prompt_len(reference)
+    return (FRAMES_PER_TOKEN * num_tokens - surplus) * s3gen.config.vocoder.hop_len
+
+
 class S3GenStream:
     """Waveform of speech tokens that arrive in pieces: `push` them, then `finish`.
 

@@ -26,9 +26,9 @@ SPEECH_VOCAB_SIZE = NUM_SPEECH_TOKENS
 SOS = START_SPEECH_TOKEN
 EOS = STOP_SPEECH_TOKEN
 
-_FRAMES_PER_CODE = S3_TOKEN_HOP // S3_HOP
+FRAMES_PER_CODE = S3_TOKEN_HOP // S3_HOP
 _N_FFT = 400
-_WINDOW_FRAMES, _WINDOW_OVERLAP = 3000, 400  # 30 s and 4 s
+WINDOW_FRAMES, WINDOW_OVERLAP = 3000, 400  # 30 s and 4 s
 _WINDOWS_PER_BATCH = 4  # bounds memory for recordings of any length
 
 
@@ -72,7 +72,7 @@ class S3Tokenizer(nn.Module):
         """
         mels = [self.log_mel_spectrogram(wav).reshape(self.config.num_mels, -1) for wav in wavs]
         if max_len is not None:
-            mels = [mel[:, : max_len * _FRAMES_PER_CODE] for mel in mels]
+            mels = [mel[:, : max_len * FRAMES_PER_CODE] for mel in mels]
         lengths = torch.tensor([mel.shape[1] for mel in mels], device=self.device)
         padded = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)
         return self.quantize(padded, lengths)
@@ -82,13 +82,22 @@ class S3Tokenizer(nn.Module):
 
         ``padding`` zero samples are appended first. Differentiable.
         """
+        log_mel = self.log_spectrum(audio, padding)
+        return self.floored(log_mel, log_mel.amax(dim=(-2, -1), keepdim=True))
+
+    def log_spectrum(self, audio: torch.Tensor | np.ndarray, padding: int = 0) -> torch.Tensor:
+        """`log_mel_spectrogram` as it is before it is `floored` and scaled."""
         audio = F.pad(torch.as_tensor(audio).to(self.device).float(), (0, padding))
         if audio.shape[-1] <= _N_FFT // 2:
             raise ValueError(f"audio has {audio.shape[-1]} samples, fewer than {_N_FFT // 2 + 1}; give a longer one")
         spectrum = torch.stft(audio, _N_FFT, S3_HOP, window=self.window.float(), return_complex=True)
         mel = self._mel_filters.float() @ spectrum[..., :-1].abs().square()
-        log_mel = mel.clamp_min(1e-10).log10()
-        return (torch.maximum(log_mel, log_mel.amax(dim=(-2, -1), keepdim=True) - 8.0) + 4.0) / 4.0
+        return mel.clamp_min(1e-10).log10()
+
+    @staticmethod
+    def floored(log_mel: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+        """A log-mel of `log_spectrum`, floored 8 decades below ``peak`` and scaled as the encoder has it."""
+        return (torch.maximum(log_mel, peak - 8.0) + 4.0) / 4.0
 
     def digits(self, mel: torch.Tensor, mel_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Eight numbers per speech token before tanh and rounding, (B, ceil(T / 4), 8), and lengths (B,);
@@ -102,7 +111,7 @@ class S3Tokenizer(nn.Module):
     @torch.no_grad()
     def quantize(self, mel: torch.Tensor, mel_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Speech tokens (B, ceil(T / 4)) and lengths (B,), int64, of log-mels (B, num_mels, T) of any length."""
-        if int(mel_len.max()) <= _WINDOW_FRAMES:
+        if int(mel_len.max()) <= WINDOW_FRAMES:
             digits, lengths = self.digits(mel, mel_len)
             return FSQCodebook.tokens(digits), lengths.long()
         rows = [self._quantize_row(row[:, : int(n)]) for row, n in zip(mel, mel_len, strict=True)]
@@ -122,7 +131,7 @@ class S3Tokenizer(nn.Module):
         for batch, batch_len in zip(windows.split(_WINDOWS_PER_BATCH), lengths.split(_WINDOWS_PER_BATCH), strict=True):
             digits, token_len = self.digits(batch, batch_len)
             speech_tokens += [row[: int(n)] for row, n in zip(FSQCodebook.tokens(digits), token_len, strict=True)]
-        half = _WINDOW_OVERLAP // 2 // _FRAMES_PER_CODE
+        half = WINDOW_OVERLAP // 2 // FRAMES_PER_CODE
         last = len(speech_tokens) - 1
         return torch.cat([row[half * (i > 0) : len(row) - half * (i < last)] for i, row in enumerate(speech_tokens)])
 
@@ -133,11 +142,11 @@ def split_windows(mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The last one is zero-padded, and is the first to reach the end of the recording. Upstream may add another one that
     lies inside the last overlap, and then loses up to two seconds of speech.
     """
-    stride = _WINDOW_FRAMES - _WINDOW_OVERLAP
-    starts = range(0, max(1, mel.shape[1] - _WINDOW_OVERLAP), stride)
-    pieces = [mel[:, start : start + _WINDOW_FRAMES] for start in starts]
+    stride = WINDOW_FRAMES - WINDOW_OVERLAP
+    starts = range(0, max(1, mel.shape[1] - WINDOW_OVERLAP), stride)
+    pieces = [mel[:, start : start + WINDOW_FRAMES] for start in starts]
     lengths = torch.tensor([piece.shape[1] for piece in pieces], device=mel.device)
-    return torch.stack([F.pad(piece, (0, _WINDOW_FRAMES - piece.shape[1])) for piece in pieces]), lengths
+    return torch.stack([F.pad(piece, (0, WINDOW_FRAMES - piece.shape[1])) for piece in pieces]), lengths
 
 
 def drop_invalid_tokens(x: torch.Tensor) -> torch.Tensor:

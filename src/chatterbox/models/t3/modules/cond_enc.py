@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chatterbox.models.config import T3Config
 from chatterbox.models.linear import Linear
 from chatterbox.models.t3.modules.perceiver import Perceiver
+from chatterbox.runtime.pickles import load_plain
 
 
 @dataclass
@@ -50,7 +51,7 @@ class T3Cond:
 
     @staticmethod
     def load(fpath: str | Path, map_location: torch.device | str = "cpu") -> T3Cond:
-        return T3Cond(**torch.load(fpath, map_location=map_location, weights_only=True))
+        return T3Cond(**load_plain(fpath, map_location))
 
 
 class T3CondEnc(nn.Module):
