@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial, wraps
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 import torch
@@ -40,6 +39,7 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.notice import Notice
 from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
@@ -111,24 +111,14 @@ class _Part:
 
 
 class _Notices:
-    """Says once that ``conds`` is not the voice that a call named, and that a replaced function is not called."""
+    """What a model's user is told once; a call assigns nothing to the model itself."""
 
-    def __init__(self) -> None:
-        self.is_due = self.was_given = self.told_of_filter = False
-
-    def tell(self) -> None:
-        if self.is_due and not self.was_given:
-            self.was_given = True
-            logger.warning(
-                "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
-                "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
-            )
-
-    def tell_of_filter(self, facade: ModuleType) -> None:
-        if FILTER in vars(facade) and not self.told_of_filter:
-            self.told_of_filter = True
-            name = f"{facade.__name__}.{FILTER}"
-            logger.warning("the replaced %s is not called: speech tokens are chosen as they come", name)
+    def __init__(self, facade: str) -> None:
+        self.voice = Notice(
+            "conds is not the voice of the last recording: one that is given to generate is of that call alone. "
+            "chatterbox-tts would go on with it; to do so call prepare_conditionals(recording)"
+        )
+        self.filter = Notice(f"the replaced {facade}.{FILTER} is not called: speech tokens are chosen as they come")
 
 
 class SpeechModel(abc.ABC):
@@ -142,8 +132,9 @@ class SpeechModel(abc.ABC):
     facade: str  # the module of upstream's names for it: programs replace functions there
     t3, s3gen, ve = _Part("t3"), _Part("s3gen"), _Part("voice_encoder")
     tokenizer, watermarker = _Part("tokenizer"), _Part("watermarker")
-    ENC_COND_LEN = T3Config.prompt_seconds * S3_SR
-    DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR
+    ENC_COND_LEN = T3Config.prompt_seconds * S3_SR  # samples of a recording that T3 hears, where a program changes it
+    DEC_COND_LEN = DEC_COND_SECONDS * S3GEN_SR  # and S3Gen
+    _published_lens = (ENC_COND_LEN, DEC_COND_LEN)
 
     def __init__(
         self,
@@ -170,7 +161,7 @@ class SpeechModel(abc.ABC):
         """
         self.sr = S3GEN_SR
         self.device = device
-        self._notices = _Notices()
+        self._notices = _Notices(self.facade)
         self.conds = conds
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
@@ -219,13 +210,13 @@ class SpeechModel(abc.ABC):
     @property
     def conds(self) -> Conditionals | None:
         """The voice of calls that name none; only `prepare_conditionals` and the caller assign it."""
-        self._notices.tell()
+        self._notices.voice.tell()
         return self._conds
 
     @conds.setter
     def conds(self, voice: Conditionals | None) -> None:
         self._conds = voice
-        self._notices.is_due = False
+        self._notices.voice.is_due = False
 
     @replaceable
     def prepare_conditionals(
@@ -324,9 +315,9 @@ class SpeechModel(abc.ABC):
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if _is_own(reference):
-            self._notices.tell()
+            self._notices.voice.tell()
         elif not isinstance(reference, Conditionals):
-            self._notices.is_due = True
+            self._notices.voice.is_due = True
 
     def _chunks(
         self, request: SynthesisRequest, streaming: StreamingConfig, print_metrics: bool
@@ -365,7 +356,8 @@ class SpeechModel(abc.ABC):
 
         Where one of sampling is None or a `ModelDefault`, the checkpoint's counts.
         """
-        self._notices.tell_of_filter(sys.modules[self.facade])
+        self._notices.filter.is_due = FILTER in vars(sys.modules[self.facade])
+        self._notices.filter.tell()
         speech = SpeechOptions(**{name: options[name] for name in _SPEECH & options.keys()})
         sampling = {name: options[name] for name in _SAMPLING & options.keys()}
         sampling = {name: value for name, value in sampling.items() if not isinstance(value, ModelDefault | None)}
@@ -408,7 +400,15 @@ class SpeechModel(abc.ABC):
     def _voice_of(
         self, reference: Reference, exaggeration: float, norm_loudness: bool = True, sample_rate: int | None = None
     ) -> Conditionals:
-        voice = self.synthesizer.conditionals(reference, norm_loudness=norm_loudness, sample_rate=sample_rate)
+        lens = zip((self.ENC_COND_LEN, self.DEC_COND_LEN), self._published_lens, strict=True)
+        enc_cond_len, dec_cond_len = (None if length == published else length for length, published in lens)
+        voice = self.synthesizer.conditionals(
+            reference,
+            norm_loudness=norm_loudness,
+            sample_rate=sample_rate,
+            enc_cond_len=enc_cond_len,
+            dec_cond_len=dec_cond_len,
+        )
         return voice.with_exaggeration(exaggeration)
 
 

@@ -61,6 +61,7 @@ class ChatterboxTurboTTS(SpeechModel):
     published = PUBLISHED
     facade = __name__
     ENC_COND_LEN = T3Config.turbo().prompt_seconds * S3_SR
+    _published_lens = (ENC_COND_LEN, SpeechModel.DEC_COND_LEN)
     model_label = "Turbo"
 
     @classmethod

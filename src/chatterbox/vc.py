@@ -26,6 +26,8 @@ from chatterbox.checkpoints import (
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.runtime.notice import Notice
+from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.conversion import convert
 from chatterbox.upstream_names import names_of
 from chatterbox.values import seed_of, switch
@@ -47,6 +49,10 @@ class ChatterboxVC:
 
     def __init__(self, s3gen: S3Gen, device: str | torch.device, ref_dict: dict[str, Any] | None = None) -> None:
         self.sr = S3GEN_SR
+        self._notice = Notice(
+            "the target voice is not that of the last recording: one that is given to generate is of that call alone. "
+            "chatterbox-tts would go on with it; to do so call set_target_voice(recording)"
+        )
         self.s3gen = s3gen
         self.device = device
         self.watermarker = watermarker_of(sys.modules[__name__])
@@ -91,13 +97,25 @@ class ChatterboxVC:
         s3gen = load_s3gen(contents.require("s3gen"), device, config_of(contents))
         return cls(s3gen, str(device), None if conds is None else conds.gen)
 
+    @property
+    def ref_dict(self) -> dict[str, Any] | None:
+        """The target voice of calls that name none; only `set_target_voice` and the caller assign it."""
+        self._notice.tell()
+        return self._ref_dict
+
+    @ref_dict.setter
+    def ref_dict(self, voice: dict[str, Any] | None) -> None:
+        self._ref_dict = voice
+        self._notice.is_due = False
+
+    @replaceable
     def set_target_voice(self, wav_fpath: Reference, *, sample_rate: int | None = None) -> None:
         """Make the voice of a recording the target of later calls; the arguments are `prepare_conditionals`'s.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
-        self.ref_dict = prepare_target_voice(self.s3gen, wav_fpath, sample_rate=sample_rate)
+        self.ref_dict = self._target_of(wav_fpath, sample_rate)
 
     def generate(
         self,
@@ -122,7 +140,21 @@ class ChatterboxVC:
         seed, watermarker = seed_of(seed), self.watermarker if switch("watermark", watermark, True) else None
         target = None if isinstance(target_voice_path, str) and not target_voice_path else target_voice_path
         rate, target_rate = rates_of([audio, target], sample_rate)
-        gen = self.ref_dict if target is None else prepare_target_voice(self.s3gen, target, sample_rate=target_rate)
+        gen = self._target(target, target_rate)
         if gen is None:
             raise ValueError("no target voice yet: pass target_voice_path, or call set_target_voice first")
         return convert(self.s3gen, audio, gen, sample_rate=rate, seed=seed, watermarker=watermarker)
+
+    def _target(self, reference: Reference | None, sample_rate: int | None) -> dict[str, Any] | None:
+        if reference is not None and replacement(self, "set_target_voice") is not None:
+            arguments = {} if sample_rate is None else {"sample_rate": sample_rate}
+            self.set_target_voice(reference, **arguments)
+            reference = None
+        if reference is None:
+            return self.ref_dict
+        self._notice.is_due = True
+        return self._target_of(reference, sample_rate)
+
+    def _target_of(self, reference: Reference, sample_rate: int | None) -> dict[str, Any]:
+        length = None if self.DEC_COND_LEN == DEC_COND_SECONDS * S3GEN_SR else self.DEC_COND_LEN
+        return prepare_target_voice(self.s3gen, reference, sample_rate=sample_rate, dec_cond_len=length)

@@ -9,6 +9,7 @@ import io
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_voice_is_prepared_once(model, say, voice_file):
 def test_a_voice_that_upstream_would_go_on_with_is_named_once(how, model, say, voice_file, caplog):
     built_in = say()
     say(audio_prompt_path=voice_file)
-    with caplog.at_level(logging.WARNING, "chatterbox.base"):
+    with caplog.at_level(logging.WARNING, "chatterbox"):
         assert how == "conds" or torch.equal(say(), built_in)
         for _ in range(2):
             voice = model.conds
@@ -134,7 +135,7 @@ def test_a_voice_that_upstream_would_go_on_with_is_named_once(how, model, say, v
 
 
 def test_nothing_is_said_of_voices_that_are_prepared_or_all_named(model, say, voice_file, caplog):
-    with caplog.at_level(logging.WARNING, "chatterbox.base"):
+    with caplog.at_level(logging.WARNING, "chatterbox"):
         say()
         model.conds.to("cpu")
         say(audio_prompt_path=voice_file)
@@ -347,6 +348,43 @@ def test_voice_conversion(small_folder, voice_file):
     vc = ChatterboxVC.from_local(small_folder, "cpu")
     wav = vc.generate(audio=voice_file, target_voice_path=voice_file)
     assert (vc.sr, wav.squeeze(0).numpy().shape) == (24_000, (6 * 24_000,))
+
+
+def test_conversions_target_that_upstream_would_go_on_with_is_named_once(small_folder, voice_file, caplog):
+    vc = ChatterboxVC.from_local(small_folder, "cpu")
+    convert = partial(vc.generate, voice_file, seed=1, watermark=False)
+    built_in, other = convert(), convert(target_voice_path=voice_file)
+    with caplog.at_level(logging.WARNING, "chatterbox"):
+        assert torch.equal(convert(), built_in) and not torch.equal(built_in, other)
+        assert torch.equal(convert(), built_in)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "the target voice is not that of the last recording"
+    ]
+    vc.set_target_voice(voice_file)
+    assert torch.equal(convert(), other)
+
+
+def test_a_replaced_set_target_voice_makes_the_target(small_folder, voice_file):
+    vc = ChatterboxVC.from_local(small_folder, "cpu")
+    own, heard = vc.set_target_voice, []
+    vc.set_target_voice = lambda path: heard.append(path) or own(path)
+    first = vc.generate(voice_file, target_voice_path=voice_file, seed=1)
+    assert heard == [voice_file] and torch.equal(vc.generate(voice_file, seed=1), first)
+
+
+@pytest.mark.parametrize("name", ["ENC_COND_LEN", "DEC_COND_LEN"])
+@pytest.mark.parametrize("of", ["class", "model"])
+def test_how_much_of_a_recording_is_heard_is_set(name, of, model, voice_file, monkeypatch):
+    model.prepare_conditionals(voice_file)
+    before = model.conds
+    monkeypatch.setattr(type(model) if of == "class" else model, name, 2 * (16_000 if name.startswith("E") else 24_000))
+    model.prepare_conditionals(voice_file)
+    t3, gen = model.conds.t3.cond_prompt_speech_tokens.shape[1], model.conds.gen["prompt_token"].shape[1]
+    if name == "ENC_COND_LEN":
+        assert t3 == min(50, before.t3.cond_prompt_speech_tokens.shape[1])
+        assert gen == before.gen["prompt_token"].shape[1]
+    else:
+        assert gen == 50 and t3 == before.t3.cond_prompt_speech_tokens.shape[1]
 
 
 PROGRAM = """

@@ -256,9 +256,8 @@ def test_speaking_is_silent(small_tts, capfd, caplog):
     assert all("was cut off at max_new_tokens" in message for message in said)  # random weights end nothing
 
 
-def test_text_without_words_is_upstreams_sentence(small_tts):
-    expected = say(small_tts, "You need to add some text for me to talk.")
-    assert torch.equal(say(small_tts, ""), expected) and torch.equal(say(small_tts, " \n "), expected)
+def test_the_empty_text_is_upstreams_sentence(small_tts):
+    assert torch.equal(say(small_tts, ""), say(small_tts, "You need to add some text for me to talk."))
 
 
 def test_text_of_any_length(small_tts):

@@ -234,9 +234,15 @@ class Synthesizer:
         self.scheduler.call(lambda between: self.prefixes.warm(decodes, pin=pin, between=between))
 
     def conditionals(
-        self, reference: Reference, *, norm_loudness: bool = True, sample_rate: int | None = None
+        self,
+        reference: Reference,
+        *,
+        norm_loudness: bool = True,
+        sample_rate: int | None = None,
+        enc_cond_len: int | None = None,
+        dec_cond_len: int | None = None,
     ) -> Conditionals:
-        """The voice of a recording, prepared once for the same content. ``sample_rate``: of samples, 24 kHz if None.
+        """The voice of a recording, prepared once for the same content; the arguments are `prepare_conditionals`'s.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
@@ -248,12 +254,14 @@ class Synthesizer:
             hp=self.t3.hp,
             norm_loudness=norm_loudness,
             sample_rate=sample_rate,
+            enc_cond_len=enc_cond_len,
+            dec_cond_len=dec_cond_len,
         )
         recipe = self.recipe.name(self.s3gen, self.voice_encoder)
         try:
             if recipe is None:
                 return make(reference)
-            recipe = f"{norm_loudness=} {recipe}"
+            recipe = f"{norm_loudness=} {enc_cond_len=} {dec_cond_len=} {recipe}"
             return self.voices.get(reference, make, source_rate=sample_rate, recipe=recipe)
         finally:
             release_idle_threads()

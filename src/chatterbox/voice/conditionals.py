@@ -127,6 +127,8 @@ def prepare_conditionals(
     sample_rate: int | None = None,
     norm_loudness: bool = True,
     purpose: Purpose = VOICE,
+    enc_cond_len: int | None = None,
+    dec_cond_len: int | None = None,
 ) -> Conditionals:
     """Conditionals of the voice in a reference recording.
 
@@ -136,6 +138,8 @@ def prepare_conditionals(
         exaggeration: emotion, 0.5 is neutral.
         norm_loudness: bring the recording to -27 LUFS first, where ``hp`` says that the model wants it.
         purpose: what messages call the recording.
+        enc_cond_len, dec_cond_len: samples at 16 kHz that T3's prompt is made of, and at 24 kHz that S3Gen hears; None
+            is as ``hp`` says, and 10 s.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
@@ -148,8 +152,9 @@ def prepare_conditionals(
         wav_24 = normalize_loudness(wav_24, S3GEN_SR)
     wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
     with torch.no_grad():
-        gen = s3gen.embed_ref(wav_24[: DEC_COND_SECONDS * S3GEN_SR], S3GEN_SR, device=s3gen.device)
-        prompt = wav_16[: hp.prompt_seconds * S3_SR]
+        heard = wav_24[: DEC_COND_SECONDS * S3GEN_SR if dec_cond_len is None else dec_cond_len]
+        gen = s3gen.embed_ref(heard, S3GEN_SR, device=s3gen.device)
+        prompt = wav_16[: hp.prompt_seconds * S3_SR if enc_cond_len is None else enc_cond_len]
         speech_tokens, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
     speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
     t3 = T3Cond(
@@ -161,9 +166,12 @@ def prepare_conditionals(
 
 
 @own_context()
-def prepare_target_voice(s3gen: S3Gen, reference: Reference, *, sample_rate: int | None = None) -> dict[str, Any]:
-    """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s of the recording."""
-    wav = load_reference(reference, S3GEN_SR, source_rate=sample_rate, max_seconds=DEC_COND_SECONDS)
+def prepare_target_voice(
+    s3gen: S3Gen, reference: Reference, *, sample_rate: int | None = None, dec_cond_len: int | None = None
+) -> dict[str, Any]:
+    """The ``gen`` half alone, which voice conversion needs; reads no more than 10 s, or ``dec_cond_len`` samples."""
+    seconds = DEC_COND_SECONDS if dec_cond_len is None else dec_cond_len / S3GEN_SR
+    wav = load_reference(reference, S3GEN_SR, source_rate=sample_rate, max_seconds=seconds)[:dec_cond_len]
     with torch.no_grad():
         return s3gen.embed_ref(wav, S3GEN_SR, device=s3gen.device)
 
