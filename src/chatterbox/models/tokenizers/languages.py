@@ -19,6 +19,7 @@ from unicodedata import category, normalize
 
 logger = logging.getLogger(__name__)
 
+# A program may add some: `chatterbox.mtl_tts.SUPPORTED_LANGUAGES` is this.
 LANGUAGES = {
     "ar": "Arabic",
     "da": "Danish",
@@ -61,15 +62,23 @@ HANGUL = range(0xAC00, 0xD7B0)
 PARTICLES = ("は", "へ")  # read differently at the start of a word, so a space goes before them
 
 
-def check_language(language_id: str | None) -> str | None:
+def check_language(language_id: str | None, is_marked: Callable[[str], bool] | None = None) -> str | None:
     """The language's code in lower case; None stays None.
+
+    ``is_marked``: whether a model's tokenizer has the mark of a code, which makes it a language of that model.
 
     Raises:
         ValueError: no such language; the message lists them.
     """
-    if language_id is None or (isinstance(language_id, str) and language_id.lower() in LANGUAGES):
-        return language_id and language_id.lower()
-    raise ValueError(f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}")
+    if language_id is None or (isinstance(language_id, str) and language_id in LANGUAGES):
+        return language_id
+    code = language_id.lower() if isinstance(language_id, str) else ""
+    if code in LANGUAGES or (code and is_marked is not None and is_marked(code)):
+        return code
+    raise ValueError(
+        f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}, or add what a model of "
+        "your own knows: chatterbox.mtl_tts.SUPPORTED_LANGUAGES[code] = name"
+    )
 
 
 def preparer(language_id: str | None, folder: Path) -> Callable[[str], str]:
