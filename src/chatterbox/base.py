@@ -240,7 +240,7 @@ class SpeechModel(abc.ABC):
         Args:
             texts: whole texts, or how texts to come begin.
             audio_prompt_path: recording of the voice; None is ``conds``.
-            language_id: for a multilingual model alone.
+            language_id: for a multilingual model alone; None is the model's own language, if it has one.
             pin: keep the voice's own part on the device, whatever else comes.
 
         Raises:
@@ -248,7 +248,8 @@ class SpeechModel(abc.ABC):
         """
         voice = self._conditionals(audio_prompt_path, exaggeration).with_exaggeration(exaggeration)
         punctuate = replacement(sys.modules[self.facade], "punc_norm")
-        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id, "punctuate": punctuate}
+        language = language_id or self._own_language
+        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language, "punctuate": punctuate}
         requests = [SynthesisRequest(text, voice, self.sampling, **options) for text in texts]
         self.synthesizer.warm(requests, pin=pin)
 
@@ -354,10 +355,15 @@ class SpeechModel(abc.ABC):
             self._conditionals(reference, exaggeration, options.get("norm_loudness", True)),
             dataclasses.replace(self.sampling, **sampling),
             self.synthesizer.config.kvcache,
-            options.get("language_id") or (None if self.layout is None else self.layout.language),
+            options.get("language_id") or self._own_language,
             replacement(sys.modules[self.facade], "punc_norm"),
             **speech,
         )
+
+    @property
+    def _own_language(self) -> str | None:
+        """That a text is in where a call names none."""
+        return None if self.layout is None else self.layout.language
 
     def _conditionals(
         self, reference: Reference | Conditionals | None, exaggeration: float, norm_loudness: bool = True

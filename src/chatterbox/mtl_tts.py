@@ -125,8 +125,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             TypeError: it says nothing, and the model has no language of its own.
             ValueError: no such language, or the model is for another alone.
         """
-        own = None if self.layout is None else self.layout.language
-        if isinstance(language_id, Unsaid) and own is None:
+        if isinstance(language_id, Unsaid) and self._own_language is None:
             raise TypeError(
                 f"language_id is missing, and this model has none of its own: give one of {', '.join(LANGUAGES)}; "
                 "None names no language to the model"

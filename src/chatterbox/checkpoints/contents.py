@@ -97,9 +97,10 @@ class Contents:
                 f"was trained on, and {PUT_ON}"
             )
         if name in self.layout.base:
+            nor = "" if self.base is None else f", nor has {self.base}"
             raise CheckpointError(
-                f"checkpoint folder {self.folder} is a Single Language Pack, {self.layout.t3}, and has no {name}, nor "
-                f"has {self.base or 'it a base'}; copy it from {REPO_ID}"
+                f"checkpoint folder {self.folder} is a Single Language Pack, {self.layout.t3}, and has no {name}{nor}; "
+                f"copy it from {REPO_ID}"
             )
         raise CheckpointError(f"checkpoint folder {self.folder} has no {name}; it needs {needed}")
 
@@ -142,11 +143,10 @@ def read_folder(
     contents = Contents(folder, base, layout, t3, s3gen, None, tokenizer)
     if t3 is not None and (adapter := find_file(folder, f"{ADAPTER}.safetensors", PICKLES)):
         logger.warning("%s, an adapter, is not read; %s", adapter, PUT_ON)
-    return replace(
-        contents,
-        s3gen=contents.s3gen or contents.find(layout.s3gen) or _only(folder, "s3gen", "s3gen_model"),
-        voice_encoder=contents.find(layout.voice_encoder),
-    )
+    s3gen = s3gen or contents.find(layout.s3gen)
+    if s3gen is None and given.s3gen_model is None:
+        s3gen = _only(folder, "s3gen", "s3gen_model")
+    return replace(contents, s3gen=s3gen, voice_encoder=contents.find(layout.voice_encoder))
 
 
 def _base_of(folder: Path, layout: Layout, fetch_base: Callable[[Layout], Path]) -> Path | None:
@@ -209,7 +209,8 @@ def _given(folder: Path, name: str | None, argument: str) -> Path | None:
     for path in (folder / f"{known}{ending}" for ending in endings):  # an absolute name stays as it is
         if path.is_file():
             return path
-    versions = f", nor is that one of {', '.join(MULTILINGUAL_VERSIONS)}" if argument == "t3_model" else ""
+    is_version = argument != "t3_model" or Path(name).stem in MULTILINGUAL_VERSIONS.values()
+    versions = "" if is_version else f", nor is that one of {', '.join(MULTILINGUAL_VERSIONS)}"
     there = ", ".join(sorted(path.name for path in _files(folder))) or "nothing"
     raise CheckpointError(f"checkpoint folder {folder} has no {name}, which {argument} names{versions}; it has {there}")
 

@@ -120,11 +120,11 @@ def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool 
 def _check_language(config: SayCommandConfig, folder: Path, layout: Layout) -> None:
     """Raise UsageError where the language does not fit what a model is."""
     from chatterbox.checkpoints import MULTILINGUAL_VERSIONS, PUBLISHED
-    from chatterbox.models.tokenizers.languages import LANGUAGES, check_language
+    from chatterbox.models.tokenizers.languages import LANGUAGES
 
     if layout.language is not None:
         with as_usage():
-            layout.check_language(check_language(config.language))
+            layout.check_language(config.language)
         return
     if (config.language is not None) == layout.config.t3.is_multilingual:
         return
@@ -145,8 +145,9 @@ def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progres
     from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 
     with as_usage():
-        language = check_language(config.language, getattr(models.tokenizer, "has_language", None))
-    config = dataclasses.replace(config, language=language)
+        check_language(config.language, getattr(models.tokenizer, "has_language", None))
+        if models.layout is not None:
+            models.layout.check_language(config.language)
     voice = load_voice(models, config, report)
     parts = models.t3, models.s3gen, models.tokenizer, models.voice_encoder
     return Speaker(config, models, voice, Synthesizer(*parts, SynthesizerConfig(config.kvcache, config.engine)))
@@ -163,9 +164,12 @@ def checked(config: Config) -> Config:
         resolve_device(config.model.device)
         check_names(config.kvcache)
         check_guard(config.guard)
-        if config.model.source not in named_models():  # a folder's tokenizer may have others
-            return config
-        return dataclasses.replace(config, language=check_language(config.language))
+        layout = named_models().get(config.model.source)
+        is_marked = None if layout is not None else lambda code: True  # a folder's tokenizer may have more languages
+        language = check_language(config.language, is_marked)
+        if layout is not None:
+            layout.check_language(language)
+        return dataclasses.replace(config, language=language)
 
 
 def load_voice(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Conditionals:
