@@ -6,8 +6,6 @@ from (`hub`), how weights get into models (`loading`).
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,29 +33,19 @@ from chatterbox.checkpoints.layouts import (
     multilingual,
     of_base_s3gen,
 )
+from chatterbox.checkpoints.stored_config import model_config, s3gen_config
 from chatterbox.checkpoints.tensors import PICKLES, Shapes, open_tensors, prefix_of, without_prefix
-from chatterbox.config import from_dict, to_dict
-from chatterbox.models.config import GPT2Config, LlamaConfig, ModelConfig, S3GenConfig, T3Config
-from chatterbox.models.config_checks import check_config
+from chatterbox.models.config import GPT2Config, ModelConfig, S3GenConfig
 from chatterbox.models.tokenizers.languages import LANGUAGES
 
 logger = logging.getLogger(__name__)
 
 CONTAINERS = (".safetensors", ".pt")
-OURS = frozenset(("t3", "s3gen", "voice_encoder", "sampling"))  # tables of a config.json of this package
-TOOLS = frozenset(("architectures", "model_type", "_name_or_path", "transformers_version", "torch_dtype", "auto_map"))
 HEAD_DIM = 64  # of every published T3
 EXTRA_TEXT_POSITIONS, EXTRA_SPEECH_POSITIONS = 2, 4  # learned positions beyond the longest text and speech
-SIZES = frozenset(
-    ("text_tokens_dict_size", "speech_tokens_dict_size", "max_text_tokens", "max_speech_tokens", "speaker_embed_size")
-) | frozenset(("perceiver_queries", "num_layers", "hidden_size", "intermediate_size", "max_positions"))
-PARTS = ("t3", "s3gen", "voice_encoder")
-HEADS = frozenset(("num_heads", "head_dim", "perceiver_heads"))
-COUNTS = frozenset(("num_layers", "num_up_layers", "num_mid_blocks", "num_transformers", "block_layers"))
 MARKS = ("text_emb.weight", "speech_emb.weight", "speech_head.weight")  # keys of every T3
 ADAPTER = "adapter_model"  # peft's file of an adapter alone
 PUT_ON = "put it on the loaded model: peft.PeftModel.from_pretrained(tts.t3.tfmr, folder)"
-LONGEST_ERROR = 400  # characters: a file may hold a value of any length
 
 
 @dataclass(frozen=True)
@@ -180,17 +168,7 @@ def read_s3gen(folder: Path, s3gen_model: str | None = None, layout: Layout | No
     if found is None:
         lacks = f"has no {ENGLISH.s3gen}, which voice conversion needs" if folder.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint folder {folder} {lacks}")
-    stored = _stored_config(folder)
-    try:
-        values = _merged(to_dict(S3GenConfig()), _table(stored, "s3gen"))
-        config: S3GenConfig = from_dict(S3GenConfig, values, "config.s3gen")
-        check_config(config, "s3gen")
-    except ValueError as error:
-        raise _config_error(folder, error) from None
-    if stored:
-        _require_heads(folder, stored, "s3gen", config, S3GenConfig())
-        _require_counts(folder, found, "s3gen", config)
-    return found, config
+    return found, s3gen_config(folder, found)
 
 
 def find_file(folder: Path, name: str, others: Sequence[str] = CONTAINERS) -> Path | None:
@@ -349,140 +327,8 @@ def config_of(contents: Contents) -> ModelConfig:
     """Sizes and defaults of a folder: as its layout was published, but for what its tensors and ``config.json`` say.
 
     Raises:
-        CheckpointError: ``config.json`` is broken, or names another size than the T3 file has.
+        CheckpointError: ``config.json`` is broken, names another size than a file has, or a value that cannot be.
     """
-    published, stored = to_dict(contents.layout.config), _stored_config(contents.folder)
     told = {} if contents.t3 is None else t3_sizes(t3_shapes(contents.t3))
-    mine = stored.get("t3", {})
-    if isinstance(mine, dict):
-        _require_sizes(contents, mine, told)
-        stored["t3"] = T3Config.completed(mine)
-    try:
-        values = _merged(_merged(published, {"t3": told} if told else {}), stored)
-        config: ModelConfig = from_dict(ModelConfig, values)
-        for part in PARTS:
-            check_config(getattr(config, part), part)
-    except ValueError as error:
-        raise _config_error(contents.folder, error) from None
-    for part in PARTS if stored else ():
-        _require_heads(contents.folder, stored, part, getattr(config, part), getattr(contents.layout.config, part))
-        if part != "t3" and (path := getattr(contents, part)):
-            _require_counts(contents.folder, path, part, getattr(config, part))
-    return config
-
-
-def _config_error(folder: Path, error: Exception) -> CheckpointError:
-    said = str(error)
-    shown = said if len(said) <= LONGEST_ERROR else f"{said[: LONGEST_ERROR // 2]} ... {said[-LONGEST_ERROR // 2 :]}"
-    return CheckpointError(f"{folder / 'config.json'}: {shown}")
-
-
-def _table(stored: Mapping[str, Any], part: str) -> dict[str, Any]:
-    table = stored.get(part, {})
-    if not isinstance(table, dict):
-        raise ValueError(f"config.{part} must be a table of settings, got {table!r}")
-    return table
-
-
-def _stored_config(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` says; nothing where there is none, or where it is another tool's."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        stored = json.loads(text) if text.strip() else None
-    except ValueError as error:
-        raise _config_error(folder, error) from None
-    except RecursionError:
-        raise CheckpointError(f"{path} is nested too deep to be a configuration; leave it out") from None
-    if not isinstance(stored, dict) or not any(isinstance(stored.get(name), dict) for name in OURS):
-        logger.warning(
-            "%s has none of the tables %s: it is not of this package and is not read", path, ", ".join(sorted(OURS))
-        )
-        return {}
-    if tools := stored.keys() & TOOLS:
-        logger.info("%s: %s are another tool's and are not read", path, ", ".join(sorted(tools)))
-    return {key: value for key, value in stored.items() if key not in TOOLS}
-
-
-def _require_sizes(contents: Contents, mine: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where ``config.json`` names another size than the T3 file has, before anything is built."""
-    for where, table, found in (("t3.", mine, told), ("t3.backbone.", mine.get("backbone"), told.get("backbone"))):
-        if not isinstance(table, dict) or not isinstance(found, dict):
-            continue
-        for name, value in found.items():
-            if name in SIZES and isinstance(table.get(name), int) and table[name] != value:
-                stated = f"{contents.folder / 'config.json'} says {where}{name} is {table[name]!r}"
-                raise CheckpointError(
-                    f"{stated}, {contents.t3} has {value}; leave it out, or take the file's own config.json"
-                )
-
-
-def _require_heads(folder: Path, stored: Mapping[str, Any], where: str, config: Any, published: Any) -> None:
-    """Raise CheckpointError for heads that ``config.json`` states, no tensor shows, and that cannot be right.
-
-    Those of a backbone multiply to its width; where a width is the published one, so are the heads.
-
-    Args:
-        stored: the table of ``config.json`` that has the table ``where``.
-    """
-    table = stored.get(where.rpartition(".")[2])
-    if not isinstance(table, dict) or type(config) is not type(published):
-        return
-    for one in dataclasses.fields(config):
-        value, usual = getattr(config, one.name), getattr(published, one.name)
-        if dataclasses.is_dataclass(value):
-            _require_heads(folder, table, f"{where}.{one.name}", value, usual)
-        elif one.name in HEADS and one.name in table:
-            right = ""
-            if value != usual and _width(config) == _width(published):
-                right = f"{usual}, as every published model of this width has"
-            elif isinstance(config, LlamaConfig | GPT2Config) and config.num_heads * config.head_dim != _width(config):
-                right = (
-                    f"such that num_heads, {config.num_heads}, times head_dim, {config.head_dim}, is {_width(config)}"
-                )
-            if right:
-                raise CheckpointError(
-                    f"{folder / 'config.json'} says {where}.{one.name} is {value}, it must be {right}"
-                )
-
-
-def _width(config: Any) -> int:
-    """Channels of a network, by what its configuration calls them."""
-    names = ("hidden_size", "channels", "n_channels")
-    return next((getattr(config, name) for name in names if hasattr(config, name)), 0)
-
-
-def _require_counts(folder: Path, file: Path, where: str, config: Any) -> None:
-    """Raise CheckpointError where ``config.json`` asks for more layers than a file has tensors to fill."""
-    with open_tensors(file) as (shapes, _):
-        most = len(shapes)
-    waiting = [(where, config)]
-    while waiting:
-        where, table = waiting.pop()
-        for one in dataclasses.fields(table):
-            value, name = getattr(table, one.name), f"{where}.{one.name}"
-            if dataclasses.is_dataclass(value):
-                waiting.append((name, value))
-            counts = (value if isinstance(value, tuple) else (value,)) if one.name in COUNTS else ()
-            if any(count > most for count in counts):
-                raise CheckpointError(
-                    f"{folder / 'config.json'} says {name} is {value}, {file} has {most} tensors in all; "
-                    "leave it out, or take the file's own config.json"
-                )
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with what ``above`` says, table by table; a table of another kind replaces the whole."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if (
-            isinstance(under, dict)
-            and isinstance(value, dict)
-            and value.get("kind", under.get("kind")) == under.get("kind")
-        ):
-            value = _merged(under, value)
-        merged[key] = value
-    return merged
+    files = {"t3": contents.t3, "s3gen": contents.s3gen, "voice_encoder": contents.voice_encoder}
+    return model_config(contents.folder, contents.layout.config, told, files)

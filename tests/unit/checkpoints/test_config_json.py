@@ -18,7 +18,7 @@ from chatterbox.checkpoints import (
     read_folder,
     read_s3gen,
 )
-from chatterbox.checkpoints.contents import _require_heads
+from chatterbox.checkpoints.stored_config import _require_heads
 from chatterbox.config import to_dict
 from chatterbox.models.config import ModelConfig
 from chatterbox.models.config_checks import check_config
