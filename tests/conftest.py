@@ -10,10 +10,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from chatterbox.checkpoints import TURBO
+from chatterbox.checkpoints import MULTILINGUAL, TURBO
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
-from tests.support.folders import SMALL_TURBO, recording, write_folder
+from tests.support.folders import SMALL, SMALL_TURBO, recording, write_folder, write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +28,8 @@ def mtl_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("multilingual")
     for name in ("config.json", "conds.pt"):
         shutil.copy(small_folder / name, folder / name)
-    for theirs, ours in (
-        ("t3_cfg.safetensors", "t3_mtl23ls_v2.safetensors"),
-        ("tokenizer.json", "grapheme_mtl_merged_expanded_v1.json"),
-    ):
-        shutil.copy(small_folder / theirs, folder / ours)
+    shutil.copy(small_folder / "t3_cfg.safetensors", folder / MULTILINGUAL.t3)
+    write_tokenizer(folder / MULTILINGUAL.tokenizer, SMALL.t3)
     for name in ("ve", "s3gen"):
         torch.save(load_file(small_folder / f"{name}.safetensors"), folder / f"{name}.pt")
     return folder

@@ -248,7 +248,7 @@ class SpeechModel(abc.ABC):
         Args:
             texts: whole texts, or how texts to come begin.
             audio_prompt_path: recording of the voice; None is ``conds``.
-            language_id: for a multilingual model alone.
+            language_id: for a multilingual model alone; None is the model's own language, if it has one.
             pin: keep the voice's own part on the device, whatever else comes.
             sample_rate: of the recording, as `prepare_conditionals`.
 
@@ -259,7 +259,8 @@ class SpeechModel(abc.ABC):
         voice = self._conditionals(audio_prompt_path, exaggeration, sample_rate=sample_rate)
         voice = voice.with_exaggeration(exaggeration)
         punctuate = replacement(sys.modules[self.facade], "punc_norm")
-        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language_id, "punctuate": punctuate}
+        language = language_id or self._own_language
+        options: dict[str, Any] = {"exaggeration": exaggeration, "language_id": language, "punctuate": punctuate}
         requests = [SynthesisRequest(text, voice, self.sampling, **options) for text in texts]
         self.synthesizer.warm(requests, pin=pin)
 
@@ -369,10 +370,15 @@ class SpeechModel(abc.ABC):
             self._conditionals(reference, speech.exaggeration, norm_loudness, options.get("sample_rate")),
             own,
             self.synthesizer.config.kvcache,
-            options.get("language_id") or (None if self.layout is None else self.layout.language),
+            options.get("language_id") or self._own_language,
             replacement(sys.modules[self.facade], "punc_norm"),
             **vars(speech),
         )
+
+    @property
+    def _own_language(self) -> str | None:
+        """That a text is in where a call names none."""
+        return None if self.layout is None else self.layout.language
 
     def _conditionals(
         self,

@@ -15,15 +15,12 @@ from torch import Tensor
 from chatterbox.base import ModelDefault, SpeechModel, by_name
 from chatterbox.checkpoints import (
     MULTILINGUAL,
-    PACKS,
     REPO_ID,
     Files,
     Unsaid,
     find_checkpoint,
     layouts_of,
-    multilingual,
     resolve_device,
-    with_files,
 )
 from chatterbox.config import (
     BatchArguments,
@@ -44,9 +41,9 @@ from chatterbox.voice.conditionals import Conditionals, Reference
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
-SUPPORTED_LANGUAGES = dict(LANGUAGES)
+SUPPORTED_LANGUAGES = LANGUAGES  # a program may add to it
 PUBLISHED, LAYOUTS = MULTILINGUAL.config.sampling, (MULTILINGUAL, *layouts_of("ChatterboxMultilingualTTS"))
-V2 = Unsaid("v2")
+V2, THE_MODELS = Unsaid("v2"), Unsaid("")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
@@ -116,17 +113,33 @@ class ChatterboxMultilingualTTS(SpeechModel):
         Raises:
             ValueError: no such model or device, another class speaks it, or the hub is out of reach.
         """
-        device, layout = resolve_device(device), with_files(multilingual(t3_model), None, s3gen_model, tokenizer)
-        folder = find_checkpoint(model, layout, repo=REPO_ID, local_files_only=local_files_only)
-        given = Files(None if model in PACKS else t3_model, s3gen_model, tokenizer)
+        device, given = resolve_device(device), Files(t3_model, s3gen_model, tokenizer)
+        folder = find_checkpoint(model, MULTILINGUAL, given, repo=REPO_ID, local_files_only=local_files_only)
         options: dict[str, Any] = {"kvcache": kvcache, "engine": engine}
         return cls._load(folder, device, LAYOUTS, given, local_files_only=local_files_only, **options)
+
+    def _language(self, language_id: str | None) -> str | None:
+        """The code of what a call says.
+
+        Raises:
+            TypeError: it says nothing, and the model has no language of its own.
+            ValueError: no such language, or the model is for another alone.
+        """
+        if isinstance(language_id, Unsaid) and self._own_language is None:
+            raise TypeError(
+                f"language_id is missing, and this model has none of its own: give one of {', '.join(LANGUAGES)}; "
+                "None names no language to the model"
+            )
+        code = check_language(language_id or None, getattr(self.tokenizer, "has_language", None))
+        if self.layout is not None:
+            self.layout.check_language(code)
+        return code
 
     @by_name(SpeechArguments)
     def generate(
         self,
         text: str,
-        language_id: str | None,
+        language_id: str | None = THE_MODELS,
         audio_prompt_path: Reference | None = None,
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
@@ -142,7 +155,8 @@ class ChatterboxMultilingualTTS(SpeechModel):
         ``config.json`` has its own uses those for every one that the call leaves out.
 
         Args:
-            language_id: code of `SUPPORTED_LANGUAGES`, in any case; None names no language to the model.
+            language_id: code of `SUPPORTED_LANGUAGES`, in any case, or one that the tokenizer has a mark of; None names
+                no language to the model. May be left out where the model has its own, as a Single Language Pack.
             audio_prompt_path: recording of the voice for this call alone, as `prepare_conditionals` takes it; None and
                 "" use ``conds``.
             exaggeration: emotion, 0.5 is neutral.
@@ -150,7 +164,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             temperature: 0 is greedy.
 
         Raises:
-            TypeError: ``text`` is not a string.
+            TypeError: ``text`` is not a string, or ``language_id`` is missing.
             ValueError: no such language, no voice, a setting out of range, no such guard, text too long, or a recording
                 that cannot be used.
         """
@@ -163,7 +177,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             top_p=top_p,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            language_id=check_language(language_id or None),
+            language_id=self._language(language_id),
             **options,
         )
 
@@ -171,7 +185,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
     def generate_stream(
         self,
         text: str | Iterable[str],
-        language_id: str | None,
+        language_id: str | None = THE_MODELS,
         audio_prompt_path: Reference | None = None,
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
@@ -190,7 +204,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             exaggeration=exaggeration,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            language_id=check_language(language_id or None),
+            language_id=self._language(language_id),
             chunk_size=chunk_size,
             context_window=context_window,
             fade_duration=fade_duration,
@@ -201,7 +215,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
     def generate_batch(
         self,
         texts: Sequence[str],
-        language_id: str | None,
+        language_id: str | None = THE_MODELS,
         voices: Sequence[Reference | Conditionals | None] | None = None,
         exaggeration: float = 0.5,
         cfg_weight: float = ModelDefault(PUBLISHED.cfg_weight),
@@ -215,6 +229,6 @@ class ChatterboxMultilingualTTS(SpeechModel):
             exaggeration=exaggeration,
             cfg_weight=cfg_weight,
             temperature=temperature,
-            language_id=check_language(language_id or None),
+            language_id=self._language(language_id),
             **options,
         )

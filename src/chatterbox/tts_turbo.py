@@ -86,7 +86,7 @@ class ChatterboxTurboTTS(SpeechModel):
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
-        given = Files(t3_model or (NANO.t3 if nano else None), s3gen_model)
+        given = Files(NANO.t3 if nano and t3_model is None else t3_model, s3gen_model)
         tts = cls._load(ckpt_dir, device, (TURBO, NANO), given, kvcache=kvcache, engine=engine)
         tts.model_label = "Nano" if tts.layout is not None and tts.layout.repo == NANO.repo else "Turbo"
         return tts

@@ -16,11 +16,12 @@ from chatterbox.audio.recordings import rates_of
 from chatterbox.checkpoints import (
     REPO_ID,
     Files,
-    config_of,
+    Layout,
     find_s3gen,
+    folder_at,
     load_conditionals,
     load_s3gen,
-    read_folder,
+    read_s3gen,
     resolve_device,
 )
 from chatterbox.models.config import T3Config
@@ -69,7 +70,8 @@ class ChatterboxVC:
         Raises:
             ValueError: a file is missing, broken or of another model, or the device does not exist.
         """
-        return cls._load(Path(ckpt_dir), resolve_device(device), s3gen_model)
+        folder, given = folder_at(ckpt_dir), Files(s3gen_model=s3gen_model)
+        return cls._load(folder, resolve_device(device), given, None, folder)
 
     @classmethod
     def from_pretrained(
@@ -86,16 +88,19 @@ class ChatterboxVC:
         Raises:
             ValueError: no such model or device, or the hub is out of reach; "tiny" works offline.
         """
-        device = resolve_device(device)
-        folder = find_s3gen(model, s3gen_model, local_files_only=local_files_only)
-        return cls._load(folder, device, s3gen_model)
+        device, given = resolve_device(device), Files(s3gen_model=s3gen_model)
+        found = find_s3gen(model, given.s3gen_model, repo=REPO_ID, local_files_only=local_files_only)
+        folder, layout, voice = found
+        return cls._load(folder, device, given, layout, voice)
 
     @classmethod
-    def _load(cls, folder: Path, device: torch.device, s3gen_model: str | None) -> ChatterboxVC:
-        contents = read_folder(folder, given=Files(s3gen_model=s3gen_model))
-        conds = load_conditionals((folder,), device)
-        s3gen = load_s3gen(contents.require("s3gen"), device, config_of(contents))
-        return cls(s3gen, str(device), None if conds is None else conds.gen)
+    def _load(
+        cls, folder: Path, device: torch.device, given: Files, layout: Layout | None, voice: Path
+    ) -> ChatterboxVC:
+        """``voice``: the folder that has one. Of the folders no more is read than S3Gen and that."""
+        path, config = read_s3gen(folder, given.s3gen_model, layout)
+        conds = load_conditionals((folder, voice), device)
+        return cls(load_s3gen(path, device, config), str(device), None if conds is None else conds.gen)
 
     @property
     def ref_dict(self) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox.checkpoints import ENGLISH, TURBO, Layout
+from chatterbox.checkpoints import ENGLISH, MULTILINGUAL, TURBO, Layout
 from chatterbox.config import SamplingConfig, to_dict
 from chatterbox.models.config import (
     CAMPPlusConfig,
@@ -89,13 +90,13 @@ def recording(seconds: float, rate: int = 24_000, pitch: float = 140.0) -> np.nd
     return (0.15 * buzz * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t)) + 0.003 * noise).astype(np.float32)
 
 
-def write_tokenizer(path: Path, config: T3Config) -> None:
+def write_tokenizer(path: Path, config: T3Config, languages: Iterable[str] = LANGUAGES) -> None:
     """A tokenizer of single characters and language marks with the special tokens where ``config`` expects them."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE
 
     special = {"[STOP]": config.stop_text_token, "[START]": config.start_text_token, "[UNK]": 1, "[SPACE]": 2}
-    special |= {f"[{language}]": 97 + index for index, language in enumerate(LANGUAGES)}
+    special |= {f"[{language}]": 97 + index for index, language in enumerate(languages)}
     letters = (chr(code) for code in range(33, 127))
     vocabulary = {**special, **{letter: 3 + index for index, letter in enumerate(letters)}}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
@@ -132,7 +133,8 @@ def write_folder(
         write_gpt2_tokenizer(folder)
         unused["tfmr.wte.weight"] = torch.zeros_like(t3.text_emb.weight)  # published, and read by nothing
     else:
-        write_tokenizer(folder / layout.tokenizer, config.t3)
+        is_multilingual = layout.facade == MULTILINGUAL.facade
+        write_tokenizer(folder / layout.tokenizer, config.t3, LANGUAGES if is_multilingual else ())
     write_weights(t3, folder / layout.t3, **unused)
     del t3
     voice_encoder = fill_module(VoiceEncoder(config.voice_encoder)).eval()

@@ -3,7 +3,7 @@
 Owns: layouts, names, downloads, strict loading. Must not import: `engine`, `synthesis`, `cli`.
 """
 
-from chatterbox.checkpoints.contents import Contents, Files, config_of, read_folder
+from chatterbox.checkpoints.contents import Contents, config_of, read_folder, read_s3gen
 from chatterbox.checkpoints.hub import fetch_base, find_checkpoint, find_model, find_s3gen
 from chatterbox.checkpoints.layouts import (
     EMBEDDED_VOICES,
@@ -16,6 +16,7 @@ from chatterbox.checkpoints.layouts import (
     REPO_ID,
     TURBO,
     CheckpointError,
+    Files,
     Layout,
     Unsaid,
     all_layouts,
@@ -27,6 +28,7 @@ from chatterbox.checkpoints.layouts import (
 )
 from chatterbox.checkpoints.loading import (
     LoadedModels,
+    folder_at,
     load_conditionals,
     load_models,
     load_module,
@@ -57,6 +59,7 @@ __all__ = [
     "find_checkpoint",
     "find_model",
     "find_s3gen",
+    "folder_at",
     "layouts_of",
     "load_conditionals",
     "load_models",
@@ -65,6 +68,7 @@ __all__ = [
     "multilingual",
     "named_models",
     "read_folder",
+    "read_s3gen",
     "resolve_device",
     "with_files",
 ]

@@ -6,56 +6,46 @@ from (`hub`), how weights get into models (`loading`).
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chatterbox.checkpoints.layouts import (
+    BASE_S3GEN,
     ENGLISH,
+    MULTILINGUAL,
+    MULTILINGUAL_V3,
     MULTILINGUAL_VERSIONS,
+    NONE_GIVEN,
+    PACKS,
+    REPO_ID,
     S3GEN_VERSIONS,
+    TURBO,
     CheckpointError,
+    Files,
     Layout,
-    Unsaid,
     all_layouts,
+    is_v3,
     layout_named,
     multilingual,
+    of_base_s3gen,
 )
-from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of
-from chatterbox.config import from_dict, to_dict
-from chatterbox.models.config import GPT2Config, ModelConfig, T3Config
+from chatterbox.checkpoints.stored_config import model_config, s3gen_config
+from chatterbox.checkpoints.tensors import PICKLES, Shapes, open_tensors, prefix_of, without_prefix
+from chatterbox.models.config import GPT2Config, ModelConfig, S3GenConfig
+from chatterbox.models.tokenizers.languages import LANGUAGES
 
 logger = logging.getLogger(__name__)
 
 CONTAINERS = (".safetensors", ".pt")
-OURS = frozenset(("t3", "s3gen", "voice_encoder", "sampling"))  # tables of a config.json of this package
-TOOLS = frozenset(("architectures", "model_type", "_name_or_path", "transformers_version", "torch_dtype", "auto_map"))
 HEAD_DIM = 64  # of every published T3
 EXTRA_TEXT_POSITIONS, EXTRA_SPEECH_POSITIONS = 2, 4  # learned positions beyond the longest text and speech
-SIZES = frozenset(
-    ("text_tokens_dict_size", "speech_tokens_dict_size", "max_text_tokens", "max_speech_tokens", "speaker_embed_size")
-) | frozenset(("perceiver_queries", "num_layers", "hidden_size", "intermediate_size", "max_positions"))
-COUNTS = frozenset(("num_layers", "num_up_layers", "num_mid_blocks", "num_transformers", "block_layers"))
 MARKS = ("text_emb.weight", "speech_emb.weight", "speech_head.weight")  # keys of every T3
-
-
-@dataclass(frozen=True)
-class Files:
-    """Names that a caller gives for parts of a folder: a file of it, with or without its ending; None finds it.
-
-    t3_model: also "v2", "v3" and their long names. s3gen_model: also "v1" and "v3". tokenizer: a file.
-    """
-
-    t3_model: str | None = None
-    s3gen_model: str | None = None
-    tokenizer: str | None = None
-
-
-NONE_GIVEN = Files()
+ADAPTER = "adapter_model"  # peft's file of an adapter alone
+PUT_ON = "put it on the loaded model: peft.PeftModel.from_pretrained(tts.t3.tfmr, folder)"
 
 
 @dataclass(frozen=True)
@@ -88,10 +78,19 @@ class Contents:
             return path
         if not self.folder.is_dir():
             raise CheckpointError(f"checkpoint folder {self.folder} does not exist")
-        name = getattr(self.layout, part)
-        raise CheckpointError(
-            f"checkpoint folder {self.folder} has no {name}; it needs {', '.join(self.layout.needed)}"
-        )
+        name, needed = getattr(self.layout, part), ", ".join(self.layout.needed)
+        if part == "t3" and (adapter := find_file(self.folder, f"{ADAPTER}.safetensors", PICKLES)):
+            raise CheckpointError(
+                f"checkpoint folder {self.folder} has no {name} but {adapter.name}, an adapter: load the model that it "
+                f"was trained on, and {PUT_ON}"
+            )
+        if name in self.layout.base:
+            nor = "" if self.base is None else f", nor has {self.base}"
+            raise CheckpointError(
+                f"checkpoint folder {self.folder} is a Single Language Pack, {self.layout.t3}, and has no {name}{nor}; "
+                f"copy it from {REPO_ID}"
+            )
+        raise CheckpointError(f"checkpoint folder {self.folder} has no {name}; it needs {needed}")
 
 
 def read_folder(
@@ -115,35 +114,67 @@ def read_folder(
         version = multilingual(given.t3_model)
         layouts = (version, *(one for one in layouts if one != version))
         t3 = find_file(folder, version.t3)
-        if t3 is None and not isinstance(given.t3_model, Unsaid):
+        if t3 is None and given.t3_said:
             _given(folder, version.t3, "t3_model")
     else:
         t3 = _given(folder, given.t3_model, "t3_model")
     t3 = t3 or _find_t3(folder, layouts)
-    layout = layouts[0] if t3 is None else _layout_of(folder, t3, layouts)
-    base = None
-    if fetch_base is not None and any(find_file(folder, name) is None for name in layout.base if name in layout.needed):
-        base = fetch_base(layout)
-    contents = Contents(
-        folder,
-        base,
-        layout,
-        t3,
-        _given(folder, given.s3gen_model, "s3gen_model"),
-        None,
-        _given(folder, given.tokenizer, "tokenizer") or _find_tokenizer(folder, layout),
-    )
-    return replace(
-        contents,
-        s3gen=contents.s3gen or contents.find(layout.s3gen) or _only(folder, "s3gen", "s3gen_model"),
-        voice_encoder=contents.find(layout.voice_encoder),
-    )
+    tokenizer = _given(folder, given.tokenizer, "tokenizer")
+    layout = layouts[0] if t3 is None else _layout_of(folder, t3, layouts, tokenizer)
+    s3gen = None
+    if layout.base and given.s3gen_model in BASE_S3GEN and find_file(folder, MULTILINGUAL.s3gen) is None:
+        layout = of_base_s3gen(layout)
+    else:
+        s3gen = _given(folder, given.s3gen_model, "s3gen_model")
+    base = None if fetch_base is None else _base_of(folder, layout, fetch_base)
+    tokenizer = tokenizer or _find_tokenizer(folder, layout)
+    contents = Contents(folder, base, layout, t3, s3gen, None, tokenizer)
+    if t3 is not None and (adapter := find_file(folder, f"{ADAPTER}.safetensors", PICKLES)):
+        logger.warning("%s, an adapter, is not read; %s", adapter, PUT_ON)
+    s3gen = s3gen or contents.find(layout.s3gen)
+    if s3gen is None and given.s3gen_model is None:
+        s3gen = _only(folder, "s3gen", "s3gen_model")
+    return replace(contents, s3gen=s3gen, voice_encoder=contents.find(layout.voice_encoder))
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """A file of this name, or of the same name in the other container."""
+def _base_of(folder: Path, layout: Layout, fetch_base: Callable[[Layout], Path]) -> Path | None:
+    """The folder with what this one lacks of its layout; None where it lacks nothing that is needed."""
+    lacking = [name for name in layout.base if name in layout.needed and find_file(folder, name) is None]
+    if not lacking:
+        return None
+    try:
+        return fetch_base(layout)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"checkpoint folder {folder} is a Single Language Pack, {layout.t3}, without {', '.join(lacking)}, and "
+            f"{error}; or copy what it lacks from {REPO_ID}"
+        ) from None
+
+
+def read_s3gen(folder: Path, s3gen_model: str | None = None, layout: Layout | None = None) -> tuple[Path, S3GenConfig]:
+    """The S3Gen of a folder, and its sizes; no other part is looked at, but for the names of the files.
+
+    ``layout``: what the folder is known to be of.
+
+    Raises:
+        CheckpointError: there is none, or ``config.json`` says of it what cannot be.
+    """
+    found = _given(folder, s3gen_model, "s3gen_model")
+    if found is None:
+        named = layout or next((one for one in all_layouts() if find_file(folder, one.t3)), ENGLISH)
+        usual = (one.s3gen for one in (named, ENGLISH, TURBO, PACKS["pt-br"]))
+        found = next((path for name in usual if (path := find_file(folder, name))), None)
+    found = found or _only(folder, "s3gen", "s3gen_model")
+    if found is None:
+        lacks = f"has no {ENGLISH.s3gen}, which voice conversion needs" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint folder {folder} {lacks}")
+    return found, s3gen_config(folder, found)
+
+
+def find_file(folder: Path, name: str, others: Sequence[str] = CONTAINERS) -> Path | None:
+    """A file of this name, or of the same name in another container."""
     stem = Path(name).stem if Path(name).suffix in CONTAINERS else None
-    names = [name] if stem is None else [name, *(f"{stem}{suffix}" for suffix in CONTAINERS)]
+    names = [name] if stem is None else [name, *(f"{stem}{suffix}" for suffix in others)]
     return next((folder / one for one in names if (folder / one).is_file()), None)
 
 
@@ -151,29 +182,35 @@ def _given(folder: Path, name: str | None, argument: str) -> Path | None:
     """The file that a caller names: of the folder, with or without its ending, or anywhere."""
     if name is None:
         return None
-    if not isinstance(name, str) or not name:
-        raise CheckpointError(f"{argument} must be the name of a file in the folder, got {name!r}")
     known = S3GEN_VERSIONS.get(name, name) if argument == "s3gen_model" else name
-    endings = ("", *CONTAINERS) if argument != "tokenizer" else ("", ".json")
+    endings = ("", *CONTAINERS, *PICKLES) if argument != "tokenizer" else ("", ".json")
     for path in (folder / f"{known}{ending}" for ending in endings):  # an absolute name stays as it is
         if path.is_file():
             return path
-    versions = f", nor is that one of {', '.join(MULTILINGUAL_VERSIONS)}" if argument == "t3_model" else ""
+    is_version = argument != "t3_model" or Path(name).stem in MULTILINGUAL_VERSIONS.values()
+    versions = "" if is_version else f", nor is that one of {', '.join(MULTILINGUAL_VERSIONS)}"
     there = ", ".join(sorted(path.name for path in _files(folder))) or "nothing"
     raise CheckpointError(f"checkpoint folder {folder} has no {name}, which {argument} names{versions}; it has {there}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    suffixes = (*CONTAINERS, ".json")
+    suffixes = (*CONTAINERS, *PICKLES, ".json")
     return (path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.is_file())
 
 
 def _find_t3(folder: Path, layouts: Sequence[Layout]) -> Path | None:
     """The T3 of a folder: of a published name, those of the caller's layouts first, else the only one that may be."""
-    for layout in (*layouts, *all_layouts()):
-        if path := find_file(folder, layout.t3):
-            return path
-    return _only(folder, "t3", "t3_model")
+    found = [path for one in (*layouts, *all_layouts()) if (path := find_file(folder, one.t3))]
+    packs = sorted({path.name for path in found if _stem_of_pack(path.name)})
+    if found and len(packs) > 1 and found[0].name in packs and Path(layouts[0].t3).stem != found[0].stem:
+        raise CheckpointError(
+            f"checkpoint folder {folder} has several Single Language Packs, {', '.join(packs)}; name one with t3_model="
+        )
+    return found[0] if found else _only(folder, "t3", "t3_model")
+
+
+def _stem_of_pack(name: str) -> bool:
+    return any(Path(one.t3).stem == Path(name).stem for one in PACKS.values())
 
 
 def _only(folder: Path, start: str, argument: str) -> Path | None:
@@ -185,9 +222,12 @@ def _only(folder: Path, start: str, argument: str) -> Path | None:
     return found[0] if found else None
 
 
-def _layout_of(folder: Path, t3: Path, layouts: Sequence[Layout]) -> Layout:
-    """The layout of a T3 file, for whoever can use ``layouts``."""
-    layout = layout_named(t3.stem) or _layout_by_contents(folder, t3)
+def _layout_of(folder: Path, t3: Path, layouts: Sequence[Layout], tokenizer: Path | None) -> Layout:
+    """The layout of a T3 file, for whoever can use ``layouts``; ``tokenizer`` is the caller's."""
+    layout = layout_named(t3.stem) or _layout_by_contents(folder, t3, tokenizer)
+    only_v3 = find_file(folder, PACKS["pt-br"].s3gen) and not find_file(folder, MULTILINGUAL.s3gen)
+    if layout.facade == MULTILINGUAL.facade and (is_v3(t3.stem) or only_v3):
+        layout = replace(layout, config=MULTILINGUAL_V3.config)
     allowed = {one.facade for one in layouts}
     if layout.facade not in allowed:
         call = f"{layout.facade}.from_local({', '.join(filter(None, ('folder, device', layout.argument)))})"
@@ -195,7 +235,7 @@ def _layout_of(folder: Path, t3: Path, layouts: Sequence[Layout]) -> Layout:
     return replace(layout, t3=t3.name)
 
 
-def _layout_by_contents(folder: Path, t3: Path) -> Layout:
+def _layout_by_contents(folder: Path, t3: Path, tokenizer: Path | None) -> Layout:
     """What a T3 of an unknown name is: by its backbone and width; of two Llama models by what else the folder has."""
     shapes = t3_shapes(t3)
     sizes = t3_sizes(shapes)
@@ -205,8 +245,23 @@ def _layout_by_contents(folder: Path, t3: Path) -> Layout:
         return widths.get(sizes["backbone"]["hidden_size"], candidates[0])
     rows = {one.config.t3.text_tokens_dict_size: one for one in reversed(candidates)}
     known = rows.get(sizes["text_tokens_dict_size"])
-    beside = (one for one in candidates if one.tokenizer != ENGLISH.tokenizer and (folder / one.tokenizer).is_file())
-    return known or next(beside, ENGLISH)
+    if known is not None:
+        return known
+    tokenizers = _tokenizers(folder) if tokenizer is None else [tokenizer]
+    beside = tokenizer is None and any(
+        (folder / one.tokenizer).is_file() for one in candidates if one.tokenizer != ENGLISH.tokenizer
+    )
+    names_languages = bool(tokenizers) and all(map(_marks_languages, tokenizers))
+    return MULTILINGUAL if beside or names_languages else ENGLISH
+
+
+def _marks_languages(tokenizer: Path) -> bool:
+    """Whether a tokenizer's file has marks of languages, as ``[fr]``."""
+    try:
+        text = tokenizer.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return len(LANGUAGES.keys() & set(re.findall(r'"\[([a-z]{2})\]"', text))) > 1
 
 
 def _find_tokenizer(folder: Path, layout: Layout) -> Path | None:
@@ -215,19 +270,23 @@ def _find_tokenizer(folder: Path, layout: Layout) -> Path | None:
         return path
     if Path(layout.tokenizer).stem == "vocab":  # GPT-2's: several files of fixed names
         return None
-    found = [path for path in _files(folder) if path.suffix == ".json" and "tokenizer" in path.name]
-    found = [path for path in found if path.name != "tokenizer_config.json"]
+    found = _tokenizers(folder)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(f"checkpoint folder {folder} has several tokenizers, {names}; name one with tokenizer=")
     return found[0] if found else None
 
 
+def _tokenizers(folder: Path) -> list[Path]:
+    names = (path for path in _files(folder) if path.suffix == ".json" and path.name != "tokenizer_config.json")
+    return [path for path in names if "tokenizer" in path.name]
+
+
 def t3_shapes(path: Path) -> Shapes:
     """Shapes of a T3 file by the keys that T3 has them under. Raises CheckpointError if it is none."""
     with open_tensors(path) as (shapes, _):
         prefix = prefix_of(path, shapes, MARKS)
-    shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
+    shapes = without_prefix(shapes, prefix)
     if lacking := [key for key in MARKS if len(shapes.get(key, ())) != 2]:
         raise CheckpointError(f"{path} is no T3: it has no {lacking[0]}, but {', '.join(sorted(shapes)[:3])}, ...")
     return shapes
@@ -268,84 +327,8 @@ def config_of(contents: Contents) -> ModelConfig:
     """Sizes and defaults of a folder: as its layout was published, but for what its tensors and ``config.json`` say.
 
     Raises:
-        CheckpointError: ``config.json`` is broken, or names another size than the T3 file has.
+        CheckpointError: ``config.json`` is broken, names another size than a file has, or a value that cannot be.
     """
-    published, stored = to_dict(contents.layout.config), _stored_config(contents.folder)
     told = {} if contents.t3 is None else t3_sizes(t3_shapes(contents.t3))
-    mine = stored.get("t3", {})
-    if isinstance(mine, dict):
-        _require_sizes(contents, mine, told)
-        stored["t3"] = T3Config.completed(mine)
-    try:
-        values = _merged(_merged(published, {"t3": told} if told else {}), stored)
-        config: ModelConfig = from_dict(ModelConfig, values)
-    except ValueError as error:
-        raise CheckpointError(f"{contents.folder / 'config.json'}: {error}") from None
-    for part in ("s3gen", "voice_encoder") if stored else ():
-        if path := getattr(contents, part):
-            _require_counts(contents.folder, path, part, getattr(config, part))
-    return config
-
-
-def _stored_config(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` says; nothing where there is none, or where it is another tool's."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if isinstance(stored, dict) and not stored.keys() & OURS and stored.keys() & TOOLS:
-        logger.info("%s is not of this package and is not read", path)
-        return {}
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path}: config must be a table of settings, got {stored!r}")
-    return stored
-
-
-def _require_sizes(contents: Contents, mine: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where ``config.json`` names another size than the T3 file has, before anything is built."""
-    for where, table, found in (("t3.", mine, told), ("t3.backbone.", mine.get("backbone"), told.get("backbone"))):
-        if not isinstance(table, dict) or not isinstance(found, dict):
-            continue
-        for name, value in found.items():
-            if name in SIZES and isinstance(table.get(name), int) and table[name] != value:
-                stated = f"{contents.folder / 'config.json'} says {where}{name} is {table[name]!r}"
-                raise CheckpointError(
-                    f"{stated}, {contents.t3} has {value}; leave it out, or take the file's own config.json"
-                )
-
-
-def _require_counts(folder: Path, file: Path, where: str, config: Any) -> None:
-    """Raise CheckpointError where ``config.json`` asks for more layers than a file has tensors to fill."""
-    with open_tensors(file) as (shapes, _):
-        most = len(shapes)
-    waiting = [(where, config)]
-    while waiting:
-        where, table = waiting.pop()
-        for one in dataclasses.fields(table):
-            value, name = getattr(table, one.name), f"{where}.{one.name}"
-            if dataclasses.is_dataclass(value):
-                waiting.append((name, value))
-            counts = (value if isinstance(value, tuple) else (value,)) if one.name in COUNTS else ()
-            if any(count > most for count in counts):
-                raise CheckpointError(
-                    f"{folder / 'config.json'} says {name} is {value}, {file} has {most} tensors in all; "
-                    "leave it out, or take the file's own config.json"
-                )
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with what ``above`` says, table by table; a table of another kind replaces the whole."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if (
-            isinstance(under, dict)
-            and isinstance(value, dict)
-            and value.get("kind", under.get("kind")) == under.get("kind")
-        ):
-            value = _merged(under, value)
-        merged[key] = value
-    return merged
+    files = {"t3": contents.t3, "s3gen": contents.s3gen, "voice_encoder": contents.voice_encoder}
+    return model_config(contents.folder, contents.layout.config, told, files)

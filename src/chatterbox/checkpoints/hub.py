@@ -10,31 +10,39 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatterbox.checkpoints.contents import NONE_GIVEN, Files, read_folder
+from chatterbox.checkpoints.contents import read_folder
 from chatterbox.checkpoints.layouts import (
     EMBEDDED_VOICES,
     ENGLISH,
-    MULTILINGUAL,
+    NONE_GIVEN,
     PUBLISHED,
     REPO_ID,
     CheckpointError,
+    Files,
     Layout,
     embedded_voices,
-    multilingual,
+    layout_given,
     named_models,
-    with_files,
 )
 
 logger = logging.getLogger(__name__)
 
+VOICE = "conds.pt"
+
 
 def find_checkpoint(
-    model: str | Path, layout: Layout = ENGLISH, *, repo: str | None = None, local_files_only: bool = False
+    model: str | Path,
+    layout: Layout = ENGLISH,
+    given: Files = NONE_GIVEN,
+    *,
+    repo: str | None = None,
+    local_files_only: bool = False,
 ) -> Path:
     """Folder of a model, for the class that loads ``layout``.
 
     Args:
         model: a name of `named_models`, or a folder. A published model comes from the hub or its local cache.
+        given: files that the caller names, where ``layout`` does not have them.
         repo: the repository to fetch it from, in place of the published one.
         local_files_only: never reach for the network; HF_HUB_OFFLINE does the same.
 
@@ -49,7 +57,7 @@ def find_checkpoint(
             f"{layout.facade} speaks {known} or a folder"
         )
     if named is not None and model in PUBLISHED:
-        wanted = layout if layout.repo == named.repo else named
+        wanted = layout_given(layout if layout.repo == named.repo else named, given)
         return _download(repo if repo and wanted.repo == layout.repo else wanted.repo, wanted.own, local_files_only)
     return _local_folder(model)
 
@@ -63,18 +71,36 @@ def find_model(model: str | Path, given: Files = NONE_GIVEN, *, local_files_only
     if named is None or model in embedded_voices():
         folder = _local_folder(model)
         return folder, read_folder(folder, given=given).layout
-    layout = multilingual(given.t3_model) if named.t3 == MULTILINGUAL.t3 and given.t3_model else named
-    layout = with_files(layout, None if layout is not named else given.t3_model, given.s3gen_model, given.tokenizer)
+    layout = layout_given(named, given)
     return find_checkpoint(model, layout, local_files_only=local_files_only), layout
 
 
-def find_s3gen(model: str | Path, s3gen_model: str | None = None, *, local_files_only: bool = False) -> Path:
-    """As `find_model`; of a published model the S3Gen alone is fetched, and of a folder no more is needed."""
+def find_s3gen(
+    model: str | Path, s3gen_model: str | None = None, *, repo: str | None = None, local_files_only: bool = False
+) -> tuple[Path, Layout | None, Path]:
+    """As `find_model`; of a published model the S3Gen alone is fetched, and of a folder no more is needed.
+
+    ``repo``: in place of that of Chatterbox and Multilingual.
+
+    Returns:
+        The folder with the S3Gen, the model's layout if it has a name, and the folder with its voice.
+    """
     layout = _named(model)
-    if layout is not None and model in PUBLISHED:
-        layout = with_files(layout, s3gen_model=s3gen_model)
-        return _download(layout.repo, layout.s3gen_files, local_files_only)
-    return _local_folder(model)
+    if layout is None or model not in PUBLISHED:
+        folder = _local_folder(model)
+        return folder, None, folder
+    layout = layout_given(layout, Files(s3gen_model=s3gen_model))
+    repo = repo if repo and layout.repo == REPO_ID else layout.repo
+    is_of_base = layout.s3gen in layout.base
+    files = (layout.s3gen, VOICE) if is_of_base or not layout.base else (layout.s3gen,)
+    folder = _download(REPO_ID if is_of_base else repo, files, local_files_only)
+    if is_of_base or not layout.base:
+        return folder, layout, folder
+    try:
+        return folder, layout, _download(REPO_ID, (VOICE,), local_files_only)
+    except CheckpointError as error:
+        logger.warning("%s has no voice of its own, and %s: there is no target voice yet", layout.repo, error)
+        return folder, layout, folder
 
 
 def fetch_base(layout: Layout, *, local_files_only: bool = False) -> Path:

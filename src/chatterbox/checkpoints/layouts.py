@@ -1,11 +1,14 @@
 """What a checkpoint folder holds: files of the published models, and which class speaks them.
 
-Owns: the names of models, the embedded voices, the layout of a folder. Does not know: the hub, how weights are read.
+Owns: the names of models, the embedded voices, the layout of a folder, names that a caller gives. Does not know: the
+hub, how weights are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,45 @@ EMBEDDED_VOICES = Path(__file__).parents[1] / "voices"
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be found or does not fit; the message is one line and names the remedy."""
+
+
+class Unsaid(str):
+    """A default that stands for what a folder holds: "v2" where it holds several."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names that a caller gives for parts of a folder: a file of it, with or without its ending; None finds it.
+
+    t3_model: also "v2", "v3" and their long names. s3gen_model: also "v1" and "v3". tokenizer: a file. Paths become
+    strings.
+
+    Raises:
+        TypeError: one is no name.
+        CheckpointError: one is empty.
+    """
+
+    t3_model: str | None = None
+    s3gen_model: str | None = None
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        for argument, given in vars(self).items():
+            name = os.fspath(given) if isinstance(given, os.PathLike) else given
+            error = f"{argument} must be the name of a file in the folder, got {given!r}"
+            if not isinstance(name, str | None):
+                raise TypeError(error)
+            if name == "":
+                raise CheckpointError(error)
+            object.__setattr__(self, argument, name)
+
+    @property
+    def t3_said(self) -> str | None:
+        """``t3_model``, if it is not a default."""
+        return None if isinstance(self.t3_model, Unsaid) else self.t3_model
+
+
+NONE_GIVEN = Files()
 
 
 @dataclass(frozen=True)
@@ -56,10 +98,13 @@ class Layout:
         """All that is fetched from the hub."""
         return (*self.needed, *self.extras, "conds.pt")
 
-    @property
-    def s3gen_files(self) -> tuple[str, ...]:
-        """What voice conversion fetches."""
-        return (self.s3gen, "conds.pt")
+    def check_language(self, language_id: str | None) -> None:
+        """Raise ValueError if the model is for another language alone."""
+        if self.language is not None and language_id not in (None, self.language):
+            raise ValueError(
+                f"{self.t3} speaks {self.language!r} alone, got language_id {language_id!r}; leave it out, or load "
+                "model 'multilingual'"
+            )
 
 
 ENGLISH = Layout("t3_cfg.safetensors", "tokenizer.json", "ve.safetensors", "s3gen.safetensors", EnTokenizer)
@@ -98,6 +143,7 @@ MULTILINGUAL_V3 = dataclasses.replace(
     argument="t3_model='v3'",
 )
 S3GEN_VERSIONS = {"v1": "s3gen", "v3": "s3gen_v3"}
+BASE_S3GEN = ("v1", "s3gen", "s3gen.pt")  # what a pack has in the base repository alone
 MULTILINGUAL_VERSIONS = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}
 # The first release: other names, the same model.
 MULTILINGUAL_V1 = dataclasses.replace(
@@ -126,12 +172,8 @@ PACKS = {
 PUBLISHED = {"chatterbox": ENGLISH, "multilingual": MULTILINGUAL, "turbo": TURBO, "nano": NANO, **PACKS}
 
 
-class Unsaid(str):
-    """A default that stands for what a folder holds: "v2" where it holds several."""
-
-
 def multilingual(t3_model: str) -> Layout:
-    """Layout of a version: "v2", "v3", their long names, or the name of a ``.safetensors`` file.
+    """Layout of a version: "v2", "v3", their long names, "t3_23lang", or the name of a ``.safetensors`` file.
 
     Raises:
         ValueError: no such version; the message lists them.
@@ -139,25 +181,55 @@ def multilingual(t3_model: str) -> Layout:
     name = MULTILINGUAL_VERSIONS.get(t3_model, t3_model)
     if name in MULTILINGUAL_VERSIONS.values():
         name += ".safetensors"
-    elif not (isinstance(name, str) and name.endswith(".safetensors")):
+    if name in (MULTILINGUAL_V1.t3, Path(MULTILINGUAL_V1.t3).stem):
+        return MULTILINGUAL_V1
+    if not (isinstance(name, str) and name.endswith(".safetensors")):
         choices = ", ".join((*MULTILINGUAL_VERSIONS, *MULTILINGUAL_VERSIONS.values()))
         raise ValueError(f"t3_model {t3_model!r} does not exist; choose from {choices}, or name a .safetensors file")
-    return dataclasses.replace(MULTILINGUAL_V3 if "_v3" in name else MULTILINGUAL, t3=name)
+    return dataclasses.replace(MULTILINGUAL_V3 if is_v3(name) else MULTILINGUAL, t3=name)
+
+
+def is_v3(name: str) -> bool:
+    """Whether a file's name says that it is of Multilingual v3."""
+    return re.search(r"(?<![a-z0-9])v3(?![a-z0-9])", name.lower()) is not None
 
 
 def with_files(
     layout: Layout, t3_model: str | None = None, s3gen_model: str | None = None, tokenizer: str | None = None
 ) -> Layout:
-    """A layout with the files that a caller names in the place of its own, to be fetched from the hub."""
-    s3gen = S3GEN_VERSIONS.get(s3gen_model or "", s3gen_model)
+    """A layout with the files that a caller names in the place of its own, to be fetched from the hub.
+
+    Raises:
+        TypeError, CheckpointError: as `Files`.
+    """
+    names = Files(t3_model, s3gen_model, tokenizer)
     given = {
-        "t3": (t3_model, ".safetensors"),
-        "s3gen": (s3gen, Path(layout.s3gen).suffix),
-        "tokenizer": (tokenizer, ""),
+        "t3": (names.t3_model, ".safetensors"),
+        "s3gen": (S3GEN_VERSIONS.get(names.s3gen_model or "", names.s3gen_model), Path(layout.s3gen).suffix),
+        "tokenizer": (names.tokenizer, ""),
     }
-    names = {part: name + (ending if not Path(name).suffix else "") for part, (name, ending) in given.items() if name}
-    changed: dict[str, Any] = names
+    changed: dict[str, Any] = {
+        part: name + (ending if not Path(name).suffix else "") for part, (name, ending) in given.items() if name
+    }
     return dataclasses.replace(layout, **changed)
+
+
+def layout_given(layout: Layout, given: Files) -> Layout:
+    """A published layout with what a caller names of it: of Multilingual also the version.
+
+    Raises:
+        ValueError: no such version; the message lists them.
+    """
+    if layout.t3 == MULTILINGUAL.t3 and given.t3_model is not None:
+        return with_files(multilingual(given.t3_model), None, given.s3gen_model, given.tokenizer)
+    if layout.base and given.s3gen_model in BASE_S3GEN:
+        return with_files(of_base_s3gen(layout), given.t3_said, None, given.tokenizer)
+    return with_files(layout, given.t3_said, given.s3gen_model, given.tokenizer)
+
+
+def of_base_s3gen(layout: Layout) -> Layout:
+    """A pack's layout with the S3Gen of the base repository."""
+    return dataclasses.replace(layout, s3gen=MULTILINGUAL.s3gen, base=(*layout.base, MULTILINGUAL.s3gen))
 
 
 def named_models() -> dict[str, Layout]:

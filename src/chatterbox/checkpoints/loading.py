@@ -7,6 +7,7 @@ is in them (`contents`), how files are read (`tensors`), what the models compute
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chatterbox.checkpoints.contents import NONE_GIVEN, Contents, Files, config_of, read_folder
-from chatterbox.checkpoints.layouts import CheckpointError, Layout
-from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of
-from chatterbox.models.config import ModelConfig
+from chatterbox.checkpoints.contents import Contents, config_of, read_folder
+from chatterbox.checkpoints.layouts import NONE_GIVEN, CheckpointError, Files, Layout
+from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of, without_prefix
+from chatterbox.models.config import ModelConfig, S3GenConfig
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
@@ -89,6 +90,13 @@ def _count_devices(kind: str) -> int:
         return 0
 
 
+def folder_at(folder: object) -> Path:
+    """The path that a caller gives. Raises TypeError if it is none."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"ckpt_dir must be the path of a checkpoint folder, got {folder!r}")
+    return Path(folder)
+
+
 def load_models(
     folder: str | Path,
     device: str | torch.device,
@@ -107,10 +115,11 @@ def load_models(
     Raises:
         CheckpointError: a file is missing, unreadable or of another model.
         ValueError: the device does not exist.
+        TypeError: ``folder`` is no path.
     """
-    device = resolve_device(device)
+    folder, device = folder_at(folder), resolve_device(device)
     layouts = (layouts,) if isinstance(layouts, Layout) else layouts
-    contents = read_folder(Path(folder), layouts, given, fetch_base)
+    contents = read_folder(folder, layouts, given, fetch_base)
     voice_encoder, t3, s3gen, vocabulary = map(contents.require, ("voice_encoder", "t3", "s3gen", "tokenizer"))
     config = config_of(contents)
     tokenizer = _load_tokenizer(contents, vocabulary, spells_numbers=config.t3.spells_numbers)
@@ -121,7 +130,7 @@ def load_models(
         )
     return LoadedModels(
         t3=load_module(lambda: T3(config.t3), t3, device, ignored=UNUSED),
-        s3gen=load_s3gen(s3gen, device, config),
+        s3gen=load_s3gen(s3gen, device, config.s3gen),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
         device=device,
@@ -144,11 +153,11 @@ def _load_tokenizer(contents: Contents, vocabulary: Path, *, spells_numbers: boo
     return tokenizer
 
 
-def load_s3gen(path: Path, device: torch.device, config: ModelConfig) -> S3Gen:
+def load_s3gen(path: Path, device: torch.device, config: S3GenConfig) -> S3Gen:
     """An S3Gen of any published kind: the file's keys say whether it is the one of two steps."""
     with open_tensors(path) as (shapes, _):
         meanflow = any(key.endswith(MEANFLOW_KEY) for key in shapes)
-    return load_module(lambda: S3Gen(meanflow, config=config.s3gen), path, device, MAY_LACK)
+    return load_module(lambda: S3Gen(meanflow, config=config), path, device, MAY_LACK)
 
 
 def load_conditionals(folders: Sequence[Path], device: torch.device) -> Conditionals | None:
@@ -172,7 +181,8 @@ def load_module(
 ) -> Module:
     """Build a module and fill it from a file, safetensors or (``.pt``) a pickled state dict.
 
-    Every key and shape must match, but that the file ``may_lack`` some, and some that it holds are ``ignored``.
+    Every key and shape must match, but that the file ``may_lack`` some, and some that it holds are ``ignored``. Whole
+    numbers where the model has others are refused: a quantised file without what scales it.
 
     Tensors are read one at a time, from the mapped file, into the module's own memory and cast to float32, whatever
     torch's default dtype: no second copy of the model is allocated. All keys and shapes are compared before the first
@@ -181,7 +191,7 @@ def load_module(
     with open_tensors(path) as (stored, read):
         wanted = _shapes_of(build, path)
         prefix = prefix_of(path, stored, wanted)
-        shapes = {key.removeprefix(prefix): shape for key, shape in stored.items()}
+        shapes = without_prefix(stored, prefix)
         shapes = {key: shape for key, shape in shapes.items() if key in wanted or key not in ignored}
         _compare(path, shapes, wanted, may_lack)
         with _WithoutInitialisation():
@@ -190,7 +200,14 @@ def load_module(
         targets = module.state_dict()
         with torch.no_grad():
             for key in shapes:
-                targets[key].copy_(read(prefix + key))
+                tensor = read(prefix + key)
+                if targets[key].is_floating_point() and not tensor.is_floating_point():
+                    kind = str(tensor.dtype).removeprefix("torch.")
+                    raise CheckpointError(
+                        f"{path}: {prefix}{key} is of {kind}, this model needs floating-point numbers; quantised files "
+                        "cannot be loaded, take the one that it was made of"
+                    )
+                targets[key].copy_(tensor)
     return module.requires_grad_(False)
 
 

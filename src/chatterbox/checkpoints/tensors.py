@@ -1,11 +1,14 @@
 """Tensors of a checkpoint's file, read one at a time: safetensors, or a pickled state dict without running it.
 
-Owns: the containers, what a state dict is wrapped in, prefixes of its keys, and the error for a broken file. Does not
-know: which tensors a model has.
+Owns: the containers, told by their first bytes, what a state dict is wrapped in, prefixes of its keys, adapters, and
+the error for a broken file. Does not know: which tensors a model has.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +19,22 @@ from torch import Tensor
 
 from chatterbox.checkpoints.layouts import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 Shapes = dict[str, tuple[int, ...]]
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights")  # that trainers put a state dict in
-ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector")
+SAVE_ALONE = "save the state dict alone (torch.save(model.state_dict(), path))"
+LFS = b"version https://git-lfs"
+ADAPTERS = {  # kind -> what keys of it have
+    "LoRA": r"\.lora_(A|B|down|up|embedding|magnitude)",
+    "LoKr": r"\.lokr_",
+    "LoHa": r"\.hada_",
+    "IA3": r"\.ia3_",
+    "VeRA": r"\.vera_",
+    "OFT": r"\.oft_",
+    "peft": r"\.(base_layer|modules_to_save|original_module)\.",
+}
 
 
 @contextmanager
@@ -26,7 +42,12 @@ def open_tensors(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]
     """Shapes by key, and a function that reads one tensor to the CPU."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix == ".pt":
+    start = _start_of(path)
+    if start.startswith(LFS):
+        raise CheckpointError(
+            f"{path} is a pointer of git-LFS, not the file: run `git lfs pull` in its clone, or download it"
+        )
+    if path.suffix in PICKLES and start[8:9] != b"{":
         tensors = _unpickled(path)
         yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
         return
@@ -34,55 +55,103 @@ def open_tensors(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]
         with safe_open(str(path), "pt") as file:
             yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        reason = "it is a pickle" if _looks_pickled(path) else str(error)
+        reason = "it is a pickle" if _is_pickle(start) else str(error)
         raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def _start_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS))
+    except OSError:
+        return b""
+
+
+def _is_pickle(start: bytes) -> bool:
+    return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """A state dict, mapped from its file; nothing in it is executed."""
+    is_mappable = _start_of(path).startswith(b"PK")  # not as torch wrote before 1.6
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
     except Exception as error:  # the file's own damage decides which
-        reason = str(error).partition("\n")[0]
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} holds a {found[1]} beside weights or in their place, and only tensors and plain values are "
+                f"read from a pickle; {SAVE_ALONE}"
+            ) from None
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n")[0]
         raise CheckpointError(f"{path} is not a whole file of weights ({reason}); copy or download it again") from None
     state = _unwrapped(tensors)
     if state is None:
-        raise CheckpointError(f"{path} holds no state dict; copy or download it again")
+        raise CheckpointError(f"{path} holds no state dict; {SAVE_ALONE}, or download it again")
     return state
 
 
 def _unwrapped(found: Any) -> dict[str, Tensor] | None:
-    """The state dict in what a file holds: itself, the first of a list, or what a trainer keeps beside other things."""
+    """The state dict in what a file holds: itself, the first of a list, or what a trainer keeps beside other things.
+
+    Several of them become one, each behind its name, as a whole model's has them; what is no tensor is left out.
+    """
     if isinstance(found, list | tuple) and found:
         return _unwrapped(found[0])
     if not isinstance(found, Mapping):
         return None
-    if found and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()):
-        return dict(found)
+    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors and (len(tensors) == len(found) or any("." in key for key in tensors)):
+        return tensors
     inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping | list | tuple)), None)
-    return None if inner is None else _unwrapped(inner)
+    if inner is not None:
+        return _unwrapped(inner)
+    states = {name: state for name, value in found.items() if isinstance(name, str) and (state := _unwrapped(value))}
+    if len(states) == 1:
+        return next(iter(states.values()))
+    return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()} or None
 
 
 def prefix_of(path: Path, found: Collection[str], wanted: Collection[str]) -> str:
-    """What stands before all keys of a file and not before the model's own: ``t3.``, ``module.``; often nothing.
+    """What stands before the model's own keys in a file: ``t3.``, ``module.``; often nothing. Others are left out.
 
     Raises:
-        CheckpointError: the keys are those of an adapter that is not merged.
+        CheckpointError: the keys are those of an adapter that is not merged, or of several such models.
     """
-    if any(mark in key for mark in ADAPTER_MARKS for key in found):
-        raise CheckpointError(
-            f"{path} holds a LoRA adapter beside its weights; merge it before it is saved (peft: merge_and_unload), or "
-            "put it on the loaded model (peft.PeftModel.from_pretrained(tts.t3.tfmr, folder))"
-        )
+    _refuse_adapters(path, found, wanted)
     if not found or any(key in wanted for key in found):
         return ""
-    first = min(found)
-    dots = [place for place, char in enumerate(first, start=1) if char == "."]
-    prefixes = (first[:dot] for dot in dots if all(key.startswith(first[:dot]) for key in found))
-    return next((one for one in prefixes if any(key[len(one) :] in wanted for key in found)), "")
+    prefixes = Counter(
+        key[:place] for key in found for place, char in enumerate(key, start=1) if char == "." and key[place:] in wanted
+    )
+    if not prefixes:
+        return ""
+    most = max(prefixes.values())
+    likely = [prefix for prefix, count in prefixes.items() if count == most]
+    if len(likely) > 1:
+        raise CheckpointError(
+            f"{path} holds several models of this kind, under {', '.join(sorted(likely))}: save one of them alone"
+        )
+    return likely[0]
 
 
-def _looks_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(4)
-    return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+def without_prefix(shapes: Shapes, prefix: str) -> Shapes:
+    """What is behind a prefix, by the keys without it."""
+    return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+def _refuse_adapters(path: Path, found: Collection[str], wanted: Collection[str]) -> None:
+    kind = next((kind for kind, mark in ADAPTERS.items() if any(re.search(mark, key) for key in found)), None)
+    if kind is None:
+        return
+    put_on = "put it on the loaded model (peft.PeftModel.from_pretrained(tts.t3.tfmr, folder))"
+    if kind == "peft":
+        raise CheckpointError(
+            f"{path} was saved from inside of peft (base_layer, modules_to_save), not as the model's own weights; "
+            "save it after merge_and_unload"
+        )
+    if not any(key.endswith(name) for key in found for name in wanted):
+        raise CheckpointError(f"{path} is a {kind} adapter without the weights that it changes; {put_on}")
+    raise CheckpointError(
+        f"{path} holds a {kind} adapter beside its weights; merge it before it is saved (peft: merge_and_unload), or "
+        f"{put_on}"
+    )

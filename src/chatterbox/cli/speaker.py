@@ -20,7 +20,9 @@ from chatterbox.config import SamplingConfig, SpeechOptions, StreamingConfig, fr
 from chatterbox.voice.library import BUILT_IN, find_voice, load_prepared
 
 if TYPE_CHECKING:
-    from chatterbox.checkpoints import LoadedModels
+    from pathlib import Path
+
+    from chatterbox.checkpoints import Layout, LoadedModels
     from chatterbox.engine.request import Request
     from chatterbox.synthesis.request import SynthesisRequest
     from chatterbox.synthesis.speech_stream import SpeechChunk
@@ -104,29 +106,48 @@ def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool 
         UsageError: the language does not fit them.
     """
     from chatterbox import checkpoints
-    from chatterbox.models.tokenizers.languages import LANGUAGES
 
     report.stage("loading the model")
     choice = config.model
     given = checkpoints.Files(choice.t3_model, choice.s3gen_model, choice.tokenizer)
     folder, layout = checkpoints.find_model(choice.source, given, local_files_only=choice.local_files_only)
-    if (
-        not any_language
-        and layout.language is None
-        and (config.language is not None) != layout.config.t3.is_multilingual
-    ):
-        silent = config.language is None
-        remedy = "name one with --language" if silent else f"leave out --language {config.language}"
-        kind = f"speaks {len(LANGUAGES)} languages" if silent else "speaks English alone"
-        raise UsageError(f"model {choice.source} {kind}; {remedy}")
+    if not any_language:
+        _check_language(config, folder, layout)
     fetch = partial(checkpoints.fetch_base, local_files_only=choice.local_files_only)
     return checkpoints.load_models(folder, choice.device, layout, given, fetch_base=fetch)
 
 
+def _check_language(config: SayCommandConfig, folder: Path, layout: Layout) -> None:
+    """Raise UsageError where the language does not fit what a model is."""
+    from chatterbox.checkpoints import MULTILINGUAL_VERSIONS, PUBLISHED
+    from chatterbox.models.tokenizers.languages import LANGUAGES
+
+    if layout.language is not None:
+        with as_usage():
+            layout.check_language(config.language)
+        return
+    if (config.language is not None) == layout.config.t3.is_multilingual:
+        return
+    silent = config.language is None
+    remedy = "name one with --language" if silent else f"leave out --language {config.language}"
+    if not silent and config.model.source not in PUBLISHED:
+        found = (name for name, stem in MULTILINGUAL_VERSIONS.items() if any(folder.glob(f"{stem}.*")))
+        remedy += "".join(
+            f", or speak the folder's multilingual model with model.t3_model={one}" for one in [*found][:1]
+        )
+    kind = f"speaks {len(LANGUAGES)} languages" if silent else "speaks English alone"
+    raise UsageError(f"model {config.model.source} {kind}; {remedy}")
+
+
 def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Speaker:
     """A speaker on loaded weights, with caches of its own. ``config`` is of `checked`."""
+    from chatterbox.models.tokenizers.languages import check_language
     from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 
+    with as_usage():
+        check_language(config.language, getattr(models.tokenizer, "has_language", None))
+        if models.layout is not None:
+            models.layout.check_language(config.language)
     voice = load_voice(models, config, report)
     parts = models.t3, models.s3gen, models.tokenizer, models.voice_encoder
     return Speaker(config, models, voice, Synthesizer(*parts, SynthesizerConfig(config.kvcache, config.engine)))
@@ -134,7 +155,7 @@ def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progres
 
 def checked(config: Config) -> Config:
     """``config`` with every name in it checked, before weights are looked for; raises UsageError."""
-    from chatterbox.checkpoints import resolve_device
+    from chatterbox.checkpoints import named_models, resolve_device
     from chatterbox.engine.guards import check_guard
     from chatterbox.kvcache import check_names
     from chatterbox.models.tokenizers.languages import check_language
@@ -143,7 +164,12 @@ def checked(config: Config) -> Config:
         resolve_device(config.model.device)
         check_names(config.kvcache)
         check_guard(config.guard)
-        return dataclasses.replace(config, language=check_language(config.language))
+        layout = named_models().get(config.model.source)
+        is_marked = None if layout is not None else lambda code: True  # a folder's tokenizer may have more languages
+        language = check_language(config.language, is_marked)
+        if layout is not None:
+            layout.check_language(language)
+        return dataclasses.replace(config, language=language)
 
 
 def load_voice(models: LoadedModels, config: SayCommandConfig, report: Progress) -> Conditionals:

@@ -21,7 +21,7 @@ from chatterbox.engine.guards import GUARDS, NO_GUARD
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.kvcache.eviction import SCORERS
 from chatterbox.kvcache.registry import POLICIES
-from tests.support.folders import SMALL
+from tests.support.folders import SMALL, write_tokenizer
 
 SAMPLES = SMALL.sampling.max_new_tokens * 960
 
@@ -114,6 +114,32 @@ def test_language_and_model_must_fit(request, capsys, tmp_path, model, language,
     folder = request.getfixturevalue(model)
     assert main(["say", "Hi.", "-o", str(tmp_path / "out.wav"), "--model", str(folder), *language]) == 2
     assert message in capsys.readouterr().err and files(tmp_path) == []
+
+
+def test_a_folder_of_several_models_says_how_to_speak_the_other(small_folder, mtl_folder, tmp_path, capsys):
+    folder = shutil.copytree(small_folder, tmp_path / "clone")
+    shutil.copytree(mtl_folder, folder, dirs_exist_ok=True)
+    command = ["say", "Bonjour.", "-o", str(tmp_path / "out.wav"), "--model", str(folder), "--language", "fr"]
+    assert main(command) == 2
+    remedy = "leave out --language fr, or speak the folder's multilingual model with model.t3_model=v2"
+    assert remedy in capsys.readouterr().err
+    assert main([*command, "model.t3_model=v2"]) == 0
+
+
+def test_a_pack_speaks_its_language_alone(mtl_folder, tmp_path, capsys):
+    folder = shutil.copytree(mtl_folder, tmp_path / "pack")
+    (folder / "t3_mtl23ls_v2.safetensors").rename(folder / "t3_pt_br.safetensors")
+    for model in ("pt-br", str(folder)):
+        command = ["say", "Oi.", "-o", str(tmp_path / "out.wav"), "--model", model, "--language"]
+        assert main([*command, "fr"]) == 2
+        assert "t3_pt_br.safetensors speaks 'pt' alone, got language_id 'fr'" in capsys.readouterr().err
+    assert main([*command, "PT"]) == 0
+
+
+def test_a_language_that_a_folders_tokenizer_marks(mtl_folder, tmp_path):
+    folder = shutil.copytree(mtl_folder, tmp_path / "persian")
+    write_tokenizer(folder / "grapheme_mtl_merged_expanded_v1.json", SMALL.t3, ("fr", "fa"))
+    assert main(["say", "Salam.", "-o", str(tmp_path / "out.wav"), "--model", str(folder), "--language", "FA"]) == 0
 
 
 def test_other_formats(say, tmp_path):

@@ -19,6 +19,7 @@ from unicodedata import category, normalize
 
 logger = logging.getLogger(__name__)
 
+# A program may add some: `chatterbox.mtl_tts.SUPPORTED_LANGUAGES` is this.
 LANGUAGES = {
     "ar": "Arabic",
     "da": "Danish",
@@ -79,18 +80,26 @@ def base_language(language_id: str) -> str | None:
     return code if code in LANGUAGES else None
 
 
-def check_language(language_id: str | None) -> str | None:
+def check_language(language_id: str | None, is_marked: Callable[[str], bool] | None = None) -> str | None:
     """The language's code, of "pt-BR" or "NB" the one that the model knows; None stays None.
+
+    ``is_marked``: whether a model's tokenizer has the mark of a code, which makes it a language of that model.
 
     Raises:
         ValueError: no such language; the message lists them.
     """
     if language_id is None:
         return None
-    language = base_language(language_id) if isinstance(language_id, str) else None
-    if language is None:
-        raise ValueError(f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}")
-    return language
+    given = language_id if isinstance(language_id, str) else ""
+    language = given if given in LANGUAGES else base_language(given)
+    if language is not None:
+        return language
+    if given and is_marked is not None and is_marked(given.lower()):
+        return given.lower()
+    raise ValueError(
+        f"language_id {language_id!r} is not supported; choose from {', '.join(LANGUAGES)}, or add what a model of "
+        "your own knows: chatterbox.mtl_tts.SUPPORTED_LANGUAGES[code] = name"
+    )
 
 
 def lowered(text: str, language: str | None) -> str:

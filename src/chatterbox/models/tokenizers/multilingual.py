@@ -34,6 +34,10 @@ class MTLTokenizer(EnTokenizer):
         super().__init__(vocab_file_path)
         self.table_folder = Path(vocab_file_path).parent  # where the Chinese table is
 
+    def has_language(self, code: str) -> bool:
+        """Whether the vocabulary has the mark of a language."""
+        return self.tokenizer.token_to_id(f"[{code}]") is not None
+
     @replaceable
     def preprocess_text(
         self, raw_text: str, language_id: str | None = None, lowercase: bool = True, nfkd_normalize: bool = True
@@ -54,9 +58,9 @@ class MTLTokenizer(EnTokenizer):
         """The text as the BPE sees it, but for its spaces. Not ``exact``: marks in the text are parted.
 
         Raises:
-            ValueError: ``language_id`` is not one of `languages.LANGUAGES`.
+            ValueError: ``language_id`` is neither one of `languages.LANGUAGES` nor has the vocabulary its mark.
         """
-        language = check_language(language_id)
+        language = check_language(language_id, self.has_language)
         prepare = preparer(language, self.table_folder)
         if exact or replacement(self, "preprocess_text") is not None:
             text = prepare(self.preprocess_text(txt, language, lowercase, nfkd_normalize))
