@@ -15,10 +15,11 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions
 from chatterbox.engine.request import ForcedPrefix, Request
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.models.tokenizers import TextTokenizer, rules_of, tokens_by
 from chatterbox.text import utterances
-from chatterbox.text.normalize import speakable
+from chatterbox.text.normalize import ENGLISH, PunctuationRules, speakable
 from chatterbox.voice.conditionals import Conditionals
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's utterances are far apart
@@ -101,7 +102,7 @@ def decode_request(
     if t3.hp.mark_text:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
-    room = t3.hp.max_speech_tokens - (0 if forced is None else len(forced.tokens))
+    room = t3.max_speech_len - (0 if forced is None else len(forced.tokens))
     return Request(
         t3_cond=voice.t3,
         text_tokens=text_tokens,
@@ -113,11 +114,21 @@ def decode_request(
     )
 
 
-def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
-    """Ids (S,) of a text, without marks."""
+def text_tokens_of(
+    tokenizer: TextTokenizer, request: SynthesisRequest, text: str, *, hp: T3Config | None = None
+) -> Tensor:
+    """Ids (S,) of a text, without marks.
+
+    A program's own tokenizer needs no punctuation rules: those of a model of ``hp`` stand in.
+    """
     language = {} if request.language_id is None else {"language_id": request.language_id}
-    spoken = speakable(text, tokenizer.rules) if request.punctuate is None else request.punctuate(text)
-    return tokenizer.text_to_tokens(spoken, **language)[0]
+    if request.punctuate is not None:
+        spoken = request.punctuate(text)
+    else:
+        rules: PunctuationRules | None = getattr(tokenizer, "rules", None)
+        spoken = speakable(text, (ENGLISH if hp is None else rules_of(hp)) if rules is None else rules)
+    tokens: Tensor = torch.as_tensor(tokens_by(tokenizer, spoken, **language))
+    return torch.atleast_2d(tokens)[0]
 
 
 def utterance_seed(seed: int | None, index: int) -> int | None:

@@ -27,6 +27,7 @@ from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
+from chatterbox.models.parallel import unwrapped
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
@@ -115,6 +116,7 @@ class Synthesizer:
             ValueError: ``config`` names what does not exist.
         """
         check_names(config.kvcache)
+        t3, s3gen, voice_encoder = map(unwrapped, (t3, s3gen, voice_encoder))
         self.t3, self.s3gen, self.tokenizer, self.voice_encoder = t3, s3gen, tokenizer, voice_encoder
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
         self._warned: set[str] = set()  # replaced functions that were named
@@ -127,6 +129,7 @@ class Synthesizer:
 
         Requests under way end with what they began with.
         """
+        value = unwrapped(value)
         setattr(self, part, value)
         if part == "t3":
             self._drive(self.prefixes.manager)
@@ -205,12 +208,12 @@ class Synthesizer:
 
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
         return list(utterance_texts(self.t3, request, tokens_of, by_sentence=by_sentence))
 
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         texts = self.utterances(request, by_sentence=by_sentence)
         return [
