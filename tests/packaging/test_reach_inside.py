@@ -242,6 +242,20 @@ def test_quantised_layers_take_effect(model, say):
     assert torch.equal(say(), before)
 
 
+@pytest.mark.parametrize("published", ["english", "turbo"], indirect=True)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_layers_of_s3gen_take_effect(model, say, voice_file):
+    before, plain = say(watermark=False), model.s3gen
+    model.s3gen = torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}, dtype=torch.qint8)
+    kinds = {type(layer) for layer in model.s3gen.modules()}
+    assert torch.ao.nn.quantized.dynamic.Linear in kinds and torch.nn.Linear not in kinds
+    wav = say(watermark=False)
+    assert wav.shape == before.shape and wav.isfinite().all() and not torch.equal(wav, before)
+    assert say(audio_prompt_path=voice_file).isfinite().all()
+    model.s3gen = plain
+    assert torch.equal(say(watermark=False), before)
+
+
 @pytest.mark.parametrize("published", ["turbo"], indirect=True)
 def test_an_adapter_on_turbo(model, say):
     """peft knows the layers by their type, transformers' own."""

@@ -77,8 +77,10 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` through `linear`; the state dict is the same."""
+class LinearSequential(nn.Sequential):
+    """`nn.Sequential` whose layers are called through `apply_linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self:
+            input = apply_linear(layer, input)
+        return input
