@@ -10,6 +10,7 @@ import threading
 from functools import reduce
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import perth
@@ -344,6 +345,41 @@ def test_a_watermarker_of_ones_own(way, published, request, monkeypatch):
     assert torch.allclose(wav, plain, atol=1e-4) and not torch.allclose(
         marked, plain, atol=1e-4
     )  # Perth's dummy rounds
+
+
+RETURNS = [
+    (lambda wav, sample_rate: None, "returned None, which"),
+    (lambda wav, sample_rate: MagicMock(), "returned a MagicMock, which"),
+    (lambda wav, sample_rate: wav[None], r"returned a ndarray of shape \(1, \d+\), which"),
+    (lambda wav, sample_rate: "marked", "returned a str, which"),
+]
+
+
+@pytest.mark.parametrize("published", ["english"], indirect=True)
+@pytest.mark.parametrize(("mark", "message"), RETURNS, ids=["None", "mock", "two channels", "text"])
+def test_a_watermarker_that_returns_no_audio(mark, message, model):
+    model.watermarker = SimpleNamespace(apply_watermark=mark)
+    message = f"^the watermarker, SimpleNamespace, {message} is no audio of one channel: .* or pass watermark=False$"
+    with pytest.raises(TypeError, match=message):
+        model.generate(TEXT, seed=1)
+    with pytest.raises(TypeError, match=message):
+        list(model.generate_stream(TEXT, seed=1, print_metrics=False))
+    assert model.generate(TEXT, seed=1, watermark=False).any()
+
+
+def test_a_watermarker_may_return_a_list_or_a_tensor(small_folder):
+    model = importlib.import_module("chatterbox.tts").ChatterboxTTS.from_local(small_folder, "cpu")
+    plain = model.generate(TEXT, seed=1, watermark=False)
+    for kind in (torch.from_numpy, list):
+        model.watermarker = SimpleNamespace(apply_watermark=lambda wav, sample_rate, kind=kind: kind(wav))
+        assert torch.equal(model.generate(TEXT, seed=1), plain)
+
+
+def test_a_mock_of_perth_is_named(small_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "perth", MagicMock())
+    model = importlib.import_module("chatterbox.tts").ChatterboxTTS.from_local(small_folder, "cpu")
+    with pytest.raises(TypeError, match=r"^the watermarker, MagicMock, returned a MagicMock, which is no audio"):
+        model.generate(TEXT, seed=1)
 
 
 def test_conversion_has_it_too(small_folder, voice_file, monkeypatch):

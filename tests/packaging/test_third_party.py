@@ -195,6 +195,183 @@ def test_a_configuration_is_changed_and_built(model, say):
     assert torch.equal(say(), before)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_loaded_model_gives_the_configuration_of_a_larger_one(copied, model, say):
+    """As fine-tunes begin: the loaded model stays as it is."""
+    from chatterbox.models.t3 import T3
+
+    before, old = say(), model.t3
+    cfg = copy.deepcopy(old.hp) if copied else old.hp
+    cfg.text_tokens_dict_size += 7
+    cfg.max_text_tokens += 3
+    cfg.emotion_adv = not cfg.emotion_adv
+    cfg.use_cache = False
+    rows = old.text_emb.num_embeddings
+    assert torch.equal(say(), before) and old.num_text_tokens == rows
+    cfg.emotion_adv = not cfg.emotion_adv
+    cfg.max_text_tokens -= 3
+    new = T3(hp=cfg)
+    assert new.hp is cfg and new.text_emb.num_embeddings == new.text_head.out_features == rows + 7
+    state = old.state_dict()
+    for name in ("text_emb.weight", "text_head.weight"):
+        state[name] = torch.cat([state[name], torch.randn(7, old.dim)])
+    new.load_state_dict(state)
+    model.t3 = new.eval()
+    assert torch.equal(say(), before)
+
+
+def test_a_vocabulary_that_grows_in_place(model):
+    """A program puts a larger table in the model, and says so in its configuration, or does not."""
+    from chatterbox.engine.request import Request, check_request
+
+    t3, rows = model.t3, model.t3.text_emb.num_embeddings
+    text = torch.tensor([t3.hp.start_text_token, rows + 2, t3.hp.stop_text_token])
+    request = Request(model.conds.t3, text, dataclasses.replace(model.sampling, cfg_weight=0.0), 2, seed=1)
+    with pytest.raises(ValueError, match=f"text token {rows + 2} is outside of the vocabulary of {rows}"):
+        check_request(t3, request)
+    grown = torch.nn.Embedding(rows + 3, t3.dim)
+    with torch.no_grad():
+        grown.weight[:rows] = t3.text_emb.weight
+    t3.text_emb = grown
+    check_request(t3, request)
+    assert t3.num_text_tokens == rows + 3
+
+
+def test_a_longer_speech_than_there_are_positions_is_not_tried(model):
+    most = model.t3.hp.max_speech_tokens
+    model.t3.hp.max_speech_tokens = most + 100
+    assert model.t3.max_speech_len == (most + 100 if model.t3.speech_pos_emb is None else most)
+    model.t3.hp.max_speech_tokens = 2
+    assert model.t3.max_speech_len == 2
+
+
+def test_configurations_are_equal_by_what_they_say(model, published):
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    hp = model.t3.hp
+    assert isinstance(hp, T3Config) and hp == copy.deepcopy(hp) == dataclasses.replace(hp)
+    size = SMALL_TURBO.t3 if published.cls == "ChatterboxTurboTTS" else SMALL.t3
+    if published.cls != "ChatterboxMultilingualTTS":
+        assert hp == size and size == hp
+    assert hp != dataclasses.replace(hp, stop_text_token=3) and hp != "T3Config"
+
+
+def test_attributes_of_upstream_parts(model):
+    assert (model.t3.compiled, model.t3.deepspeed_patch_applied) == (False, False)
+    ve = model.ve.hp
+    assert (ve.sample_rate, ve.num_mels, ve.n_fft, ve.hop_size, ve.win_size) == (16_000, 40, 400, 160, 400)
+    assert (ve.ve_partial_frames, ve.speaker_embed_size) == (160, SMALL.voice_encoder.embed_size)
+    assert ve.ve_hidden_size == SMALL.voice_encoder.hidden_size
+
+
+@pytest.fixture
+def backbones(monkeypatch):
+    """Upstream's table, as it was after the test."""
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+
+    for name in list(LLAMA_CONFIGS):
+        monkeypatch.setitem(LLAMA_CONFIGS, name, copy.deepcopy(LLAMA_CONFIGS[name]))
+    yield LLAMA_CONFIGS
+    for name in LLAMA_CONFIGS.keys() - {"Llama_520M", "GPT2_medium"}:
+        del LLAMA_CONFIGS[name]
+
+
+def test_a_backbone_is_what_the_table_says(backbones):
+    from chatterbox.models import config
+    from chatterbox.models.t3 import T3
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    hp = T3Config()
+    backbones["Llama_520M"].update(num_hidden_layers=2, rms_norm_eps=1e-6)
+    with torch.device("meta"):
+        t3 = T3(hp)
+        assert len(t3.tfmr.layers) == len(T3(T3Config()).tfmr.layers) == t3.sizes.num_layers == 2
+        assert t3.tfmr.norm.eps == 1e-6 and t3.cfg.num_hidden_layers == 2
+        assert len(T3(config.T3Config()).tfmr.layers) == 30  # of a file that says so
+    backbones["mine"] = dict(backbones["Llama_520M"], num_hidden_layers=1, hidden_size=64, intermediate_size=96)
+    backbones["mine"] |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    hp.llama_config_name = "mine"
+    assert (hp.llama_config_name, hp.n_channels, hp.mark_text) == ("mine", 64, True)
+    backbones["small_gpt2"] = dict(backbones["GPT2_medium"], n_layer=3, hidden_size=64, n_head=4, n_inner=None)
+    turbo = T3Config()
+    turbo.llama_config_name = "small_gpt2"
+    expected = config.GPT2Config(num_layers=3, hidden_size=64, num_heads=4, head_dim=16, intermediate_size=256)
+    assert turbo.backbone == expected and (turbo.mark_text, turbo.llama_config_name) == (False, "small_gpt2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, r"\['hidden_act'\] must be 'silu', got 'gelu'"),
+        ({"model_type": "mamba"}, r"\['model_type'\] must be 'llama' or 'gpt2', got 'mamba'"),
+        ({"num_key_value_heads": 4}, r"\['num_key_value_heads'\] must be 16, as heads, got 4"),
+        ({"rope_scaling": None}, r"\['rope_scaling'\] must be of rope_type 'llama3', got None"),
+        ({"hidden_size": ...}, "lacks 'hidden_size'; set it"),
+    ],
+)
+def test_what_a_backbone_cannot_be_is_said(change, message, backbones):
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    entry = {**backbones["Llama_520M"], **change}
+    backbones["mine"] = {key: value for key, value in entry.items() if value is not ...}
+    with pytest.raises(ValueError, match=r"LLAMA_CONFIGS\['mine'\]" + (" " if "lacks" in message else "") + message):
+        T3Config().llama_config_name = "mine"
+
+
+class OwnTokenizer:
+    """A program's, that has nothing but what is called."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def text_to_tokens(self, text, **language):
+        return self.inner.text_to_tokens(text, **language)
+
+
+def test_a_tokenizer_of_ones_own(model, say):
+    before = say()
+    model.tokenizer = OwnTokenizer(model.tokenizer)
+    assert torch.equal(say(), before)
+    model.tokenizer = object()
+    with pytest.raises(TypeError, match="the tokenizer, object, can neither be called nor has text_to_tokens"):
+        say()
+
+
+@pytest.mark.parametrize("published", ["turbo"], indirect=True)
+def test_turbo_is_built_with_the_tokenizer_of_transformers(model, say, turbo_folder):
+    from chatterbox.tts_turbo import AutoTokenizer
+
+    before, calls = say(), []
+    tokenizer = AutoTokenizer.from_pretrained(turbo_folder)
+    parts = model.t3, model.s3gen, model.ve
+    built = type(model)(*parts, tokenizer, "cpu", model.conds, sampling=model.sampling)
+    torch.manual_seed(3)
+    assert built.tokenizer is tokenizer and torch.equal(built.generate(TEXT), before)
+    texts = ["Hello; there -", "and again..."]
+    assert built.synthesizer.utterances(built._request(texts, None, {})) == model.synthesizer.utterances(
+        model._request(texts, None, {})
+    )
+
+    class Counted:
+        def __call__(self, text, **options):
+            calls.append(text)
+            return tokenizer(text, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    model.tokenizer = Counted()
+    assert torch.equal(say(), before) and TEXT in calls
+
+
+@pytest.mark.parametrize("published", ["turbo"], indirect=True)
+def test_turbos_tokenizer_has_what_transformers_has(model):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    assert len(tokenizer) == len(tokenizer.tokenizer) and tokenizer.eos_token == "<|endoftext|>"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        tokenizer.no_such_name  # noqa: B018
+
+
 def test_a_configuration_of_turbo_is_made_as_upstream_makes_it():
     from chatterbox.models import config
     from chatterbox.models.t3.modules.t3_config import T3Config

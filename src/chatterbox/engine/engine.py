@@ -66,7 +66,7 @@ class DecodeEngine:
         self._held: dict[int, DecodeSequence] = {}
         self._rows = RowTable(decoder)
         with torch.inference_mode():
-            self._settle(SamplerState.empty(t3.hp.speech_tokens_dict_size, t3.device))
+            self._settle(SamplerState.empty(t3.num_speech_tokens, t3.device))
 
     @property
     def num_requests(self) -> int:
@@ -299,7 +299,7 @@ class DecodeEngine:
 
     def _report(self, one: DecodeSequence, forced: bool) -> None:
         """Log it where a guard ended a request: it chose the stop token (``forced``) or lowered the limit."""
-        most = one.request.max_new_tokens or self.t3.hp.max_speech_tokens
+        most = one.request.max_new_tokens or self.t3.max_speech_len
         if forced or one.num_decoded == one.limit < most:
             why = "it went on without saying more" if forced else "longer than its text can be"
             logger.warning("guard %r ended an utterance at %d tokens: %s", one.request.guard, one.num_decoded, why)
@@ -366,7 +366,7 @@ class DecodeEngine:
     def _first_state(self, request: Request, guards: Guards) -> SamplerState:
         """Of a request whose first token is to be decoded."""
         hp = self.t3.hp
-        state = SamplerState.empty(hp.speech_tokens_dict_size, self.t3.device)
+        state = SamplerState.empty(self.t3.num_speech_tokens, self.t3.device)
         last = state.tokens.new_full((1, 1), hp.start_speech_token)
         num_forced = state.tokens.new_full((1, 1), request.num_forced)
         seen = state.seen.new_zeros(1, state.seen.shape[1])

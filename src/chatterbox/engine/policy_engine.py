@@ -297,6 +297,6 @@ class PolicyEngine:
 
     def _longest(self, needed: int) -> int:
         """Positions that a continued sequence may have."""
-        backbone = self._t3.hp.backbone
+        backbone = self._t3.sizes
         most = backbone.max_positions if isinstance(backbone, GPT2Config) else ENDLESS
         return min(most, ENDLESS if self._is_bounded else max(CONTINUED_LEN, 2 * needed))

@@ -150,7 +150,7 @@ class Prefiller:
 
     def _emotion(self, cond: T3Cond) -> list[Label]:
         """Labels of the conditioning's last positions, which the voice does not decide; Turbo has no such."""
-        if not self.t3.hp.emotion_adv:
+        if not self.t3.has_emotion:
             return []
         return [("emotion", float(torch.as_tensor(cond.emotion_adv).flatten()[0]))]
 

@@ -100,10 +100,11 @@ def check_request(t3: T3, request: Request) -> None:
     if not len(text):
         raise ValueError("text_tokens are empty; pass at least one token of text")
     largest, smallest = int(text.max()), int(text.min())
-    if largest >= hp.text_tokens_dict_size or smallest < 0:
+    vocabulary = t3.num_text_tokens
+    if largest >= vocabulary or smallest < 0:
         worst = smallest if smallest < 0 else largest
-        raise ValueError(f"text token {worst} is outside of the vocabulary of {hp.text_tokens_dict_size}")
-    most = hp.max_speech_tokens - request.num_forced
+        raise ValueError(f"text token {worst} is outside of the vocabulary of {vocabulary}")
+    most = t3.max_speech_len - request.num_forced
     limit = most if request.max_new_tokens is None else request.max_new_tokens
     if not 1 <= limit <= most:
         behind = f" behind {request.num_forced} that are given" if request.num_forced else ""
@@ -116,7 +117,7 @@ def check_request(t3: T3, request: Request) -> None:
 
 def limit_of(t3: T3, request: Request) -> int:
     """Number of tokens this request may decode."""
-    limit = request.max_new_tokens or t3.hp.max_speech_tokens - request.num_forced
+    limit = request.max_new_tokens or t3.max_speech_len - request.num_forced
     guard = guard_of(request.guard)
     bound = None if guard is None else guard.max_tokens(t3.hp, len(request.new_text))
     return limit if bound is None else min(limit, bound)
@@ -165,7 +166,7 @@ def pieces(start: int, length: int, piece_len: int | None) -> list[slice]:
 
 def allocate_cache(t3: T3, rows: int, capacity: int, cache_policy: str | KVCacheConfig = "static") -> KVCache | None:
     """An empty cache of a policy, a name or settings, that fits this model; None for "none"."""
-    config, backbone = cache_config(cache_policy), t3.hp.backbone
+    config, backbone = cache_config(cache_policy), t3.sizes
     if config.silent_tokens is None:
         config = dataclasses.replace(config, silent_tokens=t3.hp.silent_speech_tokens)
     return make_cache(

@@ -121,7 +121,7 @@ class PooledDecoder(CachedDecoder):
         return cache
 
     def _planned(self, rows: int, capacity: int) -> int:
-        backbone = self._t3.hp.backbone
+        backbone = self._t3.sizes
         sizes = backbone.num_layers, rows, backbone.num_heads, backbone.head_dim
         return planned_nbytes(self._config, *sizes, capacity, dtype=self._t3.dtype)
 

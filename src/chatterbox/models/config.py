@@ -200,6 +200,13 @@ class VoiceEncoderConfig:
     windows_per_second: float = 1.3
     min_coverage: float = 0.8
 
+    # As upstream names them.
+    speaker_embed_size = property(lambda self: self.embed_size)
+    ve_hidden_size = property(lambda self: self.hidden_size)
+    hop_size = property(lambda self: self.hop_len)
+    win_size = property(lambda self: self.n_fft)
+    ve_partial_frames = property(lambda self: self.window_frames)
+
 
 @dataclass(frozen=True)
 class S3TokenizerConfig:

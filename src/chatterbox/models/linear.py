@@ -1,7 +1,7 @@
 """Products with weight matrices, as fast as the CPU has them.
 
-Owns: which product reads the weights faster. Does not know: what the layers are for, layers that share an input
-(`chatterbox.models.shared_input`).
+Owns: which product reads the weights faster, and which layers it stands for: those that nobody touched. Does not know:
+what the layers are for, layers that share an input (`chatterbox.models.shared_input`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 from chatterbox.models.conv import shared_length
 
@@ -48,8 +49,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` through `linear`; the state dict is the same."""
+def is_untouched(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether calling ``layer`` is ``kind.forward`` and nothing else. Backward hooks act in training alone."""
+    if type(layer) is not kind:
+        return False
+    own = layer.__dict__  # attributes of modules are slow to read, and this is asked at every call
+    if "forward" in own or "_compiled_call_impl" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return False
+    # Subclasses of Parameter, as quantised ones, have products of their own.
+    return type(own["_parameters"].get("weight")) is nn.Parameter
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+
+def has_global_hooks() -> bool:
+    """Whether torch calls hooks around the forward of every module."""
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; of an `nn.Linear` that nobody touched by `linear`.
+
+    The layers are torch's own, not a subclass, because tools that replace layers look for exactly that type.
+    """
+    if is_untouched(layer) and not has_global_hooks():
+        parameters = layer.__dict__["_parameters"]
+        return linear(x, parameters["weight"], parameters["bias"])
+    out: Tensor = layer(x)
+    return out
+
+
+class LinearSequential(nn.Sequential):
+    """`nn.Sequential` whose layers are called through `apply_linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self:
+            input = apply_linear(layer, input)
+        return input

@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 
-from chatterbox.models.linear import Linear, linear
+from chatterbox.models.linear import apply_linear, has_global_hooks, is_untouched, linear
 
 
 class _Member(NamedTuple):
     """A layer as it was joined."""
 
     name: str
-    layer: Linear
+    layer: nn.Linear
     weight: Tensor
     address: int
 
@@ -33,21 +32,8 @@ class _Joined(NamedTuple):
     members: tuple[_Member, ...]
 
 
-def is_untouched(layer: nn.Module | None) -> bool:
-    """Whether calling ``layer`` is `Linear.forward` and nothing else. Backward hooks act in training alone."""
-    if type(layer) is not Linear:
-        return False
-    own = layer.__dict__  # attributes of modules are slow to read, and this is asked at every call
-    return "forward" not in own and not own["_forward_hooks"] and not own["_forward_pre_hooks"]
-
-
-def has_global_hooks() -> bool:
-    """Whether torch calls hooks around the forward of every module."""
-    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
-
-
 class SharedInput(nn.Module):
-    """Base of a module with several bias-free `Linear` layers of one input, which subclasses name in ``JOINED``."""
+    """Base of a module with several bias-free `nn.Linear` layers of one input, which subclasses name in ``JOINED``."""
 
     JOINED: tuple[str, ...]
     _joined: _Joined | None = None
@@ -69,7 +55,7 @@ class SharedInput(nn.Module):
                 joined = self.join()
             if joined is not None:
                 return linear(x, joined.weight).split(joined.sizes, dim=-1)
-        return tuple(getattr(self, name)(x) for name in self.JOINED)
+        return tuple(apply_linear(getattr(self, name), x) for name in self.JOINED)
 
     def _is_current(self, joined: _Joined) -> bool:
         """Whether all members are in their places, untouched, and still views of the matrix."""
@@ -93,7 +79,7 @@ class SharedInput(nn.Module):
         self._joined = None
         if has_global_hooks():
             return None
-        layers = [layer for name in self.JOINED if isinstance(layer := self._modules.get(name), Linear)]
+        layers = [layer for name in self.JOINED if isinstance(layer := self._modules.get(name), nn.Linear)]
         if len(layers) < len(self.JOINED) or not all(map(_is_joinable, layers)):
             return None
         weights = [layer.weight for layer in layers]
@@ -112,8 +98,5 @@ class SharedInput(nn.Module):
         return self._joined
 
 
-def _is_joinable(layer: Linear) -> bool:
-    parameters = layer._parameters
-    weight = parameters.get("weight")
-    # Subclasses of Parameter, as quantised ones, have products of their own.
-    return is_untouched(layer) and type(weight) is nn.Parameter and weight.ndim == 2 and parameters.get("bias") is None
+def _is_joinable(layer: nn.Linear) -> bool:
+    return is_untouched(layer) and layer.weight.ndim == 2 and layer._parameters.get("bias") is None

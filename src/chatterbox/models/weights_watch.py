@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
-from chatterbox.models.shared_input import SharedInput, has_global_hooks
+from chatterbox.models.linear import has_global_hooks
+from chatterbox.models.shared_input import SharedInput
 
 NUM_RUNS, RUN_LEN = 2, 8  # of values that are looked at of each weight; those of a run are neighbours
-PLAIN_TYPES = frozenset({nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.RMSNorm})  # what torch has beside our modules
+PLAIN_TYPES = frozenset({nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm})  # torch's, of our models
 SAME, OTHER, PENDING = 0, 1, 2  # what a device has answered
 
 
@@ -167,7 +168,7 @@ def _has_functions(own: dict[str, Any]) -> bool:
 
 
 def _is_ours(kind: type) -> bool:
-    return kind in PLAIN_TYPES or kind.__module__.startswith("chatterbox.")
+    return kind in PLAIN_TYPES or kind.__module__.startswith(("chatterbox.", "transformers.pytorch_utils"))
 
 
 def _hyperparameters_of(module: nn.Module) -> str:

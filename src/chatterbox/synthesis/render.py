@@ -19,7 +19,7 @@ from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
 from chatterbox.runtime.torch_context import own_context
-from chatterbox.watermark.perth import Watermarker, WatermarkStream
+from chatterbox.watermark.perth import Watermarker, WatermarkStream, mark_with
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
 RELEASE_LEN = S3GEN_SR // 100
@@ -196,7 +196,7 @@ class SpeechRenderer:
             ready = [self._marks.push(samples), *([self._marks.finish()] if is_all else [])]
             samples = np.concatenate(ready)
         elif self._watermarker is not None and len(samples):
-            samples = self._watermarker.apply_watermark(samples, sample_rate=S3GEN_SR)
+            samples = mark_with(self._watermarker, samples, S3GEN_SR)
         return torch.from_numpy(np.ascontiguousarray(samples))[None]
 
     def _fade_out_the_last(self, samples: np.ndarray) -> None:

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from chatterbox.config import KVCacheConfig, SamplingConfig, SpeechOptions
 from chatterbox.engine.request import ForcedPrefix, Request
+from chatterbox.models.config import T3Config
 from chatterbox.models.t3 import T3
-from chatterbox.models.tokenizers import TextTokenizer
+from chatterbox.models.tokenizers import TextTokenizer, rules_of, tokens_by
 from chatterbox.models.tokenizers.languages import base_language, begun
-from chatterbox.runtime.replaceable import call
 from chatterbox.text import Utterance, utterances
 from chatterbox.text.chunking import has_words
 from chatterbox.text.cleaning import clean, clean_pieces, clean_utterance
 from chatterbox.text.in_words import in_words
-from chatterbox.text.normalize import speakable, with_all_enders
+from chatterbox.text.normalize import ENGLISH, speakable, with_all_enders
 from chatterbox.voice.conditionals import Conditionals
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd and large: the seeds of a request's utterances are far apart
@@ -138,7 +138,7 @@ def decode_request(
     if t3.hp.mark_text:
         text_tokens = F.pad(text_tokens, (1, 0), value=t3.hp.start_text_token)
         text_tokens = F.pad(text_tokens, (0, 1), value=t3.hp.stop_text_token)
-    room = t3.hp.max_speech_tokens - (0 if forced is None else len(forced.tokens))
+    room = t3.max_speech_len - (0 if forced is None else len(forced.tokens))
     return Request(
         t3_cond=voice.t3,
         text_tokens=text_tokens,
@@ -150,17 +150,25 @@ def decode_request(
     )
 
 
-def text_tokens_of(tokenizer: TextTokenizer, request: SynthesisRequest, text: str) -> Tensor:
-    """Ids (S,) of a text, without marks."""
+def text_tokens_of(
+    tokenizer: TextTokenizer, request: SynthesisRequest, text: str, *, hp: T3Config | None = None
+) -> Tensor:
+    """Ids (S,) of a text, without marks.
+
+    A program's own tokenizer needs no punctuation rules: those of a model of ``hp`` stand in.
+    """
     named = {} if request.language_id is None else {"language_id": request.language_id}
     language, is_exact = _language(request), request.cleaning == "none"
     spells = request.normalize if request.normalize is not None else getattr(tokenizer, "spells_numbers", False)
     if spells:
         text = in_words(text, language or "en")
     text = text if is_exact else begun(text, language)
-    rules = tokenizer.rules if is_exact else with_all_enders(tokenizer.rules)
-    spoken = speakable(text, rules) if request.punctuate is None else request.punctuate(text)
-    return call(tokenizer.text_to_tokens, named, {"exact": is_exact}, spoken)[0]
+    if request.punctuate is not None:
+        spoken = request.punctuate(text)
+    else:
+        rules = getattr(tokenizer, "rules", None) or (ENGLISH if hp is None else rules_of(hp))
+        spoken = speakable(text, rules if is_exact else with_all_enders(rules))
+    return torch.atleast_2d(torch.as_tensor(tokens_by(tokenizer, spoken, named, exact=is_exact)))[0]
 
 
 def utterance_seed(seed: int | None, index: int) -> int | None:

@@ -26,6 +26,7 @@ from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
+from chatterbox.models.parallel import unwrapped
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.weight_norm import forget_products
 from chatterbox.models.t3 import T3
@@ -122,6 +123,7 @@ class Synthesizer:
             ValueError: ``config`` names what does not exist.
         """
         check_names(config.kvcache)
+        t3, s3gen, voice_encoder = map(unwrapped, (t3, s3gen, voice_encoder))
         self.t3, self.s3gen, self.tokenizer, self.voice_encoder = t3, s3gen, tokenizer, voice_encoder
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
         self.recipe = VoiceRecipe()
@@ -135,6 +137,7 @@ class Synthesizer:
 
         Requests under way end with what they began with.
         """
+        value = unwrapped(value)
         setattr(self, part, value)
         if part == "t3":
             self._drive(self.prefixes.manager)
@@ -214,14 +217,14 @@ class Synthesizer:
     @own_context()
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
         found = utterances_of(self.t3, request, tokens_of, by_sentence=by_sentence)
         return [one.text for one in found if not is_silence(one)]
 
     @own_context()
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         texts = self.utterances(request, by_sentence=by_sentence)
         return [
@@ -302,7 +305,7 @@ class Synthesizer:
         self, inference: Callable[..., Any], request: SynthesisRequest, on_token: Callable[[int], None] | None
     ) -> Iterator[SpeechChunk]:
         """`chunks_by` for ``request``."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request)
+        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
         found = list(utterances_of(self.t3, request, tokens_of)) or [nothing_to_speak()]
         if request.seed is None and sum(not is_silence(one) for one in found) > 1:
             request = with_seed(request)

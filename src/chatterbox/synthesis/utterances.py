@@ -131,7 +131,9 @@ class Utterances:
         self._t3: T3 = scheduler.prefixes.t3
         self._policy = policy_of(request)
         self._voice = request.conditionals.with_exaggeration(request.exaggeration)
-        self._tokens_of: Callable[[str], Tensor] = lru_cache(64)(partial(text_tokens_of, tokenizer, request))
+        self._tokens_of: Callable[[str], Tensor] = lru_cache(64)(
+            partial(text_tokens_of, tokenizer, request, hp=self._t3.hp)
+        )
         self._continuation: Continuation | None = None
         if self._plan.continuity == "append":
             self._continuation = scheduler.continuation(self._policy)

@@ -14,7 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -99,6 +99,32 @@ class Watermarker(Protocol):
 
     def apply_watermark(self, signal: np.ndarray, sample_rate: int) -> np.ndarray:
         """``signal``, float32 (N,), marked; maybe cut to a multiple of 10 ms."""
+
+
+def mark_with(watermarker: Watermarker, signal: np.ndarray, sample_rate: int) -> np.ndarray:
+    """``signal``, float32 (N,), as ``watermarker`` returns it.
+
+    Raises:
+        TypeError: it returns what is no audio.
+    """
+    found: Any = watermarker.apply_watermark(signal, sample_rate=sample_rate)
+    try:
+        samples = np.asarray(found)
+    except (TypeError, ValueError):
+        samples = np.empty(0)
+    if samples.dtype.kind not in "fiu" or samples.ndim != 1 or not samples.size:
+        raise TypeError(
+            f"the watermarker, {type(watermarker).__name__}, returned {_described(found)}, which is no audio of one "
+            "channel: apply_watermark must return (N,) samples; assign another to watermarker, or pass watermark=False"
+        )
+    return samples.astype(np.float32, copy=False)
+
+
+def _described(found: object) -> str:
+    if found is None:
+        return "None"
+    shape = f" of shape {found.shape}" if isinstance(found, (np.ndarray, Tensor)) else ""
+    return f"a {type(found).__name__}{shape}"
 
 
 class PerthWatermarker:
@@ -218,17 +244,18 @@ class WatermarkStream:
         raw = np.concatenate(self._raw)
         padding = 0 if keep_len else max(2 * self._hop, round(_LEAST_SECONDS * self._rate) - len(raw))
         signal = np.pad(raw, (0, padding))
-        marked = np.asarray(self._watermarker.apply_watermark(signal, sample_rate=self._rate), np.float32)
-        if marked.ndim != 1 or len(marked) <= len(signal) - 2 * self._hop:
+        samples = mark_with(self._watermarker, signal, self._rate)
+        if len(samples) <= len(signal) - 2 * self._hop:
             raise RuntimeError(
-                f"the watermarker made {marked.shape} of {signal.shape} samples; it may cut less than 20 ms off the end"
+                f"the watermarker made {samples.shape} of {signal.shape} samples; "
+                "it may cut less than 20 ms off the end"
             )
-        marked = marked[: len(raw)]
-        ready = marked[self._past : len(marked) - keep_len].copy()
+        samples = samples[: len(raw)]
+        ready = samples[self._past : len(samples) - keep_len].copy()
         if self._held is not None:
             head = ready[: self._fade]
             head[:] = self._held + self._rising * (head - self._held)
-        self._held = marked[len(marked) - keep_len :]
+        self._held = samples[len(samples) - keep_len :]
         self._move(raw, len(ready))
         return ready
 

@@ -194,7 +194,7 @@ def test_without_room_who_came_last_gives_way(
     schedulers.append(scheduler)
     streams = [scheduler.stream(request, policy=STATIC) for request in requests]
     assert [list(stream) for stream in streams] == [alone(t3, request) for request in requests]
-    assert parked or t3.hp is SMALL_GPT2
+    assert parked or t3.hp == SMALL_GPT2
     wait_until_free(scheduler)
 
 

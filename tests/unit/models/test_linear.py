@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chatterbox.models.linear import EXACT_ROWS, ONEDNN, SMALL, Linear, linear, shared_rows
+from chatterbox.models.linear import EXACT_ROWS, ONEDNN, SMALL, LinearSequential, apply_linear, linear, shared_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 33, 128, 129])
@@ -44,13 +44,12 @@ def test_many_rows_come_in_few_numbers() -> None:
     assert len({shared_rows(rows) for rows in range(1, 4097)}) == EXACT_ROWS + 7 * 8
 
 
-def test_layer_has_the_state_dict_of_torch() -> None:
-    layer, theirs = Linear(16, 24), torch.nn.Linear(16, 24)
-    layer.load_state_dict(theirs.state_dict())
-    x = torch.randn(3, 50, 16)
-    torch.testing.assert_close(layer(x), theirs(x))
+def test_layers_one_after_the_other() -> None:
+    layers, x = [torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 16)], torch.randn(3, 50, 16)
+    torch.testing.assert_close(LinearSequential(*layers)(x), torch.nn.Sequential(*layers)(x))
     with torch.inference_mode():
-        torch.testing.assert_close(layer(x), theirs(x))
+        expected = linear(F.gelu(linear(x, layers[0].weight, layers[0].bias)), layers[2].weight, layers[2].bias)
+        assert torch.equal(LinearSequential(*layers)(x), expected)
 
 
 @pytest.mark.parametrize("rows", range(1, 10))
@@ -65,3 +64,26 @@ def test_small_matrices_are_multiplied_from_the_left_and_one_row_as_two(monkeypa
             torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-5)
     expected = [max(2, rows)] if rows <= 8 else []
     assert taken == expected + ([rows] if rows in (2, 3, 4) or (not ONEDNN and rows > 1) else [])
+
+
+def test_a_layer_that_nobody_touched_goes_through_the_faster_product() -> None:
+    layer, x = torch.nn.Linear(16, 24), torch.randn(3, 16)
+    with torch.inference_mode():
+        assert torch.equal(apply_linear(layer, x), linear(x, layer.weight, layer.bias))
+        layer._compiled_call_impl = lambda rows: rows * 2  # what `compile` assigns
+        assert torch.equal(apply_linear(layer, x), x * 2)
+
+
+def test_a_weight_of_another_kind_has_a_product_of_its_own() -> None:
+    class Halved(torch.nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                out = function(*args, **(kwargs or {}))
+            return out / 2 if function is F.linear else out
+
+    layer, x = torch.nn.Linear(16, 24, bias=False), torch.randn(3, 16)
+    with torch.inference_mode():
+        expected = layer(x) / 2
+        layer.weight = Halved(layer.weight.detach())
+        torch.testing.assert_close(apply_linear(layer, x), expected)

@@ -6,6 +6,8 @@ Owns: hashes of tensors and of a module's weights. Does not know: trees, tiers, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +37,21 @@ def weights_fingerprint(module: nn.Module) -> str:
     The same on every machine for the same file; reads the weights once.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(module.state_dict().items()):
+    for name, weight in _tensors_of(sorted(module.state_dict().items())):
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // NUM_SAMPLES)].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)};".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tensors_of(entries: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Entries of a state dict by name; quantised layers have tuples of weight and bias there, and other values."""
+    for name, value in entries:
+        if isinstance(value, (tuple, list)):
+            yield from _tensors_of((f"{name}.{index}", part) for index, part in enumerate(value))
+        elif isinstance(value, Tensor):
+            yield name, value.dequantize() if value.is_quantized else value
 
 
 def _bit_sum(flat: Tensor) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from chatterbox.models.config import FlowEncoderConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import LinearSequential, apply_linear
 
 
 def length_mask(lengths: Tensor, max_len: int) -> Tensor:
@@ -38,21 +38,21 @@ class RelativeSelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.linear_q = Linear(hidden_size, hidden_size)
-        self.linear_k = Linear(hidden_size, hidden_size)
-        self.linear_v = Linear(hidden_size, hidden_size)
-        self.linear_out = Linear(hidden_size, hidden_size)
-        self.linear_pos = Linear(hidden_size, hidden_size, bias=False)
+        self.linear_q = nn.Linear(hidden_size, hidden_size)
+        self.linear_k = nn.Linear(hidden_size, hidden_size)
+        self.linear_v = nn.Linear(hidden_size, hidden_size)
+        self.linear_out = nn.Linear(hidden_size, hidden_size)
+        self.linear_pos = nn.Linear(hidden_size, hidden_size, bias=False)
         self.pos_bias_u = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_heads, hidden_size // num_heads)))
         self.pos_bias_v = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_heads, hidden_size // num_heads)))
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """``x`` (B, T, D), ``positions`` (2T, D) by :func:`relative_positions`, ``mask`` (B, 1, 1, T) True if valid."""
         num_frames, heads = x.shape[1], (self.num_heads, -1)
-        q = self.linear_q(x).unflatten(-1, heads)  # (B, T, H, d)
-        k = self.linear_k(x).unflatten(-1, heads).transpose(1, 2)  # (B, H, T, d)
-        v = self.linear_v(x).unflatten(-1, heads).transpose(1, 2)
-        p = self.linear_pos(positions).unflatten(-1, heads).permute(1, 2, 0)  # (H, d, 2T)
+        q = apply_linear(self.linear_q, x).unflatten(-1, heads)  # (B, T, H, d)
+        k = apply_linear(self.linear_k, x).unflatten(-1, heads).transpose(1, 2)  # (B, H, T, d)
+        v = apply_linear(self.linear_v, x).unflatten(-1, heads).transpose(1, 2)
+        p = apply_linear(self.linear_pos, positions).unflatten(-1, heads).permute(1, 2, 0)  # (H, d, 2T)
         by_distance = torch.matmul((q + self.pos_bias_v).transpose(1, 2), p)  # (B, H, T, 2T), column c: distance T - c
         # Row i reads columns T - i .. 2T - 1 - i: in the flattened rows that is a view of stride 2T - 1.
         skewed = by_distance.flatten(-2)[..., num_frames:].unflatten(-1, (num_frames, 2 * num_frames - 1))
@@ -60,17 +60,17 @@ class RelativeSelfAttention(nn.Module):
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
         out = F.scaled_dot_product_attention((q + self.pos_bias_u).transpose(1, 2), k, v, attn_mask=bias)
-        return self.linear_out(out.transpose(1, 2).flatten(-2))
+        return apply_linear(self.linear_out, out.transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):
     def __init__(self, hidden_size: int, inner_size: int) -> None:
         super().__init__()
-        self.w_1 = Linear(hidden_size, inner_size)
-        self.w_2 = Linear(inner_size, hidden_size)
+        self.w_1 = nn.Linear(hidden_size, inner_size)
+        self.w_2 = nn.Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.silu(self.w_1(x)))
+        return apply_linear(self.w_2, F.silu(apply_linear(self.w_1, x)))
 
 
 class EncoderLayer(nn.Module):
@@ -94,7 +94,7 @@ class InputProjection(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.scale = math.sqrt(hidden_size)
-        self.out = nn.Sequential(Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size))
+        self.out = LinearSequential(nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(x) * self.scale

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chatterbox.models.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import LinearSequential, apply_linear
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -40,7 +40,7 @@ class CausalBlock(nn.Module):
 class ResnetBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int, time_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), Linear(time_size, width_out))
+        self.mlp = LinearSequential(nn.Mish(), nn.Linear(time_size, width_out))
         self.block1 = CausalBlock(width_in, width_out)
         self.block2 = CausalBlock(width_out, width_out)
         self.res_conv = Conv1d(width_in, width_out, 1)
@@ -54,14 +54,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.to_q = Linear(width, num_heads * head_dim, bias=False)
-        self.to_k = Linear(width, num_heads * head_dim, bias=False)
-        self.to_v = Linear(width, num_heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(Linear(num_heads * head_dim, width))
+        self.to_q = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_k = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_v = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.to_out = LinearSequential(nn.Linear(num_heads * head_dim, width))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         heads = (self.num_heads, -1)
-        q, k, v = (proj(x).unflatten(-1, heads).transpose(1, 2) for proj in (self.to_q, self.to_k, self.to_v))
+        parts = (apply_linear(proj, x) for proj in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, d)
         return self.to_out(out.transpose(1, 2).flatten(-2))
 
@@ -69,17 +70,18 @@ class Attention(nn.Module):
 class GELUProjection(nn.Module):
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.proj = Linear(width_in, width_out)
+        self.proj = nn.Linear(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
+        return F.gelu(apply_linear(self.proj, x))
 
 
 class FeedForward(nn.Module):
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
         # Index 2 is the output layer's place in the checkpoint.
-        self.net = nn.Sequential(GELUProjection(width, factor * width), nn.Identity(), Linear(factor * width, width))
+        inner = factor * width
+        self.net = LinearSequential(GELUProjection(width, inner), nn.Identity(), nn.Linear(inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -104,15 +106,16 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, num_sinusoids: int, time_size: int) -> None:
         super().__init__()
-        self.linear_1 = Linear(num_sinusoids, time_size)
-        self.linear_2 = Linear(time_size, time_size)
+        self.linear_1 = nn.Linear(num_sinusoids, time_size)
+        self.linear_2 = nn.Linear(time_size, time_size)
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.linear_1.in_features // 2
         rate = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10_000.0) / (half - 1)))
         angle = 1000 * t.float()[:, None] * rate  # (B, half)
-        sinusoids = torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+        dtype = next(self.parameters(), angle).dtype  # quantised layers have no parameters
+        sinusoids = torch.cat([angle.sin(), angle.cos()], dim=-1).to(dtype)
+        return apply_linear(self.linear_2, F.silu(apply_linear(self.linear_1, sinusoids)))
 
 
 class ConditionalDecoder(nn.Module):
@@ -124,7 +127,7 @@ class ConditionalDecoder(nn.Module):
         num_inputs, width, time_size = 4 * config.num_mels, c.channels, 4 * c.channels
         self.meanflow = meanflow
         self.time_mlp = TimeEmbedding(num_inputs, time_size)
-        self.time_embed_mixer = Linear(2 * time_size, time_size, bias=False) if meanflow else None
+        self.time_embed_mixer = nn.Linear(2 * time_size, time_size, bias=False) if meanflow else None
 
         def stage(width_in: int) -> list[nn.Module]:
             transformers = nn.ModuleList(TransformerBlock(c) for _ in range(c.num_transformers))
@@ -148,7 +151,7 @@ class ConditionalDecoder(nn.Module):
         time = self.time_mlp(t)
         if r is None or self.time_embed_mixer is None:
             return time
-        return self.time_embed_mixer(torch.cat([time, self.time_mlp(r)], dim=1))
+        return apply_linear(self.time_embed_mixer, torch.cat([time, self.time_mlp(r)], dim=1))
 
     def forward(
         self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None

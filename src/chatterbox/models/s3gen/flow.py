@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.models.config import FlowConfig
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import apply_linear
 from chatterbox.models.s3gen.cfm import CausalConditionalCFM
 from chatterbox.models.s3gen.encoder import UpsampleConformerEncoder, length_mask
 from chatterbox.runtime.replaceable import replaceable
@@ -28,18 +28,18 @@ class CausalMaskedDiffWithXvec(nn.Module):
         super().__init__()
         self.config = config
         self.input_embedding = nn.Embedding(config.vocab_size, config.encoder.hidden_size)
-        self.spk_embed_affine_layer = Linear(config.speaker_embed_size, config.num_mels)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker_embed_size, config.num_mels)
         self.encoder = UpsampleConformerEncoder(config.encoder)
-        self.encoder_proj = Linear(config.encoder.hidden_size, config.num_mels)
+        self.encoder_proj = nn.Linear(config.encoder.hidden_size, config.num_mels)
         self.decoder = CausalConditionalCFM(config, meanflow)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.encoder_proj.weight.dtype
+        return self.input_embedding.weight.dtype
 
     def embed_speaker(self, embedding: Tensor) -> Tensor:
         """x-vectors (B, speaker_embed_size) of any length to the estimator's ``spks`` (B, num_mels)."""
-        return self.spk_embed_affine_layer(F.normalize(embedding.float(), dim=1).to(self.dtype))
+        return apply_linear(self.spk_embed_affine_layer, F.normalize(embedding.float(), dim=1).to(self.dtype))
 
     def encode(
         self, token: Tensor, token_len: Tensor | None = None, *, isolate_padding: bool = True
@@ -62,7 +62,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
             embedded = self.input_embedding(token.masked_fill(~valid, 0)) * valid[..., None].to(self.dtype)
             mask = valid.repeat_interleave(FRAMES_PER_TOKEN, dim=1)[:, None].to(self.dtype)
         hidden = self.encoder(embedded, token_len, isolate_padding=isolate_padding)
-        return self.encoder_proj(hidden).transpose(1, 2).contiguous(), mask
+        return apply_linear(self.encoder_proj, hidden).transpose(1, 2).contiguous(), mask
 
     def forward(
         self,
@@ -100,7 +100,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         Raises:
             ValueError: no token, an id outside the vocabulary, too few tokens to hold back, or shapes that do not fit.
         """
-        device, batch = self.encoder_proj.weight.device, token.shape[0]
+        device, batch = self.input_embedding.weight.device, token.shape[0]
         sequence, lengths = self._sequence(token, token_len, prompt_token, prompt_token_len)
         mu, mask = self.encode(
             sequence.to(device), None if lengths is None else lengths.to(device), isolate_padding=isolate_padding

@@ -126,7 +126,8 @@ class HarmonicSource(nn.Module):
         sines, _, _ = self.l_sin_gen(f0, phase, noise, generator, turns)
         if noise is None and generator is None:
             _randn((f0.shape[0], f0.shape[2], 1), f0, None)  # upstream's unused noise branch advances the generator
-        sines = sines.transpose(1, 2).to(self.l_linear.weight.dtype)  # (B, N, H)
+        dtype = next(self.l_linear.parameters(), sines).dtype  # a quantised layer has no parameters
+        sines = sines.transpose(1, 2).to(dtype)  # (B, N, H)
         return torch.tanh(self.l_linear(sines)).transpose(1, 2)
 
 
@@ -161,7 +162,7 @@ class HiFTGenerator(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.m_source.l_linear.weight.dtype
+        return next(self.parameters()).dtype
 
     def source(
         self,

@@ -54,7 +54,7 @@ class S3Token2Mel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.flow.encoder_proj.weight.device
+        return self.flow.input_embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:

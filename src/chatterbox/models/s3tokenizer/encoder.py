@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox.models.config import S3TokenizerConfig
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import LinearSequential, apply_linear
 
 NUM_DIGITS, NUM_LEVELS = 8, 3  # a speech token has eight digits of base three
 _MLP_FACTOR = 4
@@ -49,7 +49,7 @@ class EncoderBlock(nn.Module):
         width, inner = config.hidden_size, _MLP_FACTOR * config.hidden_size
         self.attn = MemoryAttention(config)
         self.attn_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(), Linear(inner, width))
+        self.mlp = LinearSequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -64,19 +64,20 @@ class MemoryAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.query = Linear(width, width)
-        self.key = Linear(width, width, bias=False)
-        self.value = Linear(width, width)
-        self.out = Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
         self.fsmn_block = nn.Conv1d(width, width, config.fsmn_kernel, padding="same", groups=width, bias=False)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """``x`` (B, T, D), ``valid`` (B, T), ``rope`` cosine and sine (T, head_dim)."""
-        value = self.value(x)
-        heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (self.query(x), self.key(x), value))
+        value = apply_linear(self.value, x)
+        parts = apply_linear(self.query, x), apply_linear(self.key, x), value
+        heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         q, k, v = heads  # (B, H, T, D / H)
         mixed = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v, attn_mask=valid[:, None, None])
-        return self.out(mixed.transpose(1, 2).flatten(2)) + self._memory(value, valid)
+        return apply_linear(self.out, mixed.transpose(1, 2).flatten(2)) + self._memory(value, valid)
 
     def _memory(self, value: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         mask = valid[..., None].to(value.dtype)
@@ -89,11 +90,11 @@ class FSQCodebook(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.project_down = Linear(hidden_size, NUM_DIGITS)
+        self.project_down = nn.Linear(hidden_size, NUM_DIGITS)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Numbers (..., 8) before tanh and rounding, float32, differentiable."""
-        return self.project_down(hidden).float()
+        return apply_linear(self.project_down, hidden).float()
 
     @staticmethod
     def tokens(digits: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.config import LlamaConfig
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import apply_linear
 from chatterbox.models.shared_input import SharedInput
 from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 from chatterbox.models.t3.transformers_call import Backbone, call
+from chatterbox.models.t3.uncompiled import Layers, Uncompiled, share_notice
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -59,42 +61,42 @@ class RotaryPass(Pass):
         self.cos, self.sin = cos, sin
 
 
-class Attention(SharedInput):
+class Attention(Uncompiled, SharedInput):
     JOINED = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         inner = config.num_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = Linear(config.hidden_size, inner, bias=False)
-        self.v_proj = Linear(config.hidden_size, inner, bias=False)
-        self.o_proj = Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, run: RotaryPass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
             part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in run.rowwise(self.project, x)
         )
         query, key = rotate(query, run.cos, run.sin), rotate(key, run.cos, run.sin)
-        return run.rowwise(self.o_proj, attend(query, key, value, run, layer))
+        return run.rowwise(partial(apply_linear, self.o_proj), attend(query, key, value, run, layer))
 
 
-class GatedMLP(SharedInput):
+class GatedMLP(Uncompiled, SharedInput):
     JOINED = ("gate_proj", "up_proj")
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         gate, up = run.rowwise(self.project, x)
         silu = blocks.silu if run.batch_invariant else F.silu
-        return run.rowwise(self.down_proj, silu(gate) * up)
+        return run.rowwise(partial(apply_linear, self.down_proj), silu(gate) * up)
 
 
-class Layer(nn.Module):
+class Layer(Uncompiled):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
@@ -111,14 +113,22 @@ class LlamaBackbone(Backbone):
     """Embeddings in, hidden states after the final norm out."""
 
     rope_freqs: Tensor
+    embed_tokens: nn.Module
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = Layers(Layer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.register_buffer("rope_freqs", rope_frequencies(config), persistent=False)
+        share_notice(self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """A table that the published files have, and T3 does not use: it embeds tokens itself."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value
 
     def start(
         self,
@@ -173,8 +183,9 @@ class LlamaBackbone(Backbone):
 
     def _through(self, x: Tensor, run: RotaryPass, inputs: list[Tensor] | None = None) -> Tensor:
         """``inputs``: gets what enters each layer."""
+        x = self._entering(x)
         for index, layer in enumerate(self.layers):
             if inputs is not None:
                 inputs.append(x)
-            x = layer(x, run, index)
+            x = self._through_layer(layer, x, run, index)
         return self.norm(x)

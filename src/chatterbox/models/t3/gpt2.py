@@ -7,61 +7,67 @@ on. As `backbone`, it appends to a `KVCache` and masks by the positions that com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox.kvcache.base import KVCache
 from chatterbox.models.config import GPT2Config
-from chatterbox.models.linear import linear
+from chatterbox.models.linear import has_global_hooks, is_untouched, linear
 from chatterbox.models.t3 import batch_invariant as blocks
 from chatterbox.models.t3.attention import HeadReader, Pass, attend, positions_of
 from chatterbox.models.t3.transformers_call import Backbone, call
+from chatterbox.models.t3.uncompiled import Layers, Uncompiled, share_notice
 
 
-class Conv1D(nn.Module):
-    """A linear layer whose weight is stored (in, out), as GPT-2's are."""
+@cache
+def conv1d() -> type[nn.Module]:
+    """transformers' own linear layer whose weight is stored (in, out): adapters look for exactly that type."""
+    from transformers.pytorch_utils import Conv1D
 
-    def __init__(self, num_in: int, num_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_in, num_out).normal_(std=0.02))
-        self.bias = nn.Parameter(torch.zeros(num_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.T, self.bias)
+    return Conv1D
 
 
-class Attention(nn.Module):
+def apply_conv1d(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; of a `conv1d` that nobody touched by `linear`."""
+    if is_untouched(layer, conv1d()) and not has_global_hooks():
+        parameters = layer.__dict__["_parameters"]
+        return linear(x, parameters["weight"].T, parameters["bias"])
+    out: Tensor = layer(x)
+    return out
+
+
+class Attention(Uncompiled):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         inner = config.num_heads * config.head_dim
-        self.c_attn = Conv1D(config.hidden_size, 3 * inner)  # queries, keys, values
-        self.c_proj = Conv1D(inner, config.hidden_size)
+        self.c_attn = conv1d()(3 * inner, config.hidden_size)  # queries, keys, values
+        self.c_proj = conv1d()(config.hidden_size, inner)
 
     def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
         query, key, value = (  # (B, H, T, head_dim)
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for part in run.rowwise(self.c_attn, x).chunk(3, dim=-1)
+            for part in run.rowwise(partial(apply_conv1d, self.c_attn), x).chunk(3, dim=-1)
         )
-        return run.rowwise(self.c_proj, attend(query, key, value, run, layer))
+        return run.rowwise(partial(apply_conv1d, self.c_proj), attend(query, key, value, run, layer))
 
 
-class MLP(nn.Module):
+class MLP(Uncompiled):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc = Conv1D(config.hidden_size, config.intermediate_size)
-        self.c_proj = Conv1D(config.intermediate_size, config.hidden_size)
+        self.c_fc = conv1d()(config.intermediate_size, config.hidden_size)
+        self.c_proj = conv1d()(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        inner = run.rowwise(self.c_fc, x)
+        inner = run.rowwise(partial(apply_conv1d, self.c_fc), x)
         inner = blocks.gelu_tanh(inner) if run.batch_invariant else F.gelu(inner, approximate="tanh")
-        return run.rowwise(self.c_proj, inner)
+        return run.rowwise(partial(apply_conv1d, self.c_proj), inner)
 
 
-class Layer(nn.Module):
+class Layer(Uncompiled):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -78,11 +84,11 @@ class GPT2Backbone(Backbone):
     """Embeddings in, hidden states after the final norm out."""
 
     def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.wpe = nn.Embedding(config.max_positions, config.hidden_size)
-        self.h = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.h = Layers(Layer(config) for _ in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        share_notice(self)
 
     def forward(
         self,
@@ -107,9 +113,9 @@ class GPT2Backbone(Backbone):
 
     def _through(self, embeds: Tensor, run: Pass, inputs: list[Tensor] | None = None) -> Tensor:
         """``inputs``: gets what enters each layer."""
-        x = embeds + self.wpe(run.positions)
+        x = self._entering(embeds + self.wpe(run.positions))
         for index, layer in enumerate(self.h):
             if inputs is not None:
                 inputs.append(x)
-            x = layer(x, run, index)
+            x = self._through_layer(layer, x, run, index)
         return self.ln_f(x)

@@ -7,7 +7,8 @@ tokens are decoded (`chatterbox.engine`), which cache is used, what a voice is c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from chatterbox.config import SamplingConfig
 from chatterbox.kvcache import KVCache
 from chatterbox.models.config import GPT2Config, T3Config
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import apply_linear
 from chatterbox.models.t3.backbone import LlamaBackbone
 from chatterbox.models.t3.batch_invariant import in_blocks
 from chatterbox.models.t3.gpt2 import GPT2Backbone
 from chatterbox.models.t3.modules.cond_enc import T3Cond, T3CondEnc
 from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
-from chatterbox.models.t3.transformers_call import not_compiled
+from chatterbox.models.t3.modules.t3_config import assignable
+from chatterbox.models.t3.uncompiled import uncompiled
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime import forking
 from chatterbox.runtime.replaceable import replaceable
@@ -37,6 +39,15 @@ EXTRA_TEXT_POSITIONS = 2
 EXTRA_SPEECH_POSITIONS = 4
 
 
+class _Lens(NamedTuple):
+    """As a model was built, whatever a program does to its ``hp`` afterwards."""
+
+    num_text_tokens: int
+    num_speech_tokens: int
+    max_text_tokens: int
+    cond_len: int
+
+
 @dataclass(frozen=True)
 class T3Output:
     """Teacher-forced outputs. Logits are (B, T, vocabulary), latents (B, T, hidden)."""
@@ -49,23 +60,29 @@ class T3Output:
 
 
 class T3(nn.Module):
+    compiled = deepspeed_patch_applied = False  # upstream's; nothing here depends on them
+
     def __init__(self, hp: T3Config | None = None) -> None:
         super().__init__()
         forking.register(self)
-        self.hp = hp = T3Config() if hp is None else hp
+        hp = T3Config() if hp is None else hp
+        self.hp = assignable(hp)  # for programs; what it says of sizes is of a T3 that is built of it
         self.watch = WeightsWatch()
-        self.dim = hp.n_channels
-        backbone = hp.backbone
+        self.sizes = backbone = hp.backbone
+        self.dim = backbone.hidden_size
+        self.is_gpt = isinstance(backbone, GPT2Config)
         self.tfmr = GPT2Backbone(backbone) if isinstance(backbone, GPT2Config) else LlamaBackbone(backbone)
+        self.cfg = self.tfmr.config
         self.cond_enc = T3CondEnc(hp)
+        self._built = _Lens(hp.text_tokens_dict_size, hp.speech_tokens_dict_size, hp.max_text_tokens, hp.cond_len)
         self.text_emb = nn.Embedding(hp.text_tokens_dict_size, self.dim)
         self.speech_emb = nn.Embedding(hp.speech_tokens_dict_size, self.dim)
         self.text_pos_emb = self.speech_pos_emb = None
         if hp.input_pos_emb == "learned":
             self.text_pos_emb = LearnedPositionEmbeddings(hp.max_text_tokens + EXTRA_TEXT_POSITIONS, self.dim)
             self.speech_pos_emb = LearnedPositionEmbeddings(hp.max_speech_tokens + EXTRA_SPEECH_POSITIONS, self.dim)
-        self.text_head = Linear(self.dim, hp.text_tokens_dict_size, bias=False)
-        self.speech_head = Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
+        self.text_head = nn.Linear(self.dim, hp.text_tokens_dict_size, bias=False)
+        self.speech_head = nn.Linear(self.dim, hp.speech_tokens_dict_size, bias=hp.speech_head_bias)
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +93,35 @@ class T3(nn.Module):
         """Of the embeddings and hidden states, and so of a cache."""
         return next(self.parameters()).dtype
 
+    @property
+    def num_text_tokens(self) -> int:
+        """Rows of the table of text tokens, as it is now: programs put larger ones in its place."""
+        return _rows_of(self.text_emb, self._built.num_text_tokens)
+
+    @property
+    def num_speech_tokens(self) -> int:
+        """Rows of the table of speech tokens, as it is now."""
+        return _rows_of(self.speech_emb, self._built.num_speech_tokens)
+
+    @property
+    def max_speech_len(self) -> int:
+        """Speech tokens of one utterance at most: what ``hp`` says, as far as there are positions."""
+        wanted = self.hp.max_speech_tokens
+        if self.speech_pos_emb is None:
+            return wanted
+        return min(wanted, _rows_of(self.speech_pos_emb.emb, wanted + EXTRA_SPEECH_POSITIONS) - EXTRA_SPEECH_POSITIONS)
+
+    @property
+    def has_emotion(self) -> bool:
+        """Whether the emotion is a position of the conditioning."""
+        return self.cond_enc.emotion_adv_fc is not None
+
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
         super().__setstate__(state)
         forking.register(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "tfmr" and hasattr(value, "_orig_mod"):  # of torch.compile
-            value = not_compiled(value)
-        super().__setattr__(name, value)
+        super().__setattr__(name, uncompiled(value))
 
     def _apply(self, *args: Any, **kwargs: Any) -> T3:  # what .to(), .half() and .cuda() go through
         self.watch.forget()  # it holds the weights that are given up here
@@ -99,7 +137,7 @@ class T3(nn.Module):
 
     def cond_len_of(self, t3_cond: T3Cond) -> int:
         """Positions of the conditioning prefix of one voice."""
-        return self.hp.cond_len if self.hp.use_perceiver_resampler else 1 + _prompt(t3_cond).shape[1]
+        return 1 + _prompt(t3_cond).shape[1] if self.cond_enc.perceiver is None else self._built.cond_len
 
     def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
         """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded here unless it comes embedded."""
@@ -109,12 +147,14 @@ class T3(nn.Module):
 
     def check_lens(self, num_before: int, num_text: int, num_speech: int) -> None:
         """Raise ValueError when the model has no positions for so much text, or for the whole."""
-        limit = self.hp.max_text_tokens + EXTRA_TEXT_POSITIONS
+        limit = self._built.max_text_tokens + EXTRA_TEXT_POSITIONS
+        if self.text_pos_emb is not None:
+            limit = _rows_of(self.text_pos_emb.emb, limit)
         if self.text_pos_emb is not None and num_text > limit:
             raise ValueError(
                 f"text of {num_text} tokens is longer than the model's {limit} positions; split it into sentences"
             )
-        total, backbone = num_before + num_text + num_speech, self.hp.backbone
+        total, backbone = num_before + num_text + num_speech, self.sizes
         if isinstance(backbone, GPT2Config) and total > (limit := backbone.max_positions):
             raise ValueError(
                 f"{num_before} positions of voice, {num_text} of text and {num_speech} of speech are more than the "
@@ -123,8 +163,8 @@ class T3(nn.Module):
 
     def predict_speech(self, hidden: Tensor, *, batch_invariant: bool = False) -> Tensor:
         """(..., hidden) to logits (..., speech vocabulary); ``batch_invariant`` as the backbone takes it."""
-        logits: Tensor = in_blocks(self.speech_head, hidden) if batch_invariant else self.speech_head(hidden)
-        return logits
+        head = partial(apply_linear, self.speech_head)
+        return in_blocks(head, hidden) if batch_invariant else head(hidden)
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """(B, S) ids to (B, S, hidden), learned positions added where the model has them.
@@ -196,9 +236,9 @@ class T3(nn.Module):
         text_latents = _keep(hidden[:, cond_len : cond_len + text_tokens.shape[1]], text_token_lens)
         speech_latents = _keep(hidden[:, cond_len + text_tokens.shape[1] :], speech_token_lens)
         return T3Output(
-            text_logits=self.text_head(text_latents),
+            text_logits=apply_linear(self.text_head, text_latents),
             text_latents=text_latents,
-            speech_logits=self.speech_head(speech_latents),
+            speech_logits=apply_linear(self.speech_head, speech_latents),
             speech_latents=speech_latents,
             hidden_states=hidden,
         )
@@ -357,6 +397,12 @@ class T3(nn.Module):
         request = Request(t3_cond, text_tokens, sampling, max_gen_len, seed=seed)
         tokens = generate(self, request, use_cache=switch("use_cache", use_cache))
         return tokens[tokens != self.hp.stop_speech_token][None]
+
+
+def _rows_of(table: nn.Module, built: int) -> int:
+    """Of a table of embeddings, or of what a program has put in its place; ``built`` where that does not say."""
+    weight = getattr(table, "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) else built
 
 
 def _prompt(t3_cond: T3Cond) -> Tensor:

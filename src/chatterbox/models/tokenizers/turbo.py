@@ -50,6 +50,15 @@ class TurboTokenizer:
         """transformers' call, for programs that tokenize by themselves."""
         return self.tokenizer(*args, **kwargs)
 
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else transformers' tokenizer has."""
+        if name.startswith("__") or "tokenizer" not in self.__dict__:  # of copies and pickles that are being made
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
     @property
     def largest_id(self) -> int:
         return max(self.tokenizer.get_vocab().values())

@@ -36,6 +36,11 @@ class VoiceEncoder(nn.Module):
         self.similarity_bias = nn.Parameter(torch.tensor([-5.0]))
 
     @property
+    def hp(self) -> VoiceEncoderConfig:
+        """``config`` under upstream's name."""
+        return self.config
+
+    @property
     def device(self) -> torch.device:
         return self.proj.weight.device
 

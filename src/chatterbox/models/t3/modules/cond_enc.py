@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.models.config import T3Config
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import apply_linear
 from chatterbox.models.t3.modules.perceiver import Perceiver
 from chatterbox.runtime.pickles import load_plain
 
@@ -60,10 +60,10 @@ class T3CondEnc(nn.Module):
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.speaker_embed_size = config.speaker_embed_size
-        self.spkr_enc = Linear(config.speaker_embed_size, config.n_channels)
+        self.spkr_enc = nn.Linear(config.speaker_embed_size, config.n_channels)
         self.emotion_adv_fc = self.perceiver = None
         if config.emotion_adv:
-            self.emotion_adv_fc = Linear(1, config.n_channels, bias=False)
+            self.emotion_adv_fc = nn.Linear(1, config.n_channels, bias=False)
         if config.use_perceiver_resampler:
             self.perceiver = Perceiver(config.perceiver_queries, config.n_channels, config.perceiver_heads)
 
@@ -75,13 +75,15 @@ class T3CondEnc(nn.Module):
         """
         if cond.clap_emb is not None:
             raise ValueError("clap_emb must be None: no published model reads a CLAP embedding")
-        weight = next(self.parameters())
-        speaker = self.spkr_enc(cond.speaker_emb.to(weight).view(-1, 1, self.speaker_embed_size))  # (B, 1, hidden)
+        weight = next(self.parameters(), prompt_emb)  # quantised layers have none
+        speaker = cond.speaker_emb.to(weight).view(-1, 1, self.speaker_embed_size)
+        speaker = apply_linear(self.spkr_enc, speaker)  # (B, 1, hidden)
         prompt = prompt_emb.to(weight) if self.perceiver is None else self.perceiver(prompt_emb)
         parts = [speaker, prompt.expand(speaker.shape[0], -1, -1)]
         if self.emotion_adv_fc is not None:
             if cond.emotion_adv is None:
                 raise ValueError("emotion_adv must be a number (0.5 is neutral), got None")
             emotion = torch.as_tensor(cond.emotion_adv, dtype=weight.dtype, device=weight.device)
-            parts.append(self.emotion_adv_fc(emotion.reshape(-1, 1, 1)).expand(speaker.shape[0], -1, -1))
+            emotion = apply_linear(self.emotion_adv_fc, emotion.reshape(-1, 1, 1))
+            parts.append(emotion.expand(speaker.shape[0], -1, -1))
         return torch.cat(parts, dim=1)

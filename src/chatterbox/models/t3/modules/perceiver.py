@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox.models.linear import Linear
+from chatterbox.models.linear import apply_linear
 
 
 class AttentionBlock(nn.Module):
@@ -19,10 +19,10 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(channels)
-        self.to_q = Linear(channels, channels)
-        self.to_k = Linear(channels, channels)
-        self.to_v = Linear(channels, channels)
-        self.proj_out = Linear(channels, channels)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """(B, Q, C) attends to (B, M, C): (B, Q, C)."""
@@ -32,9 +32,11 @@ class AttentionBlock(nn.Module):
 
         normed_queries, normed_memory = self.norm(queries), self.norm(memory)
         mixed = F.scaled_dot_product_attention(
-            heads(self.to_q(normed_queries)), heads(self.to_k(normed_memory)), heads(self.to_v(normed_memory))
+            heads(apply_linear(self.to_q, normed_queries)),
+            heads(apply_linear(self.to_k, normed_memory)),
+            heads(apply_linear(self.to_v, normed_memory)),
         )
-        return queries + self.proj_out(mixed.transpose(1, 2).flatten(2))
+        return queries + apply_linear(self.proj_out, mixed.transpose(1, 2).flatten(2))
 
 
 class Perceiver(nn.Module):
