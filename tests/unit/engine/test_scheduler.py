@@ -276,11 +276,13 @@ def test_the_queue_has_a_bound_and_keeps_its_order(
         def finish(self) -> None:
             ended.append(self.number)
 
+        def fail(self, error: BaseException) -> None: ...
+
     rows = 2 // long_request(t3, 0).num_rows
     for number in range(rows):
         scheduler.submit(long_request(t3, number), Noted(number), policy=STATIC)
     permits.release()  # a first step may have begun before the second request was there
-    wait_for(lambda: scheduler.stats()["running"] == rows)
+    wait_for(lambda: (stats := scheduler.stats())["running"] == rows and stats["waiting"] == 0)
     for number in range(rows, rows + 3):
         scheduler.submit(long_request(t3, number, max_new_tokens=44 - number), Noted(number), policy=STATIC)
     with pytest.raises(QueueFullError, match=r"3 requests wait already; try again later, or raise engine\.max_waiting"):
