@@ -46,7 +46,7 @@ from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 from chatterbox.values import seed_of, switch
-from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
+from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Hearing, Reference
 from chatterbox.watermark.perth import watermarker_of
 
 if TYPE_CHECKING:
@@ -408,13 +408,8 @@ class SpeechModel(abc.ABC):
     ) -> Conditionals:
         lens = zip((self.ENC_COND_LEN, self.DEC_COND_LEN), self._published_lens, strict=True)
         enc_cond_len, dec_cond_len = (None if length == published else length for length, published in lens)
-        voice = self.synthesizer.conditionals(
-            reference,
-            norm_loudness=norm_loudness,
-            sample_rate=sample_rate,
-            enc_cond_len=enc_cond_len,
-            dec_cond_len=dec_cond_len,
-        )
+        hearing = Hearing(sample_rate, norm_loudness, enc_cond_len, dec_cond_len)
+        voice = self.synthesizer.conditionals(reference, hearing)
         return voice.with_exaggeration(exaggeration)
 
 

@@ -27,6 +27,7 @@ from chatterbox.synthesis.request import SynthesisRequest, decode_request, text_
 from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
+from chatterbox.voice.conditionals import Hearing
 from tests.support.folders import SMALL_TURBO, recording
 from tests.support.speaking import speak
 
@@ -108,8 +109,10 @@ def test_loudness_of_the_reference(turbo, long_wav):
     wav, _ = soundfile.read(long_wav, dtype="float32")
     gain = np.float32(10 ** ((-27 - integrated_loudness(wav, 24_000)) / 20))
     assert gain > 1.5
-    loud, plain = (turbo.synthesizer.conditionals(long_wav, norm_loudness=normalize) for normalize in (True, False))
-    by_hand = turbo.synthesizer.conditionals(wav * gain, norm_loudness=False)
+    loud, plain = (
+        turbo.synthesizer.conditionals(long_wav, Hearing(norm_loudness=normalize)) for normalize in (True, False)
+    )
+    by_hand = turbo.synthesizer.conditionals(wav * gain, Hearing(norm_loudness=False))
     torch.testing.assert_close(loud.gen["prompt_feat"], by_hand.gen["prompt_feat"], rtol=1e-4, atol=1e-4)
     assert (loud.gen["prompt_feat"] - plain.gen["prompt_feat"]).abs().max() > 0.1
     assert torch.equal(turbo.synthesizer.conditionals(long_wav).gen["prompt_feat"], loud.gen["prompt_feat"])

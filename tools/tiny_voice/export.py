@@ -35,7 +35,7 @@ def export(work: Path, recordings: Recordings, folder: Path, default_voice: str 
     (folder / "config.json").write_text(json.dumps(to_dict(TINY), indent=1) + "\n")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_file(), indent=1) + "\n")
     reference = reference_of(recordings, VOICES.index(default_voice))
-    conditionals = prepare_conditionals(s3gen, voice_encoder, reference, hp=TINY.t3, sample_rate=S3GEN_SR)
+    conditionals = prepare_conditionals(s3gen, voice_encoder, reference, hp=TINY.t3)
     conditionals.save(folder / "conds.safetensors")
     stored = load_file(str(folder / "conds.safetensors"))
     save_file({key: _halved(key, value) for key, value in stored.items()}, str(folder / "conds.safetensors"))

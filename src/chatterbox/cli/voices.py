@@ -75,7 +75,7 @@ def run_list(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from chatterbox.audio.recordings import LIBRARY
     from chatterbox.cli.speaker import checked, models_of
-    from chatterbox.voice.conditionals import prepare_conditionals
+    from chatterbox.voice.conditionals import Hearing, prepare_conditionals
 
     library, recording = _library(arguments), Path(arguments.recording)
     library.free(arguments.name, force=arguments.force)
@@ -86,7 +86,7 @@ def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         models = models_of(config, report, any_language=True)
         report.stage("listening to the recording")
         parts = models.s3gen, models.voice_encoder, recording
-        voice = prepare_conditionals(*parts, hp=models.config.t3, purpose=LIBRARY)
+        voice = prepare_conditionals(*parts, hp=models.config.t3, hearing=Hearing(purpose=LIBRARY))
         about = {"model": config.model.source, "recording": recording.name, "family": family(models)}
         path = library.add(arguments.name, voice, about, force=arguments.force)
     print(f"{arguments.name}: {describe(path)['heard']} of {recording.name} for model {config.model.source}, in {path}")

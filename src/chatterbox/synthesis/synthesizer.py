@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
 from chatterbox.values import Fields
 from chatterbox.voice.cache import VoiceCache
-from chatterbox.voice.conditionals import Conditionals, Reference, prepare_conditionals
+from chatterbox.voice.conditionals import Conditionals, Hearing, Reference, prepare_conditionals
 from chatterbox.voice.recipe import VoiceRecipe
 from chatterbox.watermark.perth import PerthWatermarker, Watermarker
 
@@ -236,36 +236,21 @@ class Synthesizer:
         decodes = [decode for request in requests for decode in self.decode_requests(request)]
         self.scheduler.call(lambda between: self.prefixes.warm(decodes, pin=pin, between=between))
 
-    def conditionals(
-        self,
-        reference: Reference,
-        *,
-        norm_loudness: bool = True,
-        sample_rate: int | None = None,
-        enc_cond_len: int | None = None,
-        dec_cond_len: int | None = None,
-    ) -> Conditionals:
-        """The voice of a recording, prepared once for the same content; the arguments are `prepare_conditionals`'s.
+    def conditionals(self, reference: Reference, hearing: Hearing = Hearing()) -> Conditionals:
+        """The voice of a recording, prepared once for the same content.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used; the message says why.
         """
         make: Callable[[Reference], Conditionals] = partial(
-            prepare_conditionals,
-            self.s3gen,
-            self.voice_encoder,
-            hp=self.t3.hp,
-            norm_loudness=norm_loudness,
-            sample_rate=sample_rate,
-            enc_cond_len=enc_cond_len,
-            dec_cond_len=dec_cond_len,
+            prepare_conditionals, self.s3gen, self.voice_encoder, hp=self.t3.hp, hearing=hearing
         )
         recipe = self.recipe.name(self.s3gen, self.voice_encoder)
         try:
             if recipe is None:
                 return make(reference)
-            recipe = f"{norm_loudness=} {enc_cond_len=} {dec_cond_len=} {recipe}"
-            return self.voices.get(reference, make, source_rate=sample_rate, recipe=recipe)
+            recipe = f"{replace(hearing, sample_rate=None)} {recipe}"
+            return self.voices.get(reference, make, source_rate=hearing.sample_rate, recipe=recipe)
         finally:
             release_idle_threads()
 

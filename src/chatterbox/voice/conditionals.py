@@ -116,6 +116,22 @@ class Conditionals:
         return cls(t3, gen)
 
 
+@dataclass(frozen=True)
+class Hearing:
+    """How a recording is heard.
+
+    sample_rate: of samples, as `audio.recordings.Recording` has it. norm_loudness: bring it to -27 LUFS first, where
+    the model wants it. enc_cond_len, dec_cond_len: samples at 16 kHz that T3's prompt is made of, and at 24 kHz that
+    S3Gen hears; None is as the model has it, and 10 s. purpose: what messages call the recording.
+    """
+
+    sample_rate: int | None = None
+    norm_loudness: bool = True
+    enc_cond_len: int | None = None
+    dec_cond_len: int | None = None
+    purpose: Purpose = VOICE
+
+
 @own_context()
 def prepare_conditionals(
     s3gen: S3Gen,
@@ -124,37 +140,30 @@ def prepare_conditionals(
     *,
     hp: T3Config,
     exaggeration: float = 0.5,
-    sample_rate: int | None = None,
-    norm_loudness: bool = True,
-    purpose: Purpose = VOICE,
-    enc_cond_len: int | None = None,
-    dec_cond_len: int | None = None,
+    hearing: Hearing = Hearing(),
 ) -> Conditionals:
     """Conditionals of the voice in a reference recording.
 
     Args:
-        reference: the recording, with ``sample_rate`` as `audio.recordings.Recording` has them.
+        reference: as `audio.recordings.Recording` has it.
         hp: of the T3 that the voice is for; it says how long a recording must be and how much of it is its prompt.
         exaggeration: emotion, 0.5 is neutral.
-        norm_loudness: bring the recording to -27 LUFS first, where ``hp`` says that the model wants it.
-        purpose: what messages call the recording.
-        enc_cond_len, dec_cond_len: samples at 16 kHz that T3's prompt is made of, and at 24 kHz that S3Gen hears; None
-            is as ``hp`` says, and 10 s.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `audio.recordings.load_reference`, or too short for the model.
     """
     exaggeration = exaggeration_of(exaggeration)
-    wav_24 = load_reference(reference, S3GEN_SR, source_rate=sample_rate, purpose=purpose)
+    purpose = hearing.purpose
+    wav_24 = load_reference(reference, S3GEN_SR, source_rate=hearing.sample_rate, purpose=purpose)
     if (seconds := len(wav_24) / S3GEN_SR) <= (least := hp.min_recording_seconds):
         raise ValueError(f"{purpose.name} is {seconds:.1f} s long; this model needs more than {least} s of speech")
-    if norm_loudness and hp.norm_loudness:
+    if hearing.norm_loudness and hp.norm_loudness:
         wav_24 = normalize_loudness(wav_24, S3GEN_SR)
     wav_16 = resample_hq(wav_24, S3GEN_SR, S3_SR)
     with torch.no_grad():
-        heard = wav_24[: DEC_COND_SECONDS * S3GEN_SR if dec_cond_len is None else dec_cond_len]
+        heard = wav_24[: DEC_COND_SECONDS * S3GEN_SR if hearing.dec_cond_len is None else hearing.dec_cond_len]
         gen = s3gen.embed_ref(heard, S3GEN_SR, device=s3gen.device)
-        prompt = wav_16[: hp.prompt_seconds * S3_SR if enc_cond_len is None else enc_cond_len]
+        prompt = wav_16[: hp.prompt_seconds * S3_SR if hearing.enc_cond_len is None else hearing.enc_cond_len]
         speech_tokens, _ = s3gen.tokenizer([prompt], max_len=hp.speech_cond_prompt_len)  # (1, <= prompt_len)
     speaker = torch.from_numpy(voice_encoder.embeds_from_wavs([wav_16], sample_rate=S3_SR)).to(s3gen.device)  # (1, 256)
     t3 = T3Cond(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.voice.conditionals import Conditionals, prepare_conditionals
+from chatterbox.voice.conditionals import Conditionals, Hearing, prepare_conditionals
 from tests.support.folders import recording
 
 
@@ -105,7 +105,9 @@ def test_each_model_reads_its_part(small_tts):
 def test_recordings_rate(small_tts):
     """Samples at another rate are resampled, not taken for 24 kHz."""
     options = {"hp": small_tts.t3.hp}
-    at_16 = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), sample_rate=16_000, **options)
+    at_16 = prepare_conditionals(
+        small_tts.s3gen, small_tts.ve, recording(2.0, 16_000), hearing=Hearing(16_000), **options
+    )
     assert at_16.gen["prompt_feat"].shape[1] == 100
 
 

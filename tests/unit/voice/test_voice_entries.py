@@ -11,6 +11,7 @@ import torch
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
+from chatterbox.voice.conditionals import Hearing
 from tests.support.folders import recording
 from tests.unit.voice.test_conditioning import same
 
@@ -81,7 +82,7 @@ def test_one_recording_in_several_forms_is_prepared_once_each(small_folder):
     first = tts.synthesizer.conditionals((RATE, VOICE))
     for form in ((VOICE, RATE), {"array": VOICE, "sampling_rate": RATE}, (np.int32(RATE), torch.from_numpy(VOICE))):
         assert same(tts.synthesizer.conditionals(form), first)
-    assert same(tts.synthesizer.conditionals(VOICE, sample_rate=float(RATE)), first)
+    assert same(tts.synthesizer.conditionals(VOICE, Hearing(RATE)), first)
     assert (voices.misses, voices.hits) == (1, 4)
 
 
