@@ -86,6 +86,7 @@ GIVEN = {
     "guard": "none",
     "cleaning": "characters",
     "normalize": True,
+    "paragraph_pause": 1.5,
     "streaming": {
         "chunk_size": 30,
         "first_chunk": 4,
