@@ -47,6 +47,7 @@ from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
+from chatterbox.synthesis.reshaping import check_streamed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 from chatterbox.values import seed_of, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Reference
@@ -337,7 +338,9 @@ class SpeechModel(abc.ABC):
         self._note_whose_voice(reference)
         streaming = StreamingConfig(**{name: options.pop(name) for name in _STREAMING & options.keys()})
         prints = switch("print_metrics", print_metrics, True)
-        return self._chunks(self._request(text, reference, options), streaming, prints)
+        request = self._request(text, reference, options)
+        check_streamed(request)
+        return self._chunks(request, streaming, prints)
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if _is_own(reference):
