@@ -54,6 +54,7 @@ def test_signature_is_upstreams():
         "cleaning": "full",
         "normalize": None,
         "paragraph_pause": 0.5,
+        "speed": 1.0,
         "loudness": None,
         "sample_rate": None,
     }

@@ -87,6 +87,7 @@ GIVEN = {
     "cleaning": "characters",
     "normalize": True,
     "paragraph_pause": 1.5,
+    "speed": 1.25,
     "loudness": -16.0,
     "streaming": {
         "chunk_size": 30,

@@ -1,6 +1,8 @@
-"""Loudness of whole speech: each utterance, in one text and in a batch; never in a stream."""
+"""Speed and loudness of whole speech: of each utterance, in one text and in a batch; never in a stream."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
@@ -76,3 +78,45 @@ def test_a_stream_refuses_it_at_once(tiny):
 def test_what_is_no_loudness_is_one_line(tiny, value):
     with pytest.raises(ValueError, match="loudness must be a number from -70 to 0, got"):
         whole(tiny, loudness=value)
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.8, 1.25, 2.0])
+def test_utterances_are_stretched_to_the_sample_and_pauses_are_not(tiny, speed):
+    plain, audio, first = whole(tiny), whole(tiny, speed=speed), whole(tiny, PARTS[0])
+    begin, pause = round(first.shape[1] / speed), 2 * RATE
+    assert audio.shape[1] == begin + pause + round((plain.shape[1] - first.shape[1] - pause) / speed)
+    assert torch.equal(audio[:, :begin], whole(tiny, PARTS[0], speed=speed))
+    assert not audio[0, begin + RATE // 100 : begin + pause].any() and audio[0, begin + pause :].abs().max() > 0.05
+
+
+def test_a_speed_of_one_is_as_it_was_and_needs_no_library(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "python_stretch", None)
+    for speed in (1.0, 1, None):
+        assert torch.equal(whole(tiny), whole(tiny, speed=speed))
+    with pytest.raises(RuntimeError, match=r"^another speed needs python-stretch, which is not installed: pip install"):
+        whole(tiny, speed=1.1)
+
+
+def test_a_batch_is_as_fast_and_a_replaced_inference_too(tiny, monkeypatch):
+    expected, own = whole(tiny, speed=1.25), tiny.t3.inference
+    [audio] = tiny.generate_batch(["[pause:2s]".join(PARTS)], seed=1, watermark=False, speed=1.25)
+    assert torch.equal(audio, expected)
+    monkeypatch.setattr(tiny.t3, "inference", lambda *arguments, **options: own(*arguments, **options))
+    assert torch.equal(whole(tiny, speed=1.25), expected)
+
+
+def test_fast_speech_is_marked_and_as_loud_as_asked_for(tiny):
+    audio = whole(tiny, PARTS[0], speed=1.5, loudness=LUFS)
+    assert integrated_loudness(audio[0].numpy(), RATE) == pytest.approx(LUFS, abs=0.05)
+    assert read_watermark(whole(tiny, speed=1.5, watermark=True)[0].numpy(), RATE) > 0.9
+
+
+def test_a_stream_refuses_another_speed(tiny):
+    with pytest.raises(ValueError, match=r"^speed 1\.5 cannot be had in a stream: .*use generate or generate_batch$"):
+        tiny.generate_stream(PARTS[0], speed=1.5)
+
+
+@pytest.mark.parametrize("value", [0, 0.49, 2.01, -1, "fast", float("nan"), True])
+def test_what_is_no_speed_is_one_line(tiny, value):
+    with pytest.raises(ValueError, match=r"speed must be a number from 0\.5 to 2, got"):
+        whole(tiny, speed=value)
