@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import rates_of
-from chatterbox.checkpoints import Files, Layout, fetch_base, load_models
+from chatterbox.checkpoints import Files, Layout, LoadedModels, fetch_base, load_models, resolve_device
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
@@ -32,6 +32,7 @@ from chatterbox.config import (
     exaggeration_of,
 )
 from chatterbox.engine.guards import check_guard
+from chatterbox.engine.scheduler import EngineClosedError
 from chatterbox.kvcache import GlobalKVCacheManager, cache_config
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
@@ -39,11 +40,14 @@ from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.models.weights_watch import state_of
 from chatterbox.runtime.notice import Notice
+from chatterbox.runtime.reloadable import Reloadable
 from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
+from chatterbox.synthesis.reshaping import check_streamed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
 from chatterbox.values import seed_of, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Hearing, Reference
@@ -167,7 +171,7 @@ class SpeechModel(abc.ABC):
         self.sampling = self.published if sampling is None else sampling
         config = SynthesizerConfig(cache_config(kvcache), engine)
         watermarker = watermarker_of(sys.modules[self.facade])
-        self.synthesizer = Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache, watermarker=watermarker)
+        self._model = Reloadable(Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache, watermarker=watermarker))
 
     @classmethod
     def _load(
@@ -181,12 +185,19 @@ class SpeechModel(abc.ABC):
         **options: Any,
     ) -> Self:
         """``options`` are the constructor's."""
-        m = load_models(
-            ckpt_dir, device, layouts, given, fetch_base=partial(fetch_base, local_files_only=local_files_only)
+        load = partial(
+            load_models,
+            Path(ckpt_dir).absolute(),
+            resolve_device(device),
+            layouts,
+            given,
+            fetch_base=partial(fetch_base, local_files_only=local_files_only),
         )
+        m = load()
         parts = (m.t3, m.s3gen, m.voice_encoder, m.tokenizer, str(m.device), m.conds)
         tts = cls(*parts, sampling=m.config.sampling, **options)
         tts.layout = m.layout
+        tts._model.load_by(partial(_synthesizer_by, load), _state_of)
         return tts
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,7 +205,7 @@ class SpeechModel(abc.ABC):
         config = self.synthesizer.config
         parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device)
         options = {"sampling": self.sampling, "kvcache": config.kvcache, "engine": config.engine}
-        own = {name: value for name, value in vars(self).items() if name not in ("synthesizer", "_notices")}
+        own = {name: value for name, value in vars(self).items() if name not in ("_model", "_notices")}
         return _rebuilt, (type(self), parts, options), {**own, "watermarker": self.watermarker}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -280,9 +291,25 @@ class SpeechModel(abc.ABC):
         """Compute everything anew after weights were changed in a way that is not noticed; see docs/kvcache.md."""
         self.synthesizer.weights_changed()
 
+    def unload(self) -> None:
+        """Give back the memory of weights, rows and caches, and end the threads. Whatever uses the model next loads it
+        again, on the same device, from where it was loaded; ``conds``, settings and ``watermarker`` are kept.
+
+        Requests under way end with `EngineClosedError`. Of several threads the first that speaks loads, others wait.
+
+        Raises:
+            RuntimeError: it was built from parts, or changed since it was loaded, as by a part that was assigned.
+        """
+        self._model.give_up(_end)
+
     def close(self) -> None:
         """End all that is under way with an error, and the model's threads; it speaks no more. Twice is harmless."""
-        self.synthesizer.close()
+        self._model.close(Synthesizer.close, _refused)
+
+    @property
+    def synthesizer(self) -> Synthesizer:
+        """What speaks; loaded again where it was unloaded."""
+        return self._model.get()
 
     @abc.abstractmethod
     def generate_stream(
@@ -312,7 +339,9 @@ class SpeechModel(abc.ABC):
         self._note_whose_voice(reference)
         streaming = StreamingConfig(**{name: options.pop(name) for name in _STREAMING & options.keys()})
         prints = switch("print_metrics", print_metrics, True)
-        return self._chunks(self._request(text, reference, options), streaming, prints)
+        request = self._request(text, reference, options)
+        check_streamed(request)
+        return self._chunks(request, streaming, prints)
 
     def _note_whose_voice(self, reference: Reference | Conditionals | None) -> None:
         if _is_own(reference):
@@ -420,6 +449,25 @@ def _is_own(reference: Reference | Conditionals | None) -> bool:
 
 def _recording_of(reference: Reference | Conditionals | None) -> Reference | None:
     return None if isinstance(reference, Conditionals) or _is_own(reference) else reference
+
+
+def _end(synthesizer: Synthesizer) -> dict[str, Any]:
+    """What another one needs of it."""
+    synthesizer.close()
+    return {"config": synthesizer.config, "watermarker": synthesizer.watermarker}
+
+
+def _synthesizer_by(load: Callable[[], LoadedModels], kept: Mapping[str, Any]) -> Synthesizer:
+    m = load()
+    return Synthesizer(m.t3, m.s3gen, m.tokenizer, m.voice_encoder, **kept)
+
+
+def _state_of(synthesizer: Synthesizer) -> object:
+    return state_of(synthesizer.t3, synthesizer.s3gen, synthesizer.tokenizer, synthesizer.voice_encoder)
+
+
+def _refused(kept: Mapping[str, Any]) -> Synthesizer:
+    raise EngineClosedError("the model was closed; load it anew")
 
 
 def _rebuilt(cls: type[SpeechModel], parts: Sequence[Any], options: Mapping[str, Any]) -> SpeechModel:

@@ -199,6 +199,8 @@ class SpeechOptions:
     )
     normalize: bool | None = option(None, "numbers, dates, times, money, units in words; null is the model's default")
     paragraph_pause: float = option(0.5, "seconds of silence between two paragraphs; 0 speaks on")
+    speed: float = option(1.0, "of whole speech, 0.5 to 2, at its own pitch; other than 1 needs the extra `speed`")
+    loudness: float | None = option(None, "LUFS of each utterance of whole speech, as -16; null leaves it as it is")
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
@@ -213,6 +215,9 @@ class SpeechOptions:
             raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {self.cleaning!r}")
         if self.normalize is not None:
             own.switch("normalize")
+        own.number("speed", 0.5, 2.0, "1 is as the voice speaks")
+        if self.loudness is not None:
+            own.number("loudness", -70.0, 0.0, "in LUFS; -16 is usual, None leaves it as it is")
 
 
 class SpeechArguments(TypedDict, total=False):
@@ -225,7 +230,8 @@ class SpeechArguments(TypedDict, total=False):
     (multilingual models: 0.1.7's analyser without its bugs), or "none"; docs/guards.md. cleaning: of the text, "full",
     "characters", which leaves markup, or "none", which feeds the model as 0.1.7 does; docs/text.md. normalize: write
     numbers, dates, times, money and units in words, or not; None is the model's default: yes for "tiny" alone.
-    paragraph_pause: seconds of silence between two paragraphs; 0 speaks on. sample_rate: in Hz, of
+    paragraph_pause: seconds of silence between two paragraphs; 0 speaks on. speed: of whole speech, 0.5 to 2, at its
+    own pitch; loudness: LUFS that each utterance of it is brought to; docs/configuration.md. sample_rate: in Hz, of
     recordings that are samples without a rate of their own; None is 24 kHz.
     """
 
@@ -237,6 +243,8 @@ class SpeechArguments(TypedDict, total=False):
     cleaning: str
     normalize: bool | None
     paragraph_pause: float
+    speed: float
+    loudness: float | None
     sample_rate: int | None
 
 

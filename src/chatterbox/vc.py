@@ -6,6 +6,8 @@ Owns: upstream's names and signatures, nothing else.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from chatterbox.checkpoints import (
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
+from chatterbox.models.weights_watch import state_of
 from chatterbox.runtime.notice import Notice
+from chatterbox.runtime.reloadable import Reloadable
 from chatterbox.runtime.replaceable import replaceable, replacement
 from chatterbox.synthesis.conversion import convert
 from chatterbox.upstream_names import names_of
@@ -54,7 +58,7 @@ class ChatterboxVC:
             "the target voice is not that of the last recording: one that is given to generate is of that call alone. "
             "chatterbox-tts would go on with it; to do so call set_target_voice(recording)"
         )
-        self.s3gen = s3gen
+        self._model = Reloadable(s3gen)
         self.device = device
         self.watermarker = watermarker_of(sys.modules[__name__])
         self.ref_dict = ref_dict and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in ref_dict.items()}
@@ -98,9 +102,29 @@ class ChatterboxVC:
         cls, folder: Path, device: torch.device, given: Files, layout: Layout | None, voice: Path
     ) -> ChatterboxVC:
         """``voice``: the folder that has one. Of the folders no more is read than S3Gen and that."""
-        path, config = read_s3gen(folder, given.s3gen_model, layout)
-        conds = load_conditionals((folder, voice), device)
-        return cls(load_s3gen(path, device, config), str(device), None if conds is None else conds.gen)
+        load = partial(_s3gen_of, folder.absolute(), device, given, layout)
+        s3gen, conds = load({}), load_conditionals((folder, voice), device)
+        vc = cls(s3gen, str(device), None if conds is None else conds.gen)
+        vc._model.load_by(load, state_of)
+        return vc
+
+    @property
+    def s3gen(self) -> S3Gen:
+        """The network; loaded again where it was unloaded. One that is assigned is used from then on."""
+        return self._model.get()
+
+    @s3gen.setter
+    def s3gen(self, s3gen: S3Gen) -> None:
+        self._model = Reloadable(s3gen)
+
+    def unload(self) -> None:
+        """Give back the memory of the weights; the next use loads them again from where they were loaded. ``ref_dict``
+        is kept. Conversions under way end first, with the weights that they have.
+
+        Raises:
+            RuntimeError: it was built from parts, or changed since it was loaded.
+        """
+        self._model.give_up(lambda s3gen: {})
 
     @property
     def ref_dict(self) -> dict[str, Any] | None:
@@ -163,3 +187,10 @@ class ChatterboxVC:
     def _target_of(self, reference: Reference, sample_rate: int | None) -> dict[str, Any]:
         length = None if self.DEC_COND_LEN == DEC_COND_SECONDS * S3GEN_SR else self.DEC_COND_LEN
         return prepare_target_voice(self.s3gen, reference, sample_rate=sample_rate, dec_cond_len=length)
+
+
+def _s3gen_of(
+    folder: Path, device: torch.device, given: Files, layout: Layout | None, kept: Mapping[str, Any]
+) -> S3Gen:
+    path, config = read_s3gen(folder, given.s3gen_model, layout)
+    return load_s3gen(path, device, config)

@@ -37,6 +37,7 @@ def test_signature_is_upstreams():
     named = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     shown = {"max_new_tokens": None, "seed": None, "use_cache": True, "watermark": True, "guard": "light"}
     shown |= {"cleaning": "full", "normalize": None, "paragraph_pause": 0.5, "sample_rate": None}
+    shown |= {"speed": 1.0, "loudness": None}
     assert named.items() >= shown.items() and named.keys() == SpeechArguments.__annotations__.keys()
 
 

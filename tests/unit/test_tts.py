@@ -54,6 +54,8 @@ def test_signature_is_upstreams():
         "cleaning": "full",
         "normalize": None,
         "paragraph_pause": 0.5,
+        "speed": 1.0,
+        "loudness": None,
         "sample_rate": None,
     }
     keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]

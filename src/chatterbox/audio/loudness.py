@@ -12,6 +12,8 @@ import numpy as np
 BLOCK_SECONDS, STEP_SECONDS = 0.4, 0.1
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS, and LU below what passes the first
 OFFSET = -0.691  # makes a 997 Hz sine of full scale -3.01 LUFS
+MAX_GAIN = 20.0  # dB, of speech that is brought to a loudness
+MAX_PEAK = 0.95  # of full scale, so that the watermark and Opus do not clip it
 TAIL_SECONDS = 1.0  # the filters have died away after it
 
 # pyloudnorm's values, which the published Turbo model measures with.
@@ -40,6 +42,20 @@ def normalize_loudness(wav: np.ndarray, rate: int, target: float = -27.0) -> np.
     """``wav``, float32 (L,), at ``target`` LUFS; as it is where `integrated_loudness` has no number for it."""
     loudness = integrated_loudness(wav, rate)
     return wav if math.isinf(loudness) else wav * np.float32(10 ** ((target - loudness) / 20))
+
+
+def levelled(wav: np.ndarray, rate: int, target: float) -> np.ndarray:
+    """Speech ``wav``, float32 (L,), at ``target`` LUFS, as far as `MAX_GAIN` up or down and `MAX_PEAK` allow.
+
+    What is shorter than a block is measured as if it were repeated; silence stays as it is.
+    """
+    block = math.ceil(BLOCK_SECONDS * rate)
+    loudness = integrated_loudness(np.resize(wav, max(block, len(wav))), rate) if len(wav) else -math.inf
+    if math.isinf(loudness):
+        return wav
+    decibels = min(max(target - loudness, -MAX_GAIN), MAX_GAIN)
+    gain = min(10 ** (decibels / 20), MAX_PEAK / float(np.abs(wav).max()))
+    return wav * np.float32(gain)
 
 
 def _k_weighted(wav: np.ndarray, rate: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from chatterbox.cli import best_of
 from chatterbox.cli.audio_files import write_audio
 from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.errors import UsageError
@@ -20,12 +21,13 @@ from chatterbox.cli.speaker import load_speaker
 SUFFIX = ".txt"
 
 
-def speak(config: SayCommandConfig, texts: Path, output: str, kind: str, is_forced: bool) -> int:
+def speak(config: SayCommandConfig, texts: Path, output: str, kind: str, is_forced: bool, num_takes: int = 1) -> int:
     """Speak each text that is left to do, in the order of names; 1 if any failed, while the others were spoken.
 
     Args:
         kind: ending of the files' names.
         is_forced: also what was spoken before.
+        num_takes: of each text, of which the best is kept.
 
     Raises:
         UsageError: there is no text, or ``output`` cannot be a folder.
@@ -38,7 +40,7 @@ def speak(config: SayCommandConfig, texts: Path, output: str, kind: str, is_forc
     target.mkdir(parents=True, exist_ok=True)
     jobs = [(path, target / f"{path.stem}.{kind}") for path in paths]
     left = [job for job in jobs if is_forced or not _is_done(*job)]
-    num_failed = _spoken(config, left) if left else 0
+    num_failed = _spoken(config, left, num_takes) if left else 0
     there = f", {len(jobs) - len(left)} were there (--force says them again)" if len(left) < len(jobs) else ""
     print(f"{target}: {len(left) - num_failed} of {len(jobs)} texts spoken{there}, {num_failed} failed")
     return int(num_failed > 0)
@@ -48,14 +50,14 @@ def _is_done(text: Path, audio: Path) -> bool:
     return audio.is_file() and audio.stat().st_mtime >= text.stat().st_mtime
 
 
-def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]]) -> int:
+def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]], num_takes: int) -> int:
     """How many failed."""
     num_failed = 0
     with progress() as report, closing(load_speaker(config, report)) as speaker:
         for done, (text, audio) in enumerate(jobs):
             report.bar(done, len(jobs), printable(text.name))
             try:
-                result = speaker.speak(read_text(text))
+                result = best_of.speak(speaker, read_text(text), num_takes, config.seed)
                 write_audio(audio, result.audio[0].numpy(), result.sample_rate)
             except UsageError:
                 raise  # of a setting, and so of all texts

@@ -13,14 +13,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatterbox.cli import folder
+from chatterbox.cli import best_of, folder
 from chatterbox.cli.audio_files import checked_audio_path, encoded, encoding, write_audio
-from chatterbox.cli.errors import UsageError
+from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
 from chatterbox.cli.output import progress, tell
 from chatterbox.cli.pieces import read_text
 from chatterbox.cli.sinks import NO_TERMINAL, check_output, to_output_whole
 from chatterbox.cli.speaker import load_speaker
+from chatterbox.values import whole
 
 if TYPE_CHECKING:
     from chatterbox.synthesis.synthesizer import SpeechResult
@@ -34,6 +35,7 @@ EXAMPLES = """
       chatterbox say --file story.txt -o story.opus
       chatterbox say --file chapters -o audio --format mp3    # a folder; goes on where it stopped
       chatterbox say "Hello there." -o - | aplay
+      chatterbox say "Hello there." -o hello.wav --best-of 4 --seed 1
 """
 
 
@@ -60,6 +62,12 @@ def add_to(commands: Any) -> None:
         "--format", metavar="KIND", help="of standard output or a folder's files: wav (default), mp3, ..."
     )
     parser.add_argument("--force", action="store_true", help="of a folder, also what was spoken before")
+    parser.add_argument(
+        "--best-of",
+        metavar="N",
+        default="1",
+        help=f"speak it with N seeds, --seed and those that follow it, and keep the best: {best_of.CHECK}",
+    )
     add_speaker(parser)
     add_settings(parser, "say", examples=EXAMPLES)
 
@@ -71,8 +79,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError(f"there is a text, {arguments.text[:40]!r}, and --file {arguments.file}: give one of them")
     config = configuration(arguments, overrides, "say")
     kind = encoding(arguments.format or "wav")
+    with as_usage():
+        num_takes = whole("--best-of", arguments.best_of, 1, "2 or more keep the best", high=best_of.MOST)
     if arguments.file not in (None, STANDARD) and Path(arguments.file).is_dir():
-        return folder.speak(config, Path(arguments.file), arguments.output, arguments.format or "wav", arguments.force)
+        texts, ending = Path(arguments.file), arguments.format or "wav"
+        return folder.speak(config, texts, arguments.output, ending, arguments.force, num_takes)
     if arguments.force or (arguments.format and arguments.output != STANDARD):
         flag = "--force is for a folder of texts" if arguments.force else "--format is for standard output and folders"
         raise UsageError(f"{flag}; the name {arguments.output!r} says which kind of file is written")
@@ -81,7 +92,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     started = time.perf_counter()
     with progress() as report:
         with closing(load_speaker(config, report)) as speaker:
-            result = speaker.speak(text, report.tokens)
+            result = best_of.speak(speaker, text, num_takes, config.seed, report.tokens)
         samples = result.audio[0].numpy()
         if output is not None:
             write_audio(output, samples, result.sample_rate)

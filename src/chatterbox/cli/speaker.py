@@ -40,12 +40,15 @@ class Speaker:
     voice: Conditionals
     synthesizer: Synthesizer
 
-    def request(self, text: str | Iterable[str]) -> SynthesisRequest:
-        """``text`` as the configuration says. Raises UsageError for a setting that this model does not have."""
+    def request(self, text: str | Iterable[str], seed: int | None = None) -> SynthesisRequest:
+        """``text`` as the configuration says, but for a ``seed`` that is given.
+
+        Raises UsageError for a setting that this model does not have.
+        """
         from chatterbox.engine.guards import check_guard
         from chatterbox.synthesis.request import SynthesisRequest
 
-        config = self.config
+        config = self.config if seed is None else dataclasses.replace(self.config, seed=seed)
         with as_usage():
             check_guard(config.guard, self.models.t3.hp)
             return SynthesisRequest(
@@ -57,9 +60,11 @@ class Speaker:
                 **{one.name: getattr(config, one.name) for one in dataclasses.fields(SpeechOptions)},
             )
 
-    def speak(self, text: str, on_token: Callable[[int], None] | None = None) -> SpeechResult:
-        """Speech of ``text``; ``on_token`` is told how many speech tokens were decoded so far."""
-        return self.synthesizer.speak(self.request(text), on_token=on_token)
+    def speak(
+        self, text: str, on_token: Callable[[int], None] | None = None, *, seed: int | None = None
+    ) -> SpeechResult:
+        """Speech of ``text``; ``on_token`` is told how many speech tokens were decoded; ``seed`` as `request`."""
+        return self.synthesizer.speak(self.request(text, seed), on_token=on_token)
 
     def stream(
         self, text: str | Iterable[str], on_token: Callable[[int], None] | None = None

@@ -106,6 +106,33 @@ class WeightsWatch:
         return False
 
 
+def state_of(*parts: Any) -> list[object]:
+    """What parts of a model are now, holding none of them; differs once one is replaced, moved, hooked, or changed as
+    torch counts it.
+    """
+    state: list[object] = []
+    for part in parts:
+        state += id(part), _functions_on(part)
+        for one in part.modules() if isinstance(part, nn.Module) else ():
+            own = vars(one)
+            state += (
+                id(one),
+                id(type(one)),
+                _functions_on(one),
+                len(own["_forward_hooks"]),
+                len(own["_forward_pre_hooks"]),
+            )
+            for weight in (*own["_parameters"].values(), *own["_buffers"].values()):
+                if weight is not None:
+                    state.append((id(weight), weight.dtype, weight.device, _num_changes(weight)))
+    return state
+
+
+def _functions_on(one: object) -> list[int]:
+    """What hides a function of its class."""
+    return [id(value) for name, value in vars(one).items() if callable(value) and hasattr(type(one), name)]
+
+
 def _marks_of(module: nn.Module) -> list[object]:
     """All that the host can see."""
     marks: list[object] = [has_global_hooks()]
@@ -130,11 +157,14 @@ def _marks_of(module: nn.Module) -> list[object]:
 def _marks_of_weight(weight: Tensor) -> tuple[object, ...]:
     if type(weight) not in (nn.Parameter, Tensor):  # quantised ones may have no address
         return id(weight), type(weight)
+    return id(weight), weight.data_ptr(), _num_changes(weight)
+
+
+def _num_changes(weight: Tensor) -> int:
     try:
-        num_changes = weight._version
+        return weight._version
     except RuntimeError:  # made in inference mode, where torch does not count
-        num_changes = 0
-    return id(weight), weight.data_ptr(), num_changes
+        return 0
 
 
 def _runs_of(module: nn.Module) -> list[Tensor]:

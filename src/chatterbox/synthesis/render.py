@@ -19,6 +19,7 @@ from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
 from chatterbox.runtime.torch_context import own_context
+from chatterbox.synthesis.reshaping import Reshape
 from chatterbox.watermark.perth import Watermarker, WatermarkStream, mark_with
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
@@ -116,8 +117,13 @@ class SpeechRenderer:
         gen: Mapping[str, Any],
         config: StreamingConfig | None,
         watermarker: Watermarker | None,
+        reshape: Reshape | None = None,
     ) -> None:
-        """``gen``: the voice, of `S3Gen.embed_ref`. ``watermarker``: None leaves the audio unmarked."""
+        """Args:
+        gen: the voice, of `S3Gen.embed_ref`.
+        watermarker: None leaves the audio unmarked.
+        reshape: what each utterance goes through before it is marked, where ``config`` is None; None: nothing.
+        """
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()
         self._lookahead_len = s3gen.config.flow.encoder.lookahead_len
         self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
@@ -125,6 +131,7 @@ class SpeechRenderer:
         self._stream: S3GenStream | None = None
         self._speech_tokens: list[int] = []  # that the stream has not got yet
         self._last = 0.0  # sample of the utterance before
+        self._reshape = reshape
         self._watermarker = watermarker
         self._marks = None if config is None or watermarker is None else WatermarkStream(watermarker, S3GEN_SR)
 
@@ -191,6 +198,8 @@ class SpeechRenderer:
     def _said(self, wav: Tensor, *, is_all: bool = False) -> Tensor:
         """``wav`` (1, N) as it is heard: behind the utterance before, and marked. ``is_all``: nothing is held back."""
         samples = wav[0].float().cpu().numpy()
+        if self._reshape is not None and len(samples):
+            samples = self._reshape(samples)
         self._fade_out_the_last(samples)
         if self._marks is not None:
             ready = [self._marks.push(samples), *([self._marks.finish()] if is_all else [])]

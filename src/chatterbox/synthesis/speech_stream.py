@@ -26,6 +26,7 @@ from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetr
 from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed, with_seed
+from chatterbox.synthesis.reshaping import check_streamed, reshape_of
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
 from chatterbox.watermark.perth import Watermarker
 
@@ -75,8 +76,10 @@ class SpeechStream:
                 global generator in upstream's order.
 
         Raises:
-            TypeError, ValueError: as `Utterances`, or the voice lacks something.
+            TypeError, ValueError: as `Utterances`, the voice lacks something, or as `check_streamed`.
         """
+        if streaming is not None:
+            check_streamed(request)
         self._watch = Stopwatch()
         self._post = scheduler.post
         self._renders, self._streaming, self._plan = renders, streaming, streaming or DEFAULTS
@@ -88,7 +91,8 @@ class SpeechStream:
         if has_own_seed or streaming is not None or not self._utterances.is_one:
             request = with_seed(request)
         self._request = request
-        self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, watermarker if request.watermark else None)
+        marker = watermarker if request.watermark else None
+        self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, marker, reshape_of(request))
         self._is_on_cpu = scheduler.prefixes.t3.device.type == "cpu"
         # An utterance of a text that is still being written may be long in coming: nothing is held back for it.
         self._may_stall = not isinstance(request.text, str)

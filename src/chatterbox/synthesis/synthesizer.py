@@ -45,6 +45,7 @@ from chatterbox.synthesis.request import (
     utterances_of,
     with_seed,
 )
+from chatterbox.synthesis.reshaping import reshape_of
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
 from chatterbox.values import Fields
@@ -297,7 +298,8 @@ class Synthesizer:
         decodes = iter(self.decode_requests(request))
         requests = [(one.pause, None if is_silence(one) else next(decodes)) for one in found]
         voice = request.conditionals.with_exaggeration(request.exaggeration)
-        renderer = SpeechRenderer(self.s3gen, voice.gen, None, self.watermarker if request.watermark else None)
+        watermarker = self.watermarker if request.watermark else None
+        renderer = SpeechRenderer(self.s3gen, voice.gen, None, watermarker, reshape_of(request))
         return chunks_by(inference, self.t3, renderer, requests, on_token)
 
     def _warn_of_replaced(self, *, is_streamed: bool) -> None:

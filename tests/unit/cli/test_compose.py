@@ -86,6 +86,9 @@ GIVEN = {
     "guard": "none",
     "cleaning": "characters",
     "normalize": True,
+    "paragraph_pause": 1.5,
+    "speed": 1.25,
+    "loudness": -16.0,
     "streaming": {
         "chunk_size": 30,
         "first_chunk": 4,
