@@ -15,7 +15,7 @@ from chatterbox.config import SpeechOptions
 from chatterbox.models.s3gen import S3GEN_SR
 
 Reshape = Callable[[np.ndarray], np.ndarray]  # (L,) float32 at 24 kHz to such
-REMEDY = "leave it out, or use generate or generate_batch"
+REMEDY = "leave it out, or speak it whole (generate, generate_batch, chatterbox say)"
 
 
 def reshape_of(options: SpeechOptions) -> Reshape | None:

@@ -313,7 +313,7 @@ def test_an_interrupted_player_is_ended(run, install, monkeypatch):
         (["-o", "OUT.txt"], "the name must end in .wav, .flac, .ogg"),
         (["-o", "OUT.wav", "--wav"], "--wav is for standard output"),
         (["stray"], "unrecognised argument 'stray'; quote the text"),
-        (["speed=2"], "stream has no setting 'speed'"),
+        (["tempo=2"], "stream has no setting 'tempo'"),
     ],
 )
 def test_usage_errors(run, tmp_path, arguments, message):
