@@ -112,9 +112,7 @@ def test_fast_speech_is_marked_and_as_loud_as_asked_for(tiny):
 
 
 def test_a_stream_refuses_another_speed(tiny):
-    with pytest.raises(
-        ValueError, match=r"^speed 1\.5 cannot be had in a stream: .*leave it out, or speak it whole .*$"
-    ):
+    with pytest.raises(ValueError, match=r"^speed 1\.5 cannot be had in a stream: .*leave it out, or speak it whole"):
         tiny.generate_stream(PARTS[0], speed=1.5)
 
 
