@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatterbox.audio.recordings import rates_of
-from chatterbox.checkpoints import Files, Layout, LoadedModels, fetch_base, load_models, resolve_device
+from chatterbox.checkpoints import Files, Layout, LoadedModels, fetch_base, folder_at, load_models, resolve_device
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
@@ -187,7 +187,7 @@ class SpeechModel(abc.ABC):
         """``options`` are the constructor's."""
         load = partial(
             load_models,
-            Path(ckpt_dir).absolute(),
+            folder_at(ckpt_dir).absolute(),
             resolve_device(device),
             layouts,
             given,

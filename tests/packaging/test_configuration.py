@@ -63,7 +63,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     )
     assert (tmp_path / "kept.tar").is_file() and not list((tmp_path / "kept").iterdir())
     assert {path.name for path in Path("sweep").iterdir()} == {"jobs.jsonl", "table.md", "plots.png"}
-    assert len(lines) == 16 and soundfile.info(Path("audio", "one.opus")).duration > 0.3
+    assert len(lines) == 17 and soundfile.info(Path("audio", "one.opus")).duration > 0.3
 
 
 def test_own_yaml(tmp_path):

@@ -78,8 +78,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
     except Exception as error:  # the file's own damage decides which
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            name = found[1].removeprefix("builtins.")
             raise CheckpointError(
-                f"{path} holds a {found[1]} beside weights or in their place, and only tensors and plain values are "
+                f"{path} holds a {name} beside weights or in their place, and only tensors and plain values are "
                 f"read from a pickle; {SAVE_ALONE}"
             ) from None
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n")[0]

@@ -106,7 +106,7 @@ def test_the_callers_conditioning_is_not_changed(t3: T3, request_: Request) -> N
         ({"text_tokens": torch.tensor([1, 32, 0])}, "text token 32 is outside of the vocabulary of 32"),
         ({"text_tokens": torch.tensor([1, *[5] * 50, 0])}, "text of 52 tokens is longer than the model's 42 positions"),
         ({"max_new_tokens": 49}, "max_new_tokens must be from 1 to the model's 48, got 49"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be from 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1, got 0"),
     ],
 )
 def test_bad_requests(t3: T3, request_: Request, change: dict, message: str) -> None:
