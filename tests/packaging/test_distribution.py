@@ -109,6 +109,7 @@ def test_the_workflow_runs_what_the_package_says_it_supports():
 def test_the_oldest_that_is_tested_is_the_oldest_that_is_allowed():
     """Of each dependency the first release of its range, or of a range of releases the last."""
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+-]+", line) for line in lines[1:])
     tested = {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines)}
     for requirement in PROJECT["project"]["dependencies"]:
         name, _, oldest = requirement.partition(",")[0].partition(">=")
