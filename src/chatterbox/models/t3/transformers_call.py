@@ -123,7 +123,8 @@ def call(
     Args:
         past_key_values: what an earlier call returned; it is written to.
         use_cache: None is what the backbone's ``config`` says, and False with autograd.
-        output_hidden_states, return_dict: None is what the backbone's ``config`` says. Not ``return_dict``: a tuple.
+        output_hidden_states: None is what the backbone's ``config`` says.
+        return_dict: likewise; False gives a tuple.
         others: ``position_ids``, if they are what they would be anyway; names of transformers that are None or False.
 
     Raises:
