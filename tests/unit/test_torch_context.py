@@ -60,10 +60,12 @@ def vc(small_folder) -> ChatterboxVC:
 
 
 def forget() -> None:
-    """Clear all that the package has computed once for the process."""
+    """Clear all that the package has computed once for the process, but for its hooks, which are put in once."""
     for found in gc.get_objects():
-        if type(found) is functools._lru_cache_wrapper and str(found.__module__).startswith("chatterbox."):
-            found.cache_clear()
+        if type(found) is functools._lru_cache_wrapper:
+            module = str(found.__module__)
+            if module.startswith("chatterbox.") and not module.startswith("chatterbox.runtime."):
+                found.cache_clear()
 
 
 MADE: dict[str, list[Tensor]] = {}  # without any context, by who makes it
