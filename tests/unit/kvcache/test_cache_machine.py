@@ -216,5 +216,5 @@ class CacheMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", CACHES)
 def test_any_order_of_operations(name: str) -> None:
     machine = type("Machine", (CacheMachine,), {"name": name})
-    limits = {"max_examples": 80, "stateful_step_count": 40, "deadline": None, "derandomize": True, "database": None}
+    limits = {"max_examples": 40, "stateful_step_count": 40, "deadline": None, "derandomize": True, "database": None}
     run_state_machine_as_test(machine, settings=settings(**limits, suppress_health_check=list(HealthCheck)))
