@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from chatterbox.checkpoints import MULTILINGUAL, TURBO
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
+from chatterbox.vc import ChatterboxVC
 from tests.support.folders import SMALL, SMALL_TURBO, recording, write_folder, write_tokenizer
 
 
@@ -51,6 +53,18 @@ def own_folder(small_folder: Path, tmp_path: Path) -> Path:
 def small_tts(small_folder: Path) -> ChatterboxTTS:
     """Shared between tests: no test may assign to it."""
     return ChatterboxTTS.from_local(small_folder, "cpu")
+
+
+@pytest.fixture(scope="session")
+def turbo(turbo_folder: Path) -> ChatterboxTurboTTS:
+    """Shared between tests: no test may assign to it."""
+    return ChatterboxTurboTTS.from_local(turbo_folder, "cpu")
+
+
+@pytest.fixture(scope="session")
+def vc(small_folder: Path) -> ChatterboxVC:
+    """Shared between tests: no test may assign to it."""
+    return ChatterboxVC.from_local(small_folder, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,7 @@ class SpeechModel(abc.ABC):
         """Make the voice of a recording the one that later calls use.
 
         Args:
-            wav_fpath: a file, its bytes, (rate, samples), a dict of both, or samples at
+            wav_fpath: a file, its bytes, (rate, samples), a dict of both, or samples at ``sample_rate``.
             sample_rate: in Hz; None is 24 kHz.
 
         Raises:

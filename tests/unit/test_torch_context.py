@@ -49,16 +49,6 @@ CONTEXTS: dict[str, Callable[[], AbstractContextManager]] = {
 UNDER = pytest.mark.parametrize("context", CONTEXTS)
 
 
-@pytest.fixture(scope="module")
-def turbo(turbo_folder) -> ChatterboxTurboTTS:
-    return ChatterboxTurboTTS.from_local(turbo_folder, "cpu")
-
-
-@pytest.fixture(scope="module")
-def vc(small_folder) -> ChatterboxVC:
-    return ChatterboxVC.from_local(small_folder, "cpu")
-
-
 def forget() -> None:
     """Clear all that the package has computed once for the process, but for its hooks, which are put in once."""
     for found in gc.get_objects():

@@ -391,11 +391,6 @@ def test_utterance_without_speech(small_tts, monkeypatch):
         say(small_tts)
 
 
-@pytest.fixture(scope="module")
-def vc(small_folder) -> ChatterboxVC:
-    return ChatterboxVC.from_local(small_folder, "cpu")
-
-
 class TestVoiceConversion:
     def test_length_follows_the_recording(self, vc, reference_wav):
         audio = vc.generate(str(reference_wav), seed=1, watermark=False)

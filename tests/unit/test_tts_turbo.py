@@ -35,12 +35,6 @@ TEXT = "Hello there [laugh], this is one sentence."
 
 
 @pytest.fixture(scope="session")
-def turbo(turbo_folder: Path) -> ChatterboxTurboTTS:
-    """Shared between tests: no test may assign to it."""
-    return ChatterboxTurboTTS.from_local(turbo_folder, "cpu")
-
-
-@pytest.fixture(scope="session")
 def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six seconds of a quiet voice unlike the built-in one."""
     path = tmp_path_factory.mktemp("reference") / "voice.wav"

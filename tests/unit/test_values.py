@@ -40,9 +40,7 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
-from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.values import number_of, seed_of, shown, whole_of
-from chatterbox.vc import ChatterboxVC
 from tests.support.folders import recording
 from tests.support.small import make_request
 
@@ -294,16 +292,6 @@ OTHER = {
 def speak(model, **options) -> torch.Tensor:
     language = {"language_id": "fr"} if isinstance(model, ChatterboxMultilingualTTS) else {}
     return model.generate("Hello.", **language, **options)
-
-
-@pytest.fixture(scope="session")
-def turbo(turbo_folder) -> ChatterboxTurboTTS:
-    return ChatterboxTurboTTS.from_local(turbo_folder, "cpu")
-
-
-@pytest.fixture(scope="session")
-def vc(small_folder) -> ChatterboxVC:
-    return ChatterboxVC.from_local(small_folder, "cpu")
 
 
 @pytest.mark.parametrize("name", ["small_tts", "mtl", "turbo"])

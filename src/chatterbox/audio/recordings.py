@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox.audio.decoding import AudioFile, can_be_rewound, decoder, why_empty
+from chatterbox.values import shown, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Recording:
         """
         self.purpose, self.name = purpose, purpose.name
         self._given_rate = None if sample_rate is None else checked_rate(sample_rate)
-        self.audio, rate = unwrapped(audio, sample_rate, purpose)
+        self.audio, rate = unwrapped(audio, self._given_rate, purpose)
         self._rate = DEFAULT_RATE if rate is None else rate  # of samples
         if isinstance(self.audio, (str, os.PathLike)):
             self.name += f" {os.fspath(self.audio)!r}"
@@ -319,13 +320,11 @@ def rates_of(recordings: Sequence[AudioInput | None], sample_rate: Any) -> list[
 
 def checked_rate(rate: Any) -> int:
     """A rate in Hz, whatever kind of number it is. Raises ValueError for one that no recording has."""
-    try:
-        value = math.nan if isinstance(rate, bool) else float(rate)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        value = math.nan
-    if not MIN_RATE <= value <= MAX_RATE or value != round(value):
-        raise ValueError(f"sample_rate must be {MIN_RATE} to {MAX_RATE} Hz, got {rate!r}; give that of the recording")
-    return int(value)
+    value = whole_of(rate)
+    if value is None or not MIN_RATE <= value <= MAX_RATE:
+        wanted = f"{MIN_RATE} to {MAX_RATE} Hz"
+        raise ValueError(f"sample_rate must be {wanted}, got {shown(rate)}; give that of the recording")
+    return value
 
 
 def resample_hq(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

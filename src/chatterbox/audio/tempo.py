@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-MAX_PEAK = 0.95  # of full scale, unless the speech was louder before
+from chatterbox.audio.loudness import MAX_PEAK
+
 SEED = 1  # the library draws phases
 MISSING = "pip install 'chatterbox-kvcache[speed]', or leave speed at 1"
 
@@ -36,5 +37,5 @@ def at_speed(wav: np.ndarray, rate: int, speed: float) -> np.ndarray:
     length = round(len(wav) / speed)
     stretched = np.pad(stretched[:length], (0, max(0, length - len(stretched))))
     peak, highest = (float(np.abs(one).max(initial=0.0)) for one in (stretched, wav))
-    most = max(MAX_PEAK, highest)
+    most = max(MAX_PEAK, highest)  # it may have been louder before
     return stretched if peak <= most else stretched * np.float32(most / peak)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.output import checked_path
-from chatterbox.cli.sinks import SAMPLE_RATE, Sink, wav_header
+from chatterbox.cli.sinks import SAMPLE_RATE, Sink, wav_header, write_all
 from chatterbox.runtime.files import is_written_through, whole
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def to_file(path: Path) -> Iterator[Sink]:
             frames = file.frames
         elif kind.is_wav:
             through = opened.enter_context(path.open("wb", buffering=0))
-            _write_all(through, wav_header())
+            write_all(through.fileno(), wav_header())
 
             def write(samples: np.ndarray) -> None:
                 nonlocal frames
                 frames += len(samples)
-                _write_all(through, samples.tobytes())
+                write_all(through.fileno(), samples.tobytes())
 
             yield write
         else:
@@ -133,10 +133,4 @@ def _sound(target: Path | io.BytesIO, sample_rate: int, kind: Encoding) -> Any:
 
 def _write_through(path: Path, content: bytes) -> None:
     with path.open("wb", buffering=0) as file:
-        _write_all(file, content)
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+        write_all(file.fileno(), content)

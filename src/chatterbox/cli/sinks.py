@@ -1,7 +1,7 @@
 """Where audio goes while it is made: standard output, a player.
 
-Owns: the form of the samples (16 bits, mono, 24 kHz), which player is taken. Does not
-know: where audio comes from, files (`audio_files`).
+Owns: the form of the samples (16 bits, mono, 24 kHz), which player is taken. Does not know:
+where audio comes from, files (`audio_files`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_output() -> bool:
 
 def to_output_whole(content: bytes) -> None:
     """A whole file to standard output. Raises BrokenPipeError when nobody reads on."""
-    _write_all(sys.stdout.fileno(), content)
+    write_all(sys.stdout.fileno(), content)
 
 
 @contextlib.contextmanager
@@ -63,8 +63,8 @@ def to_output(*, is_wav: bool) -> Iterator[Sink]:
     """Raw samples, or a WAV of unknown length, to standard output. Raises BrokenPipeError when nobody reads on."""
     fd = sys.stdout.fileno()
     if is_wav:
-        _write_all(fd, wav_header())
-    yield lambda samples: _write_all(fd, samples.tobytes())
+        write_all(fd, wav_header())
+    yield lambda samples: write_all(fd, samples.tobytes())
 
 
 @contextlib.contextmanager
@@ -79,8 +79,8 @@ def to_player(name: str) -> Iterator[Sink]:
     fd = player.stdin.fileno()
     try:
         if name in TAKES_WAV:
-            _write_all(fd, wav_header())
-        yield lambda samples: _write_all(fd, samples.tobytes())
+            write_all(fd, wav_header())
+        yield lambda samples: write_all(fd, samples.tobytes())
     except BrokenPipeError:
         pass  # it has ended: well or badly, as its exit code says
     except BaseException:
@@ -102,7 +102,8 @@ def find_player() -> str:
     raise UsageError(f"no player found{afplay}: install one of {', '.join(PLAYERS)}, or pipe: {PIPE_HINT}")
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """All of ``data`` to an open file, however little it takes at once. Raises BrokenPipeError when nobody reads on."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

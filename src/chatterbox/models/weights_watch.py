@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.models.linear import has_global_hooks
 from chatterbox.models.shared_input import SharedInput
+from chatterbox.runtime.replaceable import functions_on
 
 NUM_RUNS, RUN_LEN = 2, 8  # of values that are looked at of each weight; those of a run are neighbours
 PLAIN_TYPES = frozenset({nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm})  # torch's, of our models
@@ -112,13 +113,13 @@ def state_of(*parts: Any) -> list[object]:
     """
     state: list[object] = []
     for part in parts:
-        state += id(part), _functions_on(part)
+        state += id(part), list(map(id, functions_on(part)))
         for one in part.modules() if isinstance(part, nn.Module) else ():
             own = vars(one)
             state += (
                 id(one),
                 id(type(one)),
-                _functions_on(one),
+                list(map(id, functions_on(one))),
                 len(own["_forward_hooks"]),
                 len(own["_forward_pre_hooks"]),
             )
@@ -126,11 +127,6 @@ def state_of(*parts: Any) -> list[object]:
                 if weight is not None:
                     state.append((id(weight), weight.dtype, weight.device, _num_changes(weight)))
     return state
-
-
-def _functions_on(one: object) -> list[int]:
-    """What hides a function of its class."""
-    return [id(value) for name, value in vars(one).items() if callable(value) and hasattr(type(one), name)]
 
 
 def _marks_of(module: nn.Module) -> list[object]:

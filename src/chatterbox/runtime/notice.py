@@ -13,8 +13,8 @@ logger = logging.getLogger("chatterbox")
 class Notice:
     """A warning in the log, the first time that it is told while it is due."""
 
-    def __init__(self, message: str) -> None:
-        self.message, self.is_due, self.was_given = message, False, False
+    def __init__(self, message: str, *, is_due: bool = False) -> None:
+        self.message, self.is_due, self.was_given = message, is_due, False
 
     def tell(self) -> None:
         if self.is_due and not self.was_given:

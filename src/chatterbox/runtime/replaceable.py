@@ -31,12 +31,17 @@ def replacement(owner: Any, name: str) -> Callable[..., Any] | None:
     return None if _is_own(found) and _belongs(found, owner) else found
 
 
+def functions_on(one: object) -> list[Callable[..., Any]]:
+    """What a program has put on an object, and hides a function of its class."""
+    return [value for name, value in vars(one).items() if callable(value) and hasattr(type(one), name)]
+
+
 def has_functions_of_others(module: Any) -> bool:
     """Whether a program has put functions on a torch module of this package, or on its class, or hooks."""
     own, kind = vars(module), type(module)
     if own["_forward_hooks"] or own["_forward_pre_hooks"]:
         return True
-    if any(callable(value) and hasattr(kind, name) for name, value in own.items()):
+    if functions_on(module):
         return True
     functions = [value for value in vars(kind).values() if callable(value) and not isinstance(value, type)]
     return kind.__module__.startswith(PACKAGE) and not all(map(_is_of_package, functions))

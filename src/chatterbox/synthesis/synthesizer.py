@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ from chatterbox.synthesis.request import (
 from chatterbox.synthesis.reshaping import reshape_of
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
+from chatterbox.text import Utterance
 from chatterbox.values import Fields
 from chatterbox.voice.cache import VoiceCache
 from chatterbox.voice.conditionals import Conditionals, Hearing, Reference, prepare_conditionals
@@ -218,19 +220,13 @@ class Synthesizer:
     @own_context()
     def utterances(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[str]:
         """What of a text is spoken in one piece each; ``by_sentence`` as where one knows of another."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
-        found = utterances_of(self.t3, request, tokens_of, by_sentence=by_sentence)
-        return [one.text for one in found if not is_silence(one)]
+        return [one.text for one in self._utterances_of(request, by_sentence=by_sentence) if not is_silence(one)]
 
     @own_context()
     def decode_requests(self, request: SynthesisRequest, *, by_sentence: bool = False) -> list[Request]:
         """What T3 is asked for when a text is spoken, one utterance after the other."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
-        voice = request.conditionals.with_exaggeration(request.exaggeration)
-        texts = self.utterances(request, by_sentence=by_sentence)
-        return [
-            decode_request(self.t3, voice, request, tokens_of, text, index=index) for index, text in enumerate(texts)
-        ]
+        found = self._utterances_of(request, by_sentence=by_sentence)
+        return [decode for _, decode in self._decode_requests(request, found) if decode is not None]
 
     def warm(self, requests: Sequence[SynthesisRequest], *, pin: bool = False) -> None:
         """Compute ahead of time what texts begin with. ``pin``: keep the voices' own parts on the device."""
@@ -287,16 +283,33 @@ class Synthesizer:
         if is_small(s3gen.flow, s3gen.mel2wav):
             self.chunk_renders = RenderQueue(runs_alone=True)
 
+    def _tokens_of(self, request: SynthesisRequest) -> Callable[[str], Tensor]:
+        return partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
+
+    def _utterances_of(self, request: SynthesisRequest, *, by_sentence: bool = False) -> Iterable[Utterance]:
+        return utterances_of(self.t3, request, self._tokens_of(request), by_sentence=by_sentence)
+
+    @own_context()
+    def _decode_requests(
+        self, request: SynthesisRequest, utterances: Iterable[Utterance]
+    ) -> list[tuple[float, Request | None]]:
+        """Seconds of silence, and what T3 is asked for behind them; None where nothing is said."""
+        tokens_of, index = self._tokens_of(request), count()
+        voice = request.conditionals.with_exaggeration(request.exaggeration)
+
+        def decode(text: str) -> Request:
+            return decode_request(self.t3, voice, request, tokens_of, text, index=next(index))
+
+        return [(one.pause, None if is_silence(one) else decode(one.text)) for one in utterances]
+
     def _chunks_by(
         self, inference: Callable[..., Any], request: SynthesisRequest, on_token: Callable[[int], None] | None
     ) -> Iterator[SpeechChunk]:
         """`chunks_by` for ``request``."""
-        tokens_of = partial(text_tokens_of, self.tokenizer, request, hp=self.t3.hp)
-        found = list(utterances_of(self.t3, request, tokens_of)) or [nothing_to_speak()]
+        found = list(self._utterances_of(request)) or [nothing_to_speak()]
         if request.seed is None and sum(not is_silence(one) for one in found) > 1:
             request = with_seed(request)
-        decodes = iter(self.decode_requests(request))
-        requests = [(one.pause, None if is_silence(one) else next(decodes)) for one in found]
+        requests = self._decode_requests(request, found)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         watermarker = self.watermarker if request.watermark else None
         renderer = SpeechRenderer(self.s3gen, voice.gen, None, watermarker, reshape_of(request))

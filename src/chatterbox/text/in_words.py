@@ -406,8 +406,12 @@ def _other(text: str, language: str, spell: Callable[..., str]) -> str:
     between = r"[.\u00a0\u202f ]" if point == "," else ","
     number = rf"\d{{1,3}}(?:{between}\d{{3}}){{1,4}}(?!\d)(?:\{point}\d+)?|\d+(?:\{point}\d+)?"
 
-    def words(written: str) -> str:
+    def parted(written: str) -> tuple[str, str]:
         whole, _, decimals = re.sub(between, "", written).partition(point)
+        return whole, decimals
+
+    def words(written: str) -> str:
+        whole, decimals = parted(written)
         if len(whole) > 1 and whole.startswith("0"):
             spelled = " ".join(spell(int(digit)) for digit in whole)
             return f"{spelled} {' '.join(spell(int(digit)) for digit in decimals)}".rstrip()
@@ -415,7 +419,7 @@ def _other(text: str, language: str, spell: Callable[..., str]) -> str:
 
     def money(found: re.Match[str]) -> str:
         written = found[2] or found[3]
-        whole, _, decimals = re.sub(between, "", written).partition(point)
+        whole, decimals = parted(written)
         currency = _CURRENCY_CODES[found[1] or found[4]]
         try:
             said = spell(float(f"{whole}.{decimals or 0}"), "currency", currency=currency)

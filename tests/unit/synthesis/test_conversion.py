@@ -19,12 +19,6 @@ from chatterbox.watermark.perth import read_watermark
 from tests.support.folders import recording
 
 
-@pytest.fixture(scope="module")
-def vc(small_folder) -> ChatterboxVC:
-    """Shared between tests: no test may assign to it."""
-    return ChatterboxVC.from_local(small_folder, "cpu")
-
-
 def whole(vc: ChatterboxVC, wav: np.ndarray, *, seed: int = 1, watermark: bool = False) -> torch.Tensor:
     """``wav`` at 16 kHz, heard and rendered at once."""
     with torch.inference_mode():

@@ -9,27 +9,14 @@ fail from deep inside, or be compiled again at every step.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from chatterbox.runtime.notice import Notice
 
 LEFT_OUT = "torch.compile of T3's backbone is left out: its steps change with the cache; it runs as it is"
-
-
-class Notice:
-    """The warning of one backbone, given once."""
-
-    def __init__(self) -> None:
-        self.was_given = False
-
-    def give(self) -> None:
-        if not self.was_given:
-            logger.warning(LEFT_OUT)
-        self.was_given = True
 
 
 class Uncompiled(nn.Module):
@@ -37,15 +24,15 @@ class Uncompiled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.notice = Notice()
+        self.notice = Notice(LEFT_OUT, is_due=True)
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Does nothing but say so."""
-        self.notice.give()
+        self.notice.tell()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and hasattr(value, "_torchdynamo_orig_callable"):
-            self.notice.give()
+            self.notice.tell()
             value = value._torchdynamo_orig_callable
             if value == self.forward:
                 return
@@ -75,5 +62,5 @@ def uncompiled(value: Any) -> Any:
     part = next((one for one in original.modules() if isinstance(one, Uncompiled)), None)
     if part is None:
         return value
-    part.notice.give()
+    part.notice.tell()
     return original
