@@ -16,8 +16,8 @@ from chatterbox.base import ModelDefault, SpeechModel, by_name
 from chatterbox.checkpoints import (
     MULTILINGUAL,
     REPO_ID,
+    DefaultName,
     Files,
-    Unsaid,
     find_checkpoint,
     layouts_of,
     resolve_device,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SUPPORTED_LANGUAGES = LANGUAGES  # a program may add to it
 PUBLISHED, LAYOUTS = MULTILINGUAL.config.sampling, (MULTILINGUAL, *layouts_of("ChatterboxMultilingualTTS"))
-V2, THE_MODELS = Unsaid("v2"), Unsaid("")
+V2, THE_MODELS = DefaultName("v2"), DefaultName("")
 STREAMING, ENGINE = StreamingConfig(), EngineConfig()
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
@@ -125,7 +125,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
             TypeError: it says nothing, and the model has no language of its own.
             ValueError: no such language, or the model is for another alone.
         """
-        if isinstance(language_id, Unsaid) and self._own_language is None:
+        if isinstance(language_id, DefaultName) and self._own_language is None:
             raise TypeError(
                 f"language_id is missing, and this model has none of its own: give one of {', '.join(LANGUAGES)}; "
                 "None names no language to the model"

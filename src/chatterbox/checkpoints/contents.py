@@ -114,7 +114,7 @@ def read_folder(
         version = multilingual(given.t3_model)
         layouts = (version, *(one for one in layouts if one != version))
         t3 = find_file(folder, version.t3)
-        if t3 is None and given.t3_said:
+        if t3 is None and given.explicit_t3_model:
             _given(folder, version.t3, "t3_model")
     else:
         t3 = _given(folder, given.t3_model, "t3_model")
@@ -329,6 +329,6 @@ def config_of(contents: Contents) -> ModelConfig:
     Raises:
         CheckpointError: ``config.json`` is broken, names another size than a file has, or a value that cannot be.
     """
-    told = {} if contents.t3 is None else t3_sizes(t3_shapes(contents.t3))
+    inferred = {} if contents.t3 is None else t3_sizes(t3_shapes(contents.t3))
     files = {"t3": contents.t3, "s3gen": contents.s3gen, "voice_encoder": contents.voice_encoder}
-    return model_config(contents.folder, contents.layout.config, told, files)
+    return model_config(contents.folder, contents.layout.config, inferred, files)

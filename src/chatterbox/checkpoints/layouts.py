@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be found or does not fit; the message is one line and names the remedy."""
 
 
-class Unsaid(str):
+class DefaultName(str):
     """A default that stands for what a folder holds: "v2" where it holds several."""
 
 
@@ -58,9 +58,9 @@ class Files:
             object.__setattr__(self, argument, name)
 
     @property
-    def t3_said(self) -> str | None:
+    def explicit_t3_model(self) -> str | None:
         """``t3_model``, if it is not a default."""
-        return None if isinstance(self.t3_model, Unsaid) else self.t3_model
+        return None if isinstance(self.t3_model, DefaultName) else self.t3_model
 
 
 NONE_GIVEN = Files()
@@ -223,8 +223,8 @@ def layout_given(layout: Layout, given: Files) -> Layout:
     if layout.t3 == MULTILINGUAL.t3 and given.t3_model is not None:
         return with_files(multilingual(given.t3_model), None, given.s3gen_model, given.tokenizer)
     if layout.base and given.s3gen_model in BASE_S3GEN:
-        return with_files(of_base_s3gen(layout), given.t3_said, None, given.tokenizer)
-    return with_files(layout, given.t3_said, given.s3gen_model, given.tokenizer)
+        return with_files(of_base_s3gen(layout), given.explicit_t3_model, None, given.tokenizer)
+    return with_files(layout, given.explicit_t3_model, given.s3gen_model, given.tokenizer)
 
 
 def of_base_s3gen(layout: Layout) -> Layout:

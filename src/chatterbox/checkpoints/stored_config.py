@@ -33,12 +33,12 @@ LONGEST_ERROR = 400  # characters: a file may hold a value of any length
 
 
 def model_config(
-    folder: Path, published: ModelConfig, told: Mapping[str, Any], files: Mapping[str, Path | None]
+    folder: Path, published: ModelConfig, inferred: Mapping[str, Any], files: Mapping[str, Path | None]
 ) -> ModelConfig:
     """Sizes and defaults of a folder.
 
     Args:
-        told: what T3's tensors tell of it, nested as ``config.json`` has it.
+        inferred: the sizes that T3's tensors show, nested as ``config.json`` has it.
         files: those of the parts, by name.
 
     Raises:
@@ -47,10 +47,10 @@ def model_config(
     stored = _stored_config(folder)
     mine = stored.get("t3", {})
     if isinstance(mine, dict):
-        _require_sizes(folder, files["t3"], mine, told)
+        _require_sizes(folder, files["t3"], mine, inferred)
         stored["t3"] = T3Config.completed(mine)
     try:
-        values = _merged(_merged(to_dict(published), {"t3": told} if told else {}), stored)
+        values = _merged(_merged(to_dict(published), {"t3": inferred} if inferred else {}), stored)
         config: ModelConfig = from_dict(ModelConfig, values)
         for part in PARTS:
             check_config(getattr(config, part), part)
@@ -117,9 +117,12 @@ def _stored_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in stored.items() if key not in TOOLS}
 
 
-def _require_sizes(folder: Path, t3: Path | None, mine: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+def _require_sizes(folder: Path, t3: Path | None, mine: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
     """Raise CheckpointError where ``config.json`` names another size than the T3 file has, before anything is built."""
-    for where, table, found in (("t3.", mine, told), ("t3.backbone.", mine.get("backbone"), told.get("backbone"))):
+    for where, table, found in (
+        ("t3.", mine, inferred),
+        ("t3.backbone.", mine.get("backbone"), inferred.get("backbone")),
+    ):
         if not isinstance(table, dict) or not isinstance(found, dict):
             continue
         for name, value in found.items():
