@@ -49,6 +49,7 @@ from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import guard_of
 from chatterbox.engine.request import Request, allocate_cache, prefix_len, required_capacity
+from chatterbox.evaluation.recognition import recognize, word_errors, words_of
 from chatterbox.kvcache import KVCache
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.synthesis.synthesizer import render_speech_tokens
@@ -57,7 +58,6 @@ from chatterbox.tts import ChatterboxTTS
 from chatterbox.voice.conditionals import Conditionals
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.evaluate import REFERENCE_TEXT, spectral_profile
-from tools.tiny_voice.recognition import recognize, word_errors, words_of
 from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
 from tools.tiny_voice.teacher import VOICES
 from tools.tiny_voice.teacher import speak as speak_flite

@@ -18,11 +18,11 @@ from benchmarks.streaming.texts import paragraphs, single_texts
 from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
 from chatterbox.evaluation.prosody import levels, loud_level, pitch
+from chatterbox.evaluation.recognition import recognize, word_errors, words_of
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import render_speech_tokens
 from chatterbox.synthesis.utterances import TokenChunk
-from tools.tiny_voice.recognition import recognize, word_errors, words_of
 
 Row = dict[str, Any]
 SEED = 1

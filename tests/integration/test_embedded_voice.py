@@ -14,11 +14,11 @@ import torch
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
+from chatterbox.evaluation.recognition import recognize, word_errors, words_of
 from chatterbox.synthesis.request import SynthesisRequest
 from tests.support.folders import recording
 from tests.support.speaking import speak
 from tools.tiny_voice.corpus import evaluation_set
-from tools.tiny_voice.recognition import recognize, word_errors, words_of
 from tools.tiny_voice.silence import silent_tokens
 
 SENTENCES = evaluation_set("known")[:6]

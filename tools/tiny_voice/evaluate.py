@@ -17,9 +17,9 @@ import librosa
 import numpy as np
 import torch
 
+from chatterbox.evaluation.recognition import recognize, word_errors, words_of
 from chatterbox.tts import ChatterboxTTS
 from tools.tiny_voice.corpus import evaluation_set
-from tools.tiny_voice.recognition import recognize, word_errors, words_of
 from tools.tiny_voice.recordings import LEAD_SECONDS, TAIL_SECONDS
 from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
 from tools.tiny_voice.teacher import VOICES, speak

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from chatterbox.evaluation.recognition import word_errors, words_of
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
@@ -20,7 +21,6 @@ from tools.tiny_voice import speech_tokens
 from tools.tiny_voice.export import compact, tokenizer_file, warm_start
 from tools.tiny_voice.flow import resynthesize
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, held_out_figures, train
-from tools.tiny_voice.recognition import word_errors, words_of
 from tools.tiny_voice.recordings import (
     CHARACTER_IDS,
     PitchScale,
