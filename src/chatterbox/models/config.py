@@ -289,6 +289,7 @@ class HiFTConfig:
     source_resblock_kernels: tuple[int, ...] = (7, 7, 11)
     istft_n_fft: int = 16
     istft_hop: int = 4
+    phase_range: float = 1.0  # radians: the phases of the spectrum lie within it, to either side
     sine_amplitude: float = 0.1
     noise_std: float = 0.003
     voiced_threshold: float = 10.0  # Hz, strict

@@ -189,7 +189,7 @@ class HiFTGenerator(nn.Module):
             x = reduce(torch.add, [block(x) for block in blocks]) / num_kernels
         x = self.conv_post(F.leaky_relu(x, 0.01))
         log_magnitude, phase = x.float().chunk(2, dim=1)
-        wav = self._istft(torch.exp(log_magnitude), torch.sin(phase))
+        wav = self._istft(torch.exp(log_magnitude), self.config.phase_range * torch.sin(phase))
         return wav.clamp(-self.config.audio_limit, self.config.audio_limit).to(x.dtype)
 
     def forward(
