@@ -30,7 +30,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env meters bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say -o "$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -65,6 +65,13 @@ memory: $(READY)
 # Leaks: a thousand generations that differ in all a user can vary; ARGS="--hours 8" is a night.
 soak: $(READY)
 	$(BIN)/python -m benchmarks.speed.soak -o $(RESULTS)/soak.json $(ARGS)
+
+# Meters of speech (extra `quality`), and what each can tell apart; needs flite.
+QUALITY_READY = $(VENV)/.quality-ready
+quality-env: $(QUALITY_READY)
+
+meters: $(QUALITY_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.known_material -o $(RESULTS)/meters.json $(ARGS)
 
 # What each cache policy costs in speech: needs flite, takes about an hour on one core, goes on where it stopped.
 QUALITY_WORK ?= quality-work
@@ -141,6 +148,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(DOCS_READY): $(READY) docs/constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -c docs/constraints.txt -e ".[docs]"
+	@touch $@
+
+$(QUALITY_READY): $(READY) requirements-quality.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-quality.txt
 	@touch $@
 
 $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt

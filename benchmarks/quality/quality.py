@@ -49,7 +49,7 @@ from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import guard_of
 from chatterbox.engine.request import Request, allocate_cache, prefix_len, required_capacity
-from chatterbox.evaluation.recognition import recognize, word_errors, words_of
+from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.kvcache import KVCache
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.synthesis.synthesizer import render_speech_tokens
@@ -219,7 +219,7 @@ class Quality:
             "seconds": utterance.seconds,
             "exact_seconds": exact.seconds,
             "words": len(words_of(text)),
-            "errors": word_errors(words_of(text), recognize(utterance.wav, RATE)),
+            "errors": edit_distance(words_of(text), recognize(utterance.wav, RATE)),
             "log_mel_db": log_mel_distance(utterance, exact, path),
             "f0_semitones": f0_rmse(utterance, exact, path),
             "speaker_similarity": cosine(self.tts.ve.embeds_from_wavs([utterance.wav], RATE)[0], voice.embedding),

@@ -18,7 +18,7 @@ from benchmarks.streaming.texts import paragraphs, single_texts
 from chatterbox import ChatterboxTTS, verify_prosody_continuity
 from chatterbox.config import StreamingConfig
 from chatterbox.evaluation.prosody import levels, loud_level, pitch
-from chatterbox.evaluation.recognition import recognize, word_errors, words_of
+from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.synthesizer import render_speech_tokens
@@ -153,7 +153,7 @@ class Reading:
     def errors(self, rate: int) -> int:
         """Words that an independent recogniser gets wrong, sentence by sentence."""
         pairs = zip(self.texts, self.sentences, strict=True)
-        return sum(word_errors(words_of(text), recognize(wav, rate)) for text, wav in pairs)
+        return sum(edit_distance(words_of(text), recognize(wav, rate)) for text, wav in pairs)
 
 
 def continuity(tts: ChatterboxTTS, num_paragraphs: int) -> list[Row]:

@@ -14,7 +14,7 @@ import torch
 from chatterbox import ChatterboxTTS
 from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.cli import main
-from chatterbox.evaluation.recognition import recognize, word_errors, words_of
+from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.synthesis.request import SynthesisRequest
 from tests.support.folders import recording
 from tests.support.speaking import speak
@@ -52,7 +52,7 @@ def test_a_recogniser_understands_what_the_command_says(tmp_path: Path, monkeypa
             assert main(["say", sentence, "-o", str(tmp_path / "said.wav"), "--seed", seed]) == 0
             wav, rate = soundfile.read(tmp_path / "said.wav", dtype="float32")
             words += len(words_of(sentence))
-            errors += word_errors(words_of(sentence), recognize(wav, rate))
+            errors += edit_distance(words_of(sentence), recognize(wav, rate))
     assert errors / words <= MAX_WORD_ERROR_RATE
 
 

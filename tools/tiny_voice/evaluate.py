@@ -17,7 +17,7 @@ import librosa
 import numpy as np
 import torch
 
-from chatterbox.evaluation.recognition import recognize, word_errors, words_of
+from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.tts import ChatterboxTTS
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.recordings import LEAD_SECONDS, TAIL_SECONDS
@@ -60,8 +60,8 @@ def evaluate(
                     "voice": voice,
                     "heard": " ".join(heard),
                     "words": len(words_of(sentence)),
-                    "errors": word_errors(words_of(sentence), heard),
-                    "teacher_errors": word_errors(words_of(sentence), heard_of_teacher),
+                    "errors": edit_distance(words_of(sentence), heard),
+                    "teacher_errors": edit_distance(words_of(sentence), heard_of_teacher),
                     "nearest_voice": nearest,
                     "seconds": round(len(wav) / tts.sr, 2),
                     "teacher_seconds": round(spoken_seconds(taught), 2),

@@ -1,8 +1,9 @@
-"""What an independent recogniser hears: word error rate by pocketsphinx with its own English model."""
+"""What an independent recogniser hears: words, by pocketsphinx with its own English model; distance of sequences."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -37,11 +38,11 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def word_errors(wanted: list[str], heard: list[str]) -> int:
+def edit_distance(wanted: Sequence[str], heard: Sequence[str]) -> int:
     """Least number of insertions, deletions and substitutions."""
     row = list(range(len(heard) + 1))
-    for i, word in enumerate(wanted, 1):
+    for i, one in enumerate(wanted, 1):
         previous, row[0] = row[0], i
         for j, other in enumerate(heard, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (one != other))
     return row[-1]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox.evaluation.recognition import word_errors, words_of
+from chatterbox.evaluation.recognition import edit_distance, words_of
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
@@ -268,8 +268,8 @@ def test_schedule_warms_up_and_decays() -> None:
     ("wanted", "heard", "errors"),
     [("a b c", "a b c", 0), ("a b c", "a c", 1), ("a b", "a x b", 1), ("a b", "c d", 2), ("a", "", 1), ("", "a b", 2)],
 )
-def test_word_errors(wanted: str, heard: str, errors: int) -> None:
-    assert word_errors(words_of(wanted), words_of(heard)) == errors
+def test_edit_distance(wanted: str, heard: str, errors: int) -> None:
+    assert edit_distance(words_of(wanted), words_of(heard)) == errors
 
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
