@@ -58,8 +58,8 @@ from chatterbox.tts import ChatterboxTTS
 from chatterbox.voice.conditionals import Conditionals
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.evaluate import REFERENCE_TEXT, spectral_profile
-from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
-from tools.tiny_voice.teacher import VOICES
+from tools.tiny_voice.flite import RATE as TEACHER_RATE
+from tools.tiny_voice.flite import VOICES
 from tools.tiny_voice.teacher import speak as speak_flite
 
 SEED, OTHER_SEED = 1, 2

@@ -13,14 +13,24 @@ import torch
 from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
-from tools.tiny_voice.corpus import sentences, word_lists
+from tools.tiny_voice import festival, flite, kokoro
+from tools.tiny_voice.corpus import (
+    dictionary_lists,
+    name_sentences,
+    number_sentences,
+    sentences,
+    short_texts,
+    word_lists,
+)
 from tools.tiny_voice.export import export, trained_flow, warm_start
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, train
-from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterances, load
+from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterance, Utterances, load
 from tools.tiny_voice.teacher import build, rotate
 from tools.tiny_voice.tiny import TINY
 
-NUM_ACOUSTIC, NUM_TEXT, NUM_WORD_LISTS, NUM_HELD_OUT = 4800, 9500, 3000, 160
+NUM_FLITE, NUM_FESTIVAL, NUM_KOKORO, NUM_HELD_OUT = 4800, 1200, 2400, 160  # recordings, of all their voices
+KOKORO_SHARD = 25  # utterances: it takes about as long as they last
+OTHERS = (*flite.VOICES, *festival.VOICES)  # than the default voice's teacher
 NUM_MADE_MELS = 1600
 STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
 
@@ -34,10 +44,28 @@ SCHEDULES = {
 
 
 def make_data(work: Path) -> None:
-    """Speak the corpus with flite: recordings for the acoustic stages, alignments for T3."""
-    build(work / "acoustic", rotate(sentences(NUM_ACOUSTIC, seed=11), 1), with_audio=True)
-    build(work / "t3", rotate(sentences(NUM_TEXT, seed=12), 2))
-    build(work / "words", rotate(word_lists(NUM_WORD_LISTS, seed=13), 2))
+    """Let the teachers speak the corpus: alignments for T3, then recordings for the acoustic stages."""
+    for name, texts in texts_of_t3().items():
+        build(work / "t3" / name / "others", rotate(texts, 1, OTHERS))
+        build(work / "t3" / name / "kokoro", [(text, kokoro.VOICES[0]) for text in texts])
+    spoken = sentences(NUM_FLITE + NUM_FESTIVAL + NUM_KOKORO, seed=11)
+    build(work / "acoustic" / "flite", rotate(spoken[:NUM_FLITE], 1, flite.VOICES), with_audio=True)
+    rest = spoken[NUM_FLITE:]
+    build(work / "acoustic" / "festival", rotate(rest[:NUM_FESTIVAL], 1, festival.VOICES), with_audio=True)
+    voices = rotate(rest[NUM_FESTIVAL:], 1, kokoro.VOICES)
+    build(work / "acoustic" / "kokoro", voices, with_audio=True, shard_size=KOKORO_SHARD)
+
+
+def texts_of_t3() -> dict[str, list[str]]:
+    """What T3 learns to read, by kind."""
+    return {
+        "sentences": sentences(9500, seed=12),
+        "rare": word_lists(3000, seed=13),
+        "dictionary": dictionary_lists(26_500, seed=14),
+        "names": name_sentences(4000, seed=15),
+        "numbers": number_sentences(5000, seed=16),
+        "short": short_texts(1000, seed=17),
+    }
 
 
 def make_stage(name: str, work: Path) -> Stage[Any]:
@@ -65,17 +93,27 @@ def make_stage(name: str, work: Path) -> Stage[Any]:
         return FlowStage(TINY.s3gen.flow, recordings, held_out, xvectors, schedule)
     from tools.tiny_voice.text_to_speech import TextToSpeechStage
 
-    aligned = load(work / "t3")
-    utterances = Utterances(aligned[NUM_HELD_OUT:] + load(work / "words"), scale)
-    rest = Utterances(aligned[:NUM_HELD_OUT], scale)
-    return TextToSpeechStage(TINY.t3, utterances, rest, voices, schedule)
+    learnt: list[Utterance] = []
+    rest: list[Utterance] = []
+    for folder in sorted((work / "t3").glob("*/*")):
+        aligned = load(folder)
+        held_out = NUM_HELD_OUT if folder.parent.name == "sentences" else 0
+        learnt += aligned[held_out:]
+        rest += aligned[:held_out]
+    return TextToSpeechStage(TINY.t3, Utterances(learnt, scale), Utterances(rest, scale), voices, schedule)
 
 
 def load_recordings(work: Path) -> tuple[Recordings, Recordings, PitchScale]:
     """Recordings to train on, those held out, and the pitch scale of the voices."""
-    spoken = load(work / "acoustic")
-    scale = PitchScale.of(spoken)
-    return Recordings(spoken[NUM_HELD_OUT:], scale), Recordings(spoken[:NUM_HELD_OUT], scale), scale
+    learnt: list[Utterance] = []
+    rest: list[Utterance] = []
+    for folder in sorted((work / "acoustic").iterdir()):
+        spoken = load(folder)
+        held_out = max(1, NUM_HELD_OUT * len(spoken) // (NUM_FLITE + NUM_FESTIVAL + NUM_KOKORO))
+        learnt += spoken[held_out:]
+        rest += spoken[:held_out]
+    scale = PitchScale.of(learnt)
+    return Recordings(learnt, scale), Recordings(rest, scale), scale
 
 
 def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, SpeakerBank]:

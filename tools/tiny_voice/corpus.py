@@ -10,16 +10,26 @@ import random
 import re
 from collections.abc import Callable, Collection
 from functools import cache
+from pathlib import Path
+
+from chatterbox.text.in_words import in_words
 
 from .lexicon import Lexicon, lexicon, read_lines, read_sections
 
 MAX_CHARS = 110
 RANDOM_SHARE = 0.2  # of the sentences: unrelated words, so that every word form occurs
 RARE_SHARE = 0.7  # of the words of a word list
+DICTIONARY = Path("/usr/share/dict/american-english-large")  # Debian's wamerican-large, of the SCOWL lists
+_SPELLABLE = re.compile(r"[A-Za-z][a-z]{1,15}")
 _SLOT = re.compile(r"\{([^}]+)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=([A-Za-z']+|\d+))")
 _LIKE_CONSONANT = re.compile(r"(?i)(uni(?!m|n)|use|usual|util|euro|one\b|once\b|ewe)")
 _LIKE_VOWEL = re.compile(r"(?i)(hour|honest|honor|heir|herb)")
+_NAME, _FIGURE = re.compile("<name>"), re.compile(r"<([a-z ]+)>")
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 
 
@@ -55,6 +65,31 @@ def word_lists(count: int, seed: int) -> list[str]:
     return _distinct(count, "word lists", _Writer(random.Random(seed), lexicon()).word_list)
 
 
+def dictionary_lists(count: int, seed: int) -> list[str]:
+    """`count` distinct texts of three to seven unrelated words of the dictionary, names among them.
+
+    Every word occurs before any occurs again; none of the `unseen` set does.
+
+    Raises RuntimeError without the dictionary.
+    """
+    return _distinct(count, "word lists", _Writer(random.Random(seed), lexicon()).dictionary_list)
+
+
+def name_sentences(count: int, seed: int) -> list[str]:
+    """`count` distinct sentences about people and places, with names of the dictionary; errors as above."""
+    return _distinct(count, "sentences", _Writer(random.Random(seed), lexicon()).name_sentence)
+
+
+def number_sentences(count: int, seed: int) -> list[str]:
+    """`count` distinct sentences with years, dates, times, telephone numbers, money and amounts, all in words."""
+    return _distinct(count, "sentences", _Writer(random.Random(seed), lexicon()).number_sentence)
+
+
+def short_texts(count: int, seed: int) -> list[str]:
+    """`count` distinct texts of one to three words, as people type them to try a voice."""
+    return _distinct(count, "texts", _Writer(random.Random(seed), lexicon()).short_text)
+
+
 def _distinct(count: int, name: str, make: Callable[[], str], never: Collection[str] = ()) -> list[str]:
     """`count` different texts that fit, in the order they are made."""
     if count < 0:
@@ -71,6 +106,25 @@ def _distinct(count: int, name: str, make: Callable[[], str], never: Collection[
 def rare_words() -> list[str]:
     """Less common words and names, none of them in the lexicon."""
     return " ".join(read_sections("rare.txt")["rare"]).split()
+
+
+@cache
+def dictionary() -> list[str]:
+    """Words and names that a character tokenizer spells, without those of the `unseen` set that no sentence has."""
+    try:
+        lines = DICTIONARY.read_text(encoding="utf-8").split()
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{DICTIONARY} does not exist: apt-get install wamerican-large") from error
+    known = {word.lower() for word in lexicon().vocabulary}
+    held_out = {word for sentence in evaluation_set("unseen") for word in words_of(sentence)} - known
+    stems = tuple(word[: max(4, len(word) - 3)] for word in sorted(held_out))
+    return [word for word in lines if _SPELLABLE.fullmatch(word) and not word.lower().startswith(stems)]
+
+
+@cache
+def names() -> list[str]:
+    """Those of the dictionary."""
+    return [word for word in dictionary() if word[0].isupper()]
 
 
 @cache
@@ -136,6 +190,45 @@ class _Writer:
                 for _ in range(rng.randint(3, 7))
             ]
         )
+
+    def dictionary_list(self) -> str:
+        return self._unrelated([self._draw("dictionary", dictionary()) for _ in range(self.rng.randint(3, 7))])
+
+    def name_sentence(self) -> str:
+        return _NAME.sub(lambda _: self._draw("name", names()), self._filled("named"))
+
+    def number_sentence(self) -> str:
+        return in_words(_FIGURE.sub(lambda slot: self._figure(slot[1]), self._filled("counted")))
+
+    def short_text(self) -> str:
+        rng = self.rng
+        if rng.random() < 0.4:
+            return self._filled("short")
+        words = [self._draw("vocabulary", self.vocabulary) for _ in range(rng.randint(1, 3))]
+        return self._unrelated(words)
+
+    def _filled(self, section: str) -> str:
+        text = self._expand(self._draw(section, _grammar()[section]))
+        return text[0].upper() + text[1:]
+
+    def _figure(self, kind: str) -> str:
+        rng = self.rng
+        month = rng.choice(_MONTHS)
+        amount = rng.choice((rng.randint(1, 99), rng.randint(100, 999), rng.randint(1000, 99_999)))
+        return {
+            "year": lambda: str(rng.choice((rng.randint(1700, 1999), rng.randint(2000, 2039)))),
+            "date": lambda: f"{month} {rng.randint(1, 31)}",
+            "full date": lambda: f"{month} {rng.randint(1, 31)}, {rng.randint(1900, 2030)}",
+            "clock": lambda: f"{rng.randint(1, 12)}:{rng.randint(0, 59):02d}",
+            "phone": lambda: f"{rng.randint(200, 999)}-{rng.randint(200, 999)}-{rng.randint(0, 9999):04d}",
+            "digits": lambda: " ".join(rng.choices("0123456789", k=rng.randint(3, 6))),
+            "money": lambda: f"${amount}" if rng.random() < 0.5 else f"${rng.randint(1, 99)}.{rng.randint(1, 99):02d}",
+            "amount": lambda: f"{amount:,}",
+            "decimal": lambda: f"{rng.randint(0, 99)}.{rng.randint(1, 9)}",
+            "percent": lambda: f"{rng.randint(1, 100)}%",
+            "ordinal": lambda: f"{rng.randint(1, 99)}th",
+            "measure": lambda: f"{rng.randint(2, 900)} {rng.choice(('km', 'kg', 'cm', 'mph', 'miles', 'ml'))}",
+        }[kind]()
 
     def _random_words(self) -> str:
         return self._unrelated([self._draw("vocabulary", self.vocabulary) for _ in range(self.rng.randint(3, 9))])

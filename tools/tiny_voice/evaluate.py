@@ -20,9 +20,10 @@ import torch
 from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.tts import ChatterboxTTS
 from tools.tiny_voice.corpus import evaluation_set
+from tools.tiny_voice.flite import RATE as TEACHER_RATE
+from tools.tiny_voice.flite import VOICES
 from tools.tiny_voice.recordings import LEAD_SECONDS, TAIL_SECONDS
-from tools.tiny_voice.teacher import SAMPLE_RATE as TEACHER_RATE
-from tools.tiny_voice.teacher import VOICES, speak
+from tools.tiny_voice.teacher import speak
 
 REFERENCE_TEXT = "My grandmother keeps seven copper kettles beside the window, and every one of them has a story."
 SETS = ("known", "unseen")

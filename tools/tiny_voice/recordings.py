@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tools.tiny_voice.speech import PHONES
 from tools.tiny_voice.speech_tokens import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_speech_tokens
-from tools.tiny_voice.teacher import PHONES, SAMPLE_RATE, VOICES, read_shard, track_pitch
+from tools.tiny_voice.teacher import SAMPLE_RATE, VOICES, read_shard, track_pitch
 from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
 
 LEAD_SECONDS = 0.10  # silence kept before and after an utterance
@@ -32,7 +33,7 @@ def encode_text(text: str) -> list[int]:
 
 @dataclass
 class Utterance:
-    """ends: (P,) seconds; pitch: (P,) log F0, NaN where unvoiced; audio: (N,) int16 at 16 kHz or None."""
+    """ends: (P,) seconds; pitch: (P,) log F0, NaN where unvoiced; audio: (N,) int16 at ``rate`` Hz or None."""
 
     text: str
     voice: int
@@ -40,6 +41,7 @@ class Utterance:
     ends: np.ndarray
     pitch: np.ndarray
     audio: np.ndarray | None
+    rate: int = SAMPLE_RATE
 
     def trimmed(self) -> tuple[list[str], np.ndarray, np.ndarray, float, float]:
         """Phones, ends and pitch with the outer pauses cut short, and the seconds kept of the recording (from, to)."""
@@ -75,7 +77,7 @@ class PitchScale:
 def load(folder: Path) -> list[Utterance]:
     """All utterances of a teacher folder, in the order of their shards."""
     return [
-        Utterance(u.text, u.voice, [PHONES[i] for i in u.phones], u.ends, u.pitch, u.audio)
+        Utterance(u.text, u.voice, [PHONES[i] for i in u.phones], u.ends, u.pitch, u.audio, u.rate)
         for shard in sorted(folder.glob("shard-*.npz"))
         for u in read_shard(shard)
     ]
@@ -175,8 +177,10 @@ class Recordings:
         """(N,) float32 of the trimmed recording at SPEEDS[speed]: shorter, higher and brighter above 1."""
         item = self._items[index]
         _, _, _, begin, end = item.trimmed()
-        wav = self._samples(index)[int(begin * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
-        origin = round(SAMPLE_RATE * SPEEDS[speed])
+        wav = self._samples(index)[int(begin * item.rate) : int(end * item.rate)]
+        origin = round(item.rate * SPEEDS[speed])
+        if origin == sample_rate:
+            return wav
         return librosa.resample(wav, orig_sr=origin, target_sr=sample_rate, res_type="soxr_mq")
 
     def symbols(self, index: int, speed: int) -> np.ndarray:
@@ -189,7 +193,10 @@ class Recordings:
     def f0(self, index: int, speed: int, num_frames: int) -> np.ndarray:
         """(num_frames,) float32 F0 in Hz at the middle of each 20 ms frame of that audio, 0 where unvoiced."""
         if index not in self._tracks:
-            self._tracks[index] = np.nan_to_num(track_pitch(self._samples(index)))
+            wav, rate = self._samples(index), self._items[index].rate
+            if rate != SAMPLE_RATE:
+                wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_mq")
+            self._tracks[index] = np.nan_to_num(track_pitch(wav))
         track, (_, _, _, begin, _) = self._tracks[index], self._items[index].trimmed()
         seconds = begin + (np.arange(num_frames) + 0.5) * SECONDS_PER_FRAME * SPEEDS[speed]
         nearest = np.minimum(np.rint(seconds * TRACK_RATE).astype(int), len(track) - 1)

@@ -1,12 +1,13 @@
-"""Teacher speech for the embedded voice: the program `flite` says the corpus, and training keeps what it needs of it.
+"""Teacher speech for the embedded voice: programs say the corpus, and training keeps what it needs of it.
 
-Owns the call of the `flite` program, the phone inventory, a fast F0 estimate, and the shards that training reads. Knows
-nothing of models or of how the sentences are made.
+Owns the choice of program for a voice, a fast F0 estimate, and the shards that training reads. Knows nothing of models
+or of how the sentences are made.
 
 A shard is one `shard-NNNNN.npz` of up to 1,000 utterances (N), their phones (P) and samples (S) laid end to end:
 
     text         (N,) str        voice         (N,) uint8, index into VOICES
-    num_samples  (N,) int32      at SAMPLE_RATE, also where the audio itself is not kept
+    num_samples  (N,) int32      at the rate, also where the audio itself is not kept
+    rate         (N,) int32      Hz
     phone_start  (N+1,) int64    utterance i owns phones phone_start[i]:phone_start[i+1]
     phone        (P,) uint8      index into PHONES; every utterance begins and ends with pau
     end          (P,) float32    seconds from the utterance's start to the phone's end
@@ -20,28 +21,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import subprocess
-import tempfile
-import wave
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
+
+from tools.tiny_voice import festival, flite, kokoro
+from tools.tiny_voice.speech import PHONES, Speech
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
-VOICES = ("slt", "rms", "awb", "kal16")
-PHONES = (
-    "pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g", "hh", "ih", "iy",
-    "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh",
-)  # fmt: skip
+SAMPLE_RATE = 16_000  # of `speak` and of pitch
+VOICES = (*flite.VOICES, *festival.VOICES, *kokoro.VOICES)
+_PROGRAMS = {voice: program for program in (flite, festival, kokoro) for voice in program.VOICES}
 _PHONE_ID = {phone: i for i, phone in enumerate(PHONES)}
 _F0_MIN, _F0_MAX, _HOP, _FRAME = 60.0, 400.0, 160, 640  # Hz, Hz, samples, samples
 _VOICED = 0.6  # least normalised autocorrelation of a voiced frame
@@ -53,37 +52,29 @@ def speak(text: str, voice: str) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Says `text` with one of VOICES.
 
     Returns:
-        The waveform, float32 in [-1, 1) at SAMPLE_RATE; the phones; and the second at which each phone ends, float32.
+        The waveform, float32 in [-1, 1] at SAMPLE_RATE; the phones; and the second at which each phone ends, float32.
 
     Raises:
-        ValueError: unknown voice. RuntimeError: flite is missing or failed.
+        ValueError: unknown voice. RuntimeError: the voice's program is missing or failed.
     """
-    if voice not in VOICES:
+    speech = next(iter(say([text], voice)))
+    return at_rate(speech, SAMPLE_RATE), speech.phones, speech.ends
+
+
+def say(texts: Sequence[str], voice: str, *, aloud: bool = True) -> Iterator[Speech]:
+    """Each text in turn, as its program gives it; not ``aloud`` if that is faster. Errors as of :func:`speak`."""
+    if voice not in _PROGRAMS:
         raise ValueError(f"voice {voice!r} is unknown: use one of {', '.join(VOICES)}")
-    samples, phones, ends = _run_flite(text, voice)
-    return samples.astype(np.float32) / 32768, phones, ends
+    if voice in kokoro.VOICES:
+        return kokoro.say(texts, voice, aloud=aloud)
+    return _PROGRAMS[voice].say(texts, voice)
 
 
-def _run_flite(text: str, voice: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "a.wav")
-        command = ["flite", "-voice", voice, "-psdur", "-o", path, "-t", text]
-        try:
-            report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        except FileNotFoundError as error:
-            raise RuntimeError("the program flite is missing: apt-get install flite") from error
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"flite failed on {text!r}: {error.stderr.strip()}") from error
-        with wave.open(path) as file:
-            if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (SAMPLE_RATE, 1, 2):
-                raise RuntimeError(f"flite voice {voice!r} must write 16 kHz mono 16-bit: use Debian's flite")
-            samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    pairs = [item.rsplit(":", 1) for item in report.split()]
-    if not pairs:
-        raise RuntimeError(f"flite reported no phones for {text!r}")
-    ends = np.minimum(np.array([end for _, end in pairs], dtype=np.float32), len(samples) / SAMPLE_RATE)
-    ends[-1] = len(samples) / SAMPLE_RATE  # kal16 announces 0.12 s of final silence that it does not write
-    return samples, [phone for phone, _ in pairs], ends
+def at_rate(speech: Speech, rate: int) -> np.ndarray:
+    """(N,) float32 samples at ``rate`` Hz."""
+    assert speech.samples is not None
+    wav = speech.samples.astype(np.float32) / 32768
+    return wav if speech.rate == rate else librosa.resample(wav, orig_sr=speech.rate, target_sr=rate)
 
 
 def track_pitch(wav: np.ndarray) -> np.ndarray:
@@ -130,9 +121,9 @@ def phone_pitch(wav: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return pitch
 
 
-def rotate(sentences: Sequence[str], voices_each: int) -> list[tuple[str, str]]:
-    """(text, voice) pairs: each sentence with `voices_each` voices, all such groups of voices equally often."""
-    groups = list(combinations(VOICES, voices_each))
+def rotate(sentences: Sequence[str], voices_each: int, voices: Sequence[str] = VOICES) -> list[tuple[str, str]]:
+    """(text, voice) pairs: each sentence with `voices_each` of the voices, all such groups of them equally often."""
+    groups = list(combinations(voices, voices_each))
     return [(text, voice) for i, text in enumerate(sentences) for voice in groups[i % len(groups)]]
 
 
@@ -168,17 +159,22 @@ def build(
 
 
 def _build_shard(path: Path, utterances: Sequence[tuple[str, str]], *, with_audio: bool) -> Path:
-    phones, ends, pitches, audio = [], [], [], []
-    for text, voice in utterances:
-        samples, names, end = _run_flite(text, voice)
-        phones.append([_PHONE_ID[name] for name in names])
-        ends.append(end)
-        pitches.append(phone_pitch(samples.astype(np.float32) / 32768, end))
-        audio.append(samples)
+    phones, ends, pitches, lengths, rates, audio = [], [], [], [], [], []
+    for speech in _in_order(utterances, aloud=with_audio):
+        phones.append([_PHONE_ID[name] for name in speech.phones])
+        ends.append(speech.ends)
+        heard = speech.pitch
+        pitches.append(phone_pitch(at_rate(speech, SAMPLE_RATE), speech.ends) if heard is None else heard)
+        lengths.append(round(float(speech.ends[-1]) * speech.rate))
+        rates.append(speech.rate)
+        if with_audio:
+            assert speech.samples is not None
+            audio.append(speech.samples)
     arrays: dict[str, Any] = {
         "text": np.array([text for text, _ in utterances]),
         "voice": np.array([VOICES.index(voice) for _, voice in utterances], dtype=np.uint8),
-        "num_samples": np.array([len(samples) for samples in audio], dtype=np.int32),
+        "num_samples": np.array(lengths, dtype=np.int32),
+        "rate": np.array(rates, dtype=np.int32),
         "phone_start": np.cumsum([0, *map(len, phones)], dtype=np.int64),
         "phone": np.concatenate(phones).astype(np.uint8),
         "end": np.concatenate(ends),
@@ -194,6 +190,12 @@ def _build_shard(path: Path, utterances: Sequence[tuple[str, str]], *, with_audi
     return path
 
 
+def _in_order(utterances: Sequence[tuple[str, str]], *, aloud: bool) -> Iterator[Speech]:
+    """What each (text, voice) sounds like; neighbours of one voice go to its program together."""
+    for voice, same in groupby(utterances, key=lambda pair: pair[1]):
+        yield from say([text for text, _ in same], voice, aloud=aloud)
+
+
 @dataclass(frozen=True)
 class Utterance:
     """One spoken sentence of a shard; array fields are as in the module's description, `audio` None if not kept."""
@@ -201,6 +203,7 @@ class Utterance:
     text: str
     voice: int
     num_samples: int
+    rate: int
     phones: np.ndarray
     ends: np.ndarray
     pitch: np.ndarray
@@ -215,4 +218,5 @@ def read_shard(path: str | Path) -> Iterator[Utterance]:
         span = slice(data["phone_start"][i], data["phone_start"][i + 1])
         audio = data["audio"][data["audio_start"][i] : data["audio_start"][i + 1]] if "audio" in data else None
         phones, ends, pitch = data["phone"][span], data["end"][span], data["pitch"][span]
-        yield Utterance(str(text), int(data["voice"][i]), int(data["num_samples"][i]), phones, ends, pitch, audio)
+        voice, num_samples, rate = (int(data[key][i]) for key in ("voice", "num_samples", "rate"))
+        yield Utterance(str(text), voice, num_samples, rate, phones, ends, pitch, audio)

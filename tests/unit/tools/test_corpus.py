@@ -7,6 +7,7 @@ import pytest
 
 from tools.tiny_voice import corpus, teacher
 from tools.tiny_voice.lexicon import adverb, lexicon, plural
+from tools.tiny_voice.speech import PHONES
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +112,9 @@ def test_pitch_of_a_known_tone() -> None:
 
 
 def test_rotation_uses_all_groups_of_voices_equally() -> None:
-    pairs = teacher.rotate([str(i) for i in range(12)], 2)
+    pairs = teacher.rotate([str(i) for i in range(12)], 2, teacher.VOICES[:4])
     assert len(pairs) == len(set(pairs)) == 24
-    assert {sum(voice == name for _, voice in pairs) for name in teacher.VOICES} == {6}
+    assert {sum(voice == name for _, voice in pairs) for name in teacher.VOICES[:4]} == {6}
 
 
 def test_unknown_voice_is_named() -> None:
@@ -129,7 +130,7 @@ def test_missing_program_gives_the_remedy(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.flite
 def test_shards_resume_and_read_back(tmp_path) -> None:
-    pairs = teacher.rotate(["Hello there.", "Did you?", "At 3:30 we left."], 4)
+    pairs = teacher.rotate(["Hello there.", "Did you?", "At 3:30 we left."], 4, teacher.VOICES[:4])
     paths = teacher.build(tmp_path, pairs, with_audio=True, num_processes=1, shard_size=5)
     stamps = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()
@@ -139,7 +140,7 @@ def test_shards_resume_and_read_back(tmp_path) -> None:
     assert [(u.text, teacher.VOICES[u.voice]) for u in utterances] == pairs
     for utterance in utterances:
         wav, phones, ends = teacher.speak(utterance.text, teacher.VOICES[utterance.voice])
-        assert [teacher.PHONES[i] for i in utterance.phones] == phones
+        assert [PHONES[i] for i in utterance.phones] == phones
         assert np.array_equal(utterance.ends, ends)
         assert np.array_equal(utterance.audio, np.round(wav * 32768).astype(np.int16))
         assert utterance.num_samples == len(wav)

@@ -30,8 +30,9 @@ from tools.tiny_voice.recordings import (
     Utterances,
     encode_text,
 )
+from tools.tiny_voice.speech import PHONES
 from tools.tiny_voice.tables import dense_state, factorize
-from tools.tiny_voice.teacher import PHONES, VOICES
+from tools.tiny_voice.teacher import VOICES
 from tools.tiny_voice.text_to_speech import (
     IGNORE,
     NEUTRAL_EMOTION,
