@@ -38,7 +38,7 @@ SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
     "flow": Schedule(steps=15600, learning_rate=2e-3, warmup_steps=300),
-    "vocoder": Schedule(steps=8800, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
+    "vocoder": Schedule(steps=40_000, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0),
     "t3": Schedule(steps=12000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
@@ -81,12 +81,11 @@ def make_stage(name: str, work: Path) -> Stage[Any]:
         from tools.tiny_voice.tokenizer import TokenizerStage
 
         return TokenizerStage(TINY.s3gen.tokenizer, recordings, held_out, schedule)
-    voices, xvectors = speaker_banks(work, recordings)
     if name == "vocoder":
         from tools.tiny_voice.vocoder import VocoderStage
 
-        made = flow_mels(work, recordings, xvectors)
-        return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule, made_mels=made)
+        return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule, made_mels=flow_mels(work, recordings))
+    voices, xvectors = speaker_banks(work, recordings)
     if name == "flow":
         from tools.tiny_voice.flow import FlowStage
 
@@ -97,9 +96,9 @@ def make_stage(name: str, work: Path) -> Stage[Any]:
     rest: list[Utterance] = []
     for folder in sorted((work / "t3").glob("*/*")):
         aligned = load(folder)
-        held_out = NUM_HELD_OUT if folder.parent.name == "sentences" else 0
-        learnt += aligned[held_out:]
-        rest += aligned[:held_out]
+        kept = NUM_HELD_OUT if folder.parent.name == "sentences" else 0
+        learnt += aligned[kept:]
+        rest += aligned[:kept]
     return TextToSpeechStage(TINY.t3, Utterances(learnt, scale), Utterances(rest, scale), voices, schedule)
 
 
@@ -131,11 +130,14 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
     return SpeakerBank(voices), SpeakerBank(xvectors)
 
 
-def flow_mels(work: Path, recordings: Recordings, xvectors: SpeakerBank) -> list[Tensor]:
-    """What the trained flow makes of the recordings; computed once per state of the flow and kept in ``work``."""
+def flow_mels(work: Path, recordings: Recordings) -> list[Tensor]:
+    """What the trained flow makes of the recordings, once per state of it and kept in ``work``; nothing before it."""
     from tools.tiny_voice.flow import resynthesize
 
     flow_path, path = work / "flow.pt", work / "flow_mels.pt"
+    if not flow_path.exists():
+        return []
+    _, xvectors = speaker_banks(work, recordings)
     if not path.exists() or path.stat().st_mtime < flow_path.stat().st_mtime:
         flow = trained_flow(work)
         torch.save(resynthesize(flow, recordings, xvectors, min(NUM_MADE_MELS, len(recordings))), path)

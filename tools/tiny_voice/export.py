@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from chatterbox.checkpoints.loading import load_s3gen
 from chatterbox.config import to_dict
+from chatterbox.models.config import NUM_SPEECH_TOKENS
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.t3 import T3
@@ -19,19 +22,22 @@ from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.voice.conditionals import prepare_conditionals
 from tools.tiny_voice.loop import Stage, averaged_weights
 from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
-from tools.tiny_voice.tables import dense_state, factorize
+from tools.tiny_voice.tables import SymbolTable, compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
 from tools.tiny_voice.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_SECONDS = 4.0
 
 
-def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "rms") -> None:
+def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "kumo") -> None:
     """Write config.json, tokenizer.json, the three weight files and the built-in voice to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     voice_encoder, s3gen, t3 = assemble(work)
     for name, module in (("ve", voice_encoder), ("s3gen", s3gen), ("t3_cfg", t3)):
         save_file(compact(module), str(folder / f"{name}.safetensors"))
+    s3gen = load_s3gen(folder / "s3gen.safetensors", torch.device("cpu"), TINY.s3gen)
     (folder / "config.json").write_text(json.dumps(to_dict(TINY), indent=1) + "\n")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_file(), indent=1) + "\n")
     reference = reference_of(recordings, VOICES.index(default_voice))
@@ -44,7 +50,7 @@ def export(work: Path, recordings: Recordings, folder: Path, default_voice: str 
 
 
 def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
-    """The models with the averaged weights of their stages, in evaluation mode."""
+    """The models with the averaged weights of their stages, their code tables still in parts."""
     voice_encoder, s3gen, t3 = VoiceEncoder(TINY.voice_encoder), S3Gen(config=TINY.s3gen), T3(TINY.t3)
     speakers = averaged_weights(work, "speakers")
     voice_encoder.load_state_dict(_part(speakers, "voice_encoder."))
@@ -56,10 +62,7 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
     for table in (t3.speech_emb, t3.speech_head):
         factorize(table, std=0.0)
     t3.load_state_dict(t3_state)
-    plain_t3, plain_s3gen = T3(TINY.t3), S3Gen(config=TINY.s3gen)
-    plain_t3.load_state_dict(dense_state(t3))
-    plain_s3gen.load_state_dict(dense_state(s3gen))
-    return voice_encoder.eval(), plain_s3gen.eval(), plain_t3.eval()
+    return voice_encoder.eval(), s3gen.eval(), t3.eval()
 
 
 def trained_flow(work: Path) -> CausalMaskedDiffWithXvec:
@@ -79,18 +82,15 @@ PLACES = {
     "vocoder": (("s3gen", "", "mel2wav."),),
     "t3": (("t3_cfg", "", ""),),
 }
-TABLE, TABLE_PARTS = (
-    "parametrizations.weight.original",
-    ("parametrizations.weight.0.first", "parametrizations.weight.0.second"),
-)
+INSIDE, STORED = ".parametrizations.weight.", ".code_table."
 
 
 @torch.no_grad()
 def warm_start(stage: Stage[Any], folder: Path) -> None:
     """Fill a stage's module with an exported folder's weights, so that training goes on without its checkpoint.
 
-    A dense token table becomes the residual of its symbol table. What the export leaves out (prototypes, derived
-    buffers) keeps its fresh values.
+    A dense token table of older folders becomes the parts that come nearest to it. What the export leaves out
+    (prototypes, derived buffers) keeps its fresh values.
     """
     for file, module_prefix, key_prefix in PLACES[stage.name]:
         stored = load_file(str(folder / f"{file}.safetensors"))
@@ -98,19 +98,29 @@ def warm_start(stage: Stage[Any], folder: Path) -> None:
             if not key.startswith(module_prefix):
                 continue
             name = key_prefix + key.removeprefix(module_prefix)
-            if key.endswith(TABLE_PARTS):
-                target.zero_()
-            elif key.endswith(TABLE):
-                target.copy_(stored[name.removesuffix(TABLE) + "weight"])
+            table, inside, part = name.partition(INSIDE)
+            if inside and part.startswith(("0.", "original")) and f"{table}.weight" not in stored:
+                part = "special" if part == "original" else part.removeprefix("0.")
+                target.copy_(stored[f"{table}{STORED}{part}"])
+            elif inside and part == "original" and f"{table}.weight" in stored:
+                _fit_table(stage.module.get_submodule(key.partition(INSIDE)[0]), stored[f"{table}.weight"])
             elif name in stored:
                 target.copy_(stored[name])
+
+
+def _fit_table(module: nn.Module, weight: Tensor) -> None:
+    symbols = module.get_submodule("parametrizations.weight.0")
+    assert isinstance(symbols, SymbolTable)
+    missed = fit(symbols, weight)
+    module.get_parameter("parametrizations.weight.original").copy_(weight[NUM_SPEECH_TOKENS:])
+    logger.info("a dense code table in parts: misses %.1f%% of its variance", 100 * missed)
 
 
 def compact(module: nn.Module) -> dict[str, Tensor]:
     """State dict in float16, but for running statistics; what the speech tokenizer computes itself is left out."""
     return {
         key: _halved(key, value)
-        for key, value in module.state_dict().items()
+        for key, value in compact_state(module).items()
         if key.rsplit(".", 1)[-1] not in ("_mel_filters", "window")
     }
 

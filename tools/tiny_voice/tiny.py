@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from chatterbox.config import SamplingConfig
 from chatterbox.models.config import (
     CAMPPlusConfig,
@@ -59,12 +61,20 @@ TINY = ModelConfig(
                 channels=160, num_mid_blocks=1, num_transformers=1, num_heads=2, feed_forward_factor=2
             ),
         ),
+        # Few frames of many channels and many bins: on a CPU faster than six thousand a second of sixteen. All phases:
+        # within one radian, the bins at multiples of the frame rate only ever add up, to a tone.
         vocoder=HiFTConfig(
-            base_channels=128,
+            base_channels=256,
             f0_channels=96,
+            upsample_rates=(5, 4),
+            upsample_kernels=(11, 8),
             resblock_kernels=(3, 7),
             resblock_dilations=(1, 3),
-            source_resblock_kernels=(7, 7, 7),
+            source_resblock_kernels=(7, 7),
+            istft_n_fft=96,
+            istft_hop=24,
+            phase_range=math.pi,
+            noise_std=0.01,
         ),
     ),
     voice_encoder=VoiceEncoderConfig(hidden_size=64, num_layers=2, embed_size=64),

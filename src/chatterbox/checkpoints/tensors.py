@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatterbox.checkpoints.code_tables import with_plain_tables
 from chatterbox.checkpoints.layouts import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,12 @@ def open_tensors(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]
         return
     try:
         with safe_open(str(path), "pt") as file:
-            yield {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.get_tensor  # noqa: SIM118
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            try:
+                plain = with_plain_tables(shapes, file.get_tensor)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {error}; copy or download it again") from None
+            yield plain
     except (SafetensorError, OSError) as error:
         reason = "it is a pickle" if _is_pickle(start) else str(error)
         raise CheckpointError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None

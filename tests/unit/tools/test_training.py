@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from chatterbox.checkpoints.loading import load_module
 from chatterbox.evaluation.recognition import edit_distance, words_of
 from chatterbox.models.config import LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
@@ -31,7 +32,7 @@ from tools.tiny_voice.recordings import (
     encode_text,
 )
 from tools.tiny_voice.speech import PHONES
-from tools.tiny_voice.tables import dense_state, factorize
+from tools.tiny_voice.tables import compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
 from tools.tiny_voice.text_to_speech import (
     IGNORE,
@@ -143,18 +144,34 @@ def test_the_shipped_tokenizer_agrees_with_training(tmp_path: Path) -> None:
     assert tokenizer.largest_id + 1 == TINY.t3.text_tokens_dict_size == 4 + len(CHARACTERS)
 
 
-def test_tables_export_what_they_compute() -> None:
+def test_tables_export_what_they_compute(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(6564, 8), nn.Linear(8, 6564, bias=False))
-    factorize(model[0], std=0.5)
-    factorize(model[1], std=0.5)
+    for module in model:
+        factorize(module, std=0.5)
+        nn.init.normal_(module.parametrizations.weight[0].mix, std=0.1)
     ids = torch.tensor([0, 1, 81, 6560, 6561, 6563])
-    expected = model(ids)
+    save_file(compact(model), str(tmp_path / "tables.safetensors"))
+    assert (tmp_path / "tables.safetensors").stat().st_size < 0.5 * 2 * 2 * 6564 * 8
     plain = nn.Sequential(nn.Embedding(6564, 8), nn.Linear(8, 6564, bias=False))
-    plain.load_state_dict(dense_state(model))
-    assert torch.equal(plain(ids), expected)
+    load_module(lambda: plain, tmp_path / "tables.safetensors", torch.device("cpu"))
+    torch.testing.assert_close(plain(ids), model(ids), atol=0.05, rtol=0.01)
+    table = model[0].parametrizations.weight[0]
+    table.mix.data.zero_()
     shared = model[0].weight[1] - model[0].weight[0]  # symbols (1, 0) and (0, 0)
     torch.testing.assert_close(model[0].weight[82] - model[0].weight[81], shared)
+
+
+def test_a_dense_table_is_fitted() -> None:
+    torch.manual_seed(0)
+    module, other = nn.Embedding(6564, 8), nn.Embedding(6564, 8)
+    for one in (module, other):
+        factorize(one, std=0.5)
+    table, made = (one.parametrizations.weight[0] for one in (module, other))
+    assert fit(made, module.weight.detach(), steps=40) < 0.1  # of two symbols that are no more than their sum
+    table.mix.data.normal_(std=0.2)
+    at_first, later = (fit(made, module.weight.detach(), steps=steps) for steps in (1, 40))
+    assert later < 0.9 * at_first
 
 
 def test_compact_halves_all_but_running_statistics() -> None:
@@ -197,7 +214,8 @@ def test_training_goes_on_from_an_export(utterances: Utterances, tmp_path: Path)
         for _ in range(2)
     )
     assert not torch.equal(first.module.speech_emb.weight, second.module.speech_emb.weight)
-    save_file({k: v.contiguous() for k, v in dense_state(first.module).items()}, str(tmp_path / "t3_cfg.safetensors"))
+    stored = {key: value.contiguous() for key, value in compact_state(first.module).items()}
+    save_file(stored, str(tmp_path / "t3_cfg.safetensors"))
     warm_start(second, tmp_path)
     assert held_out_figures(first) == held_out_figures(second)
 
