@@ -227,9 +227,15 @@ def eviction_text(name: str, result: Result) -> list[str]:
 
 
 def voice_text(name: str, result: Result) -> list[str]:
-    keys = ("num_sentences", "word_error_rate", "teacher_word_error_rate", "right_speaker", "duration_ratio")
-    parts = {part: result[part] for part in ("known", "unseen") if part in result}
-    return table([{"words": part, **{k.replace("_", " "): one[k] for k in keys}} for part, one in parts.items()])
+    return table(
+        [
+            {
+                "texts": f"{kind} ({one['texts']})",
+                **{meter.replace("_", " "): x[0] for meter, x in one["figures"].items()},
+            }
+            for kind, one in result["sets"].items()
+        ]
+    )
 
 
 def quality_text(name: str, result: Result) -> list[str]:

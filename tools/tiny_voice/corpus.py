@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from chatterbox.text.in_words import in_words
 from .lexicon import Lexicon, lexicon, read_lines, read_sections
 
 MAX_CHARS = 110
+EVALUATION_SETS = ("everyday", "names", "unusual", "numbers", "long", "known", "unseen")
 RANDOM_SHARE = 0.2  # of the sentences: unrelated words, so that every word form occurs
 RARE_SHARE = 0.7  # of the words of a word list
 DICTIONARY = Path("/usr/share/dict/american-english-large")  # Debian's wamerican-large, of the SCOWL lists
@@ -34,10 +35,20 @@ _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 
 
 def evaluation_set(name: str) -> list[str]:
-    """The held-out sentences: `known` (60, every word in the word list) or `unseen` (20, 1 to 3 new words in each)."""
-    if name not in ("known", "unseen"):
-        raise ValueError(f"evaluation set {name!r} does not exist: use 'known' or 'unseen'")
+    """Held-out texts: one of EVALUATION_SETS.
+
+    Forty of each of the first five; `known` are 60 sentences of words in the word list, `unseen` 20 with 1 to 3 words
+    in each that no training text has.
+    """
+    if name not in EVALUATION_SETS:
+        raise ValueError(f"evaluation set {name!r} does not exist: use one of {', '.join(EVALUATION_SETS)}")
     return read_lines(f"eval_{name}.txt")
+
+
+@cache
+def held_out() -> frozenset[str]:
+    """The texts of all evaluation sets: none is ever made."""
+    return frozenset(text for name in EVALUATION_SETS for text in evaluation_set(name))
 
 
 def words_of(sentence: str) -> list[str]:
@@ -53,8 +64,7 @@ def sentences(count: int, seed: int) -> list[str]:
     One in five is three to nine unrelated words. Every slot draws from a shuffled pack of its words which is
     reshuffled only when empty, so rare words occur as often as common ones.
     """
-    held_out = {*evaluation_set("known"), *evaluation_set("unseen")}
-    return _distinct(count, "sentences", _Writer(random.Random(seed), lexicon()).sentence, held_out)
+    return _distinct(count, "sentences", _Writer(random.Random(seed), lexicon()).sentence)
 
 
 def word_lists(count: int, seed: int) -> list[str]:
@@ -90,14 +100,14 @@ def short_texts(count: int, seed: int) -> list[str]:
     return _distinct(count, "texts", _Writer(random.Random(seed), lexicon()).short_text)
 
 
-def _distinct(count: int, name: str, make: Callable[[], str], never: Collection[str] = ()) -> list[str]:
-    """`count` different texts that fit, in the order they are made."""
+def _distinct(count: int, name: str, make: Callable[[], str]) -> list[str]:
+    """`count` different texts that fit and are in no evaluation set, in the order they are made."""
     if count < 0:
         raise ValueError(f"count is {count}: ask for 0 or more {name}")
     made: dict[str, None] = {}
     while len(made) < count:
         text = make()
-        if len(text) <= MAX_CHARS and text not in never:
+        if len(text) <= MAX_CHARS and text not in held_out():
             made[text] = None
     return list(made)
 
@@ -116,8 +126,8 @@ def dictionary() -> list[str]:
     except FileNotFoundError as error:
         raise RuntimeError(f"{DICTIONARY} does not exist: apt-get install wamerican-large") from error
     known = {word.lower() for word in lexicon().vocabulary}
-    held_out = {word for sentence in evaluation_set("unseen") for word in words_of(sentence)} - known
-    stems = tuple(word[: max(4, len(word) - 3)] for word in sorted(held_out))
+    unseen = {word for sentence in evaluation_set("unseen") for word in words_of(sentence)} - known
+    stems = tuple(word[: max(4, len(word) - 3)] for word in sorted(unseen))
     return [word for word in lines if _SPELLABLE.fullmatch(word) and not word.lower().startswith(stems)]
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, groupby
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,13 @@ def _build_shard(path: Path, utterances: Sequence[tuple[str, str]], *, with_audi
     return path
 
 
-def _in_order(utterances: Sequence[tuple[str, str]], *, aloud: bool) -> Iterator[Speech]:
-    """What each (text, voice) sounds like; neighbours of one voice go to its program together."""
-    for voice, same in groupby(utterances, key=lambda pair: pair[1]):
-        yield from say([text for text, _ in same], voice, aloud=aloud)
+def _in_order(utterances: Sequence[tuple[str, str]], *, aloud: bool) -> list[Speech]:
+    """What each (text, voice) sounds like; a voice's program gets all of its texts at once."""
+    made: dict[int, Speech] = {}
+    for voice in dict.fromkeys(voice for _, voice in utterances):
+        places = [i for i, (_, other) in enumerate(utterances) if other == voice]
+        made |= zip(places, say([utterances[i][0] for i in places], voice, aloud=aloud), strict=True)
+    return [made[i] for i in range(len(utterances))]
 
 
 @dataclass(frozen=True)

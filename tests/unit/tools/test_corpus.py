@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,7 +55,10 @@ def test_evaluation_sets_are_held_out(large: list[str]) -> None:
     assert not {word for sentence in known for word in corpus.words_of(sentence)} - occurring
     for sentence in unseen:
         assert 1 <= len(set(corpus.words_of(sentence)) - occurring) <= 3, sentence
-    with pytest.raises(ValueError, match="'known' or 'unseen'"):
+    for name in corpus.EVALUATION_SETS[:5]:
+        texts = corpus.evaluation_set(name)
+        assert len(texts) == len(set(texts)) == 40 and not set(texts) & set(large), name
+    with pytest.raises(ValueError, match="use one of everyday, names, "):
         corpus.evaluation_set("train")
 
 
@@ -73,8 +80,50 @@ def test_word_lists_bring_rare_words_and_none_of_the_unseen(large: list[str]) ->
 
 def test_an_evaluation_sentence_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     first = corpus.sentences(10, seed=3)
-    monkeypatch.setattr(corpus, "evaluation_set", lambda name: first[:1])
+    monkeypatch.setattr(corpus, "held_out", lambda: frozenset(first[:1]))
     assert corpus.sentences(9, seed=3) == first[1:]
+
+
+@pytest.fixture
+def dictionary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A small one, with what must not be taken from it."""
+    unseen = {word for text in corpus.evaluation_set("unseen") for word in corpus.words_of(text)}
+    rarest = max(unseen - {word.lower() for word in lexicon().vocabulary}, key=len)
+    words = ["aardvark", "aardvark's", "zygote", "Xenia", "Lübeck", "Oslo", "x"]
+    path = tmp_path / "words"
+    path.write_text("\n".join([*words, rarest, f"{rarest}s"]), encoding="utf-8")
+    monkeypatch.setattr(corpus, "DICTIONARY", path)
+    for function in (corpus.dictionary, corpus.names):
+        function.cache_clear()
+    yield
+    for function in (corpus.dictionary, corpus.names):
+        function.cache_clear()
+
+
+def test_the_dictionary_has_neither_possessives_nor_what_is_held_out(dictionary: None) -> None:
+    assert corpus.dictionary() == ["aardvark", "zygote", "Xenia", "Oslo"]
+    assert corpus.names() == ["Xenia", "Oslo"]
+    assert {word.lower() for text in corpus.dictionary_lists(3, seed=1) for word in corpus.words_of(text)} == {
+        "aardvark", "zygote", "xenia", "oslo",
+    }  # fmt: skip
+    assert any(name in text for text in corpus.name_sentences(5, seed=1) for name in corpus.names())
+
+
+def test_without_a_dictionary_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "DICTIONARY", Path("/nowhere/words"))
+    corpus.dictionary.cache_clear()
+    with pytest.raises(RuntimeError, match="apt-get install wamerican-large"):
+        corpus.dictionary()
+
+
+def test_numbers_are_in_words_and_short_texts_are_short() -> None:
+    texts = corpus.number_sentences(300, seed=2)
+    assert not any(char.isdigit() or char in "$%<>" for char in "".join(texts))
+    assert {"nineteen", "dollars", "percent", "o'clock", "point", "March"} <= set(
+        re.findall(r"[\w']+", " ".join(texts))
+    )
+    short = corpus.short_texts(200, seed=2)
+    assert all(1 <= len(text.split()) <= 4 for text in short) and "Thanks." in short
 
 
 @pytest.mark.parametrize(
