@@ -47,6 +47,10 @@ def spoken(text, *, paragraph_pause: float | None = 0.5) -> list[tuple[str, floa
         ("<break/>", 0.5),
         ('<break strength="x-strong"/>', 1.0),
         ('<break strength="none"/>', 0.0),
+        ('<break strength="weak" time="2s"/>', 2.0),
+        ("<break time='.5s' strength='weak' >", 0.5),
+        ("<break time=2s/>", 2.0),
+        ("[pause:.5s]", 0.5),
     ],
 )
 def test_a_tag_is_silence(tag, seconds):
@@ -65,6 +69,8 @@ def test_a_tag_is_silence(tag, seconds):
         "[pause:2s",
         "a < b",
         "<breakfast>",
+        '<break time="2"/>',
+        '<break time="2s"x/>',
         "<break",
         "[[",
         "[",
