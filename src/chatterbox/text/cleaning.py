@@ -70,7 +70,7 @@ _PREFIX = re.compile(r"[ \t]*(?:>[ \t]?|#{1,6}[ \t]+|[-*•‣▪◦●][ \t]+|\
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 _TABLE_RULE = re.compile(r"[\s|:-]+\Z")
 
-_HINT = re.compile(r"[*_~`<\[&]|^[ \t]*[>#+•‣▪◦●|⁂=–—-]", re.MULTILINE)
+_HINT = re.compile(r"[*_~`<\[&\\]|^[ \t]*[>#+•‣▪◦●|⁂=–—-]", re.MULTILINE)
 _STARS = re.compile(r"(?:(?<=\s)|\A)(?:\*[ \t]*){3,}(?=\s|\Z)")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 _COMMENT = re.compile(r"<!--(?:(?!-->|<!--).){0,500}-->|<\?xml[^<>]{0,200}\?>", re.DOTALL)
@@ -80,6 +80,7 @@ _LINK = re.compile(
     r"!?\[([^\[\]\n]{0,500})\]\((?:[^()\s]|\([^()\s]{0,200}\)){0,2000}(?:[ \t]+[\"'][^\"'\n]{0,200}[\"'])?\)"
 )
 _CHECKBOX = re.compile(r"(?<!\S)\[[ xX]\][ \t]+")
+_ESCAPE = re.compile(r"\\(?=[!-/:-@\[-`{-~])")  # before a sign that is meant as it is
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_])`(?=[^\W\d_])")
 _EMPHASIS = re.compile(r"\*+|_+|~~+|`+")
 _TAGS_IN_LINE = _names(
@@ -273,7 +274,7 @@ def _settled(text: str, language: str | None, *, whole: bool) -> str:
 
 
 def _within_lines(text: str) -> str:
-    text = _STARS.sub("\n\n", text)
+    text = _STARS.sub("\n\n", _ESCAPE.sub("", text))
     if "&" in text:
         text = _ENTITY.sub(lambda found: html.unescape(found.group()), text)
     if "<" in text:

@@ -21,6 +21,7 @@ EARLY_LEN = 50
 
 _CLOSE = f"[{re.escape(CLOSERS)}]*"
 _CLAUSE_END = re.compile(rf"(?:[,;:،؛]{_CLOSE}|\s[—–-]+|[)\]}}])\s\Z|\n\Z")
+_LEFT_BY_TAG = re.compile(r"\A(?:[\s,;:!?)\]}]|\.(?!\d))+")  # of the words before it: [pause:1s], and so on
 _UNSPACED_CLAUSE_END = re.compile(rf"[、，；：]{_CLOSE}\Z")
 
 
@@ -217,7 +218,9 @@ class _Breaks:
     def before(self, text: str) -> Utterance:
         """The next utterance, behind the pauses since the last one. A tag counts in place of a paragraph's end."""
         pause = self._seconds
-        if pause is None:
+        if pause is not None:
+            text = _LEFT_BY_TAG.sub("", text) or text
+        else:
             pause = (self._paragraph_pause or 0.0) if self._is_paragraph and self._spoke and text else 0.0
         self._seconds, self._is_paragraph, self._spoke = None, False, True
         return Utterance(text, pause)

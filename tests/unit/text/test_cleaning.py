@@ -90,6 +90,7 @@ def test_a_separator_is_the_end_of_a_paragraph(line):
         ("Text.\n## Title\nMore", "Text.\n\nTitle\n\nMore"),
         ("- item\n* other\n+ third\n• fourth", "item\nother\nthird\nfourth"),
         ("> - quoted", "quoted"),
+        (r"\*so\* it is, 1\. C:\home, \$5", r"so it is, 1. C:\home, $5"),
         ("- [x] done\n- [ ] open", "done\nopen"),
         ("`code` and don`t", "code and don't"),
         ("See [the text](https://x.org/a_(b)) ![a picture](y.png).", "See the text a picture."),

@@ -102,6 +102,11 @@ def test_a_tag_counts_in_place_of_the_paragraph_and_tags_add_up():
     assert spoken("One. [pause:2s][pause:1s] Two.") == [("One.", 0.0), ("Two.", 3.0)]
 
 
+def test_signs_behind_a_tag_are_of_the_words_before_it():
+    assert spoken("One [pause:1s], two.") == spoken(list("One [pause:1s], two.")) == [("One", 0.0), ("two.", 1.0)]
+    assert spoken("One [pause:1s].5 two") == [("One", 0.0), (".5 two", 1.0)]
+
+
 def test_without_pauses_all_of_it_is_words():
     text = "One. [pause:2s]\n\nTwo."
     assert spoken(text, paragraph_pause=None) == [(text, 0.0)]
