@@ -6,6 +6,7 @@ Owns: what is told about the folder, the archive. Does not know: files' names an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -141,11 +142,13 @@ def run_export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = checked_path(arguments.output)
     _, disk = _opened(arguments, overrides)
     entries = disk.entries()
-    with progress() as report, whole(output) as part, tarfile.open(part, "w|") as archive:
+    with progress() as report, whole(output) as part, tarfile.open(part, "w|", dereference=True) as archive:
         num_packed = 0
         for done, entry in enumerate(reversed(entries)):  # reading is a use: the order stays
             report.bar(done, len(entries), entry.path.name[:20])
-            if disk.load(entry.key) is not None:  # whole, by its checksum
+            if not disk.holds(entry) or disk.load(entry.key) is None:  # whole, by its checksum
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process made room
                 archive.add(entry.path, entry.path.name)
                 num_packed += 1
     say_line(f"{output}: {num_packed} prefixes, {output.stat().st_size / MIB:.1f} MiB; tar -xf unpacks it")

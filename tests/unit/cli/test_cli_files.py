@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -413,3 +414,19 @@ def test_what_is_no_text_fails_alone(run, tmp_path):
     code, out, err = run("say", "--file", ".", "-o", "audio")
     assert code == 1 and b"audio: 1 of 3 texts spoken, 2 failed" in out and soundfile.info("audio/b.wav").frames
     assert err.count("it is no file, or a link to none") == 2
+
+
+@posix
+def test_a_mount_of_its_own_is_written_in_place(run, tmp_path, monkeypatch):
+    """As `docker run -v x.wav:/x.wav` makes one; it cannot be replaced."""
+    path = tmp_path / "x.wav"
+    path.write_text("before")
+    before = path.stat().st_ino
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    assert run("say", TEXT, "-o", "x.wav")[0] == 0
+    assert path.stat().st_ino == before and soundfile.info(path).frames == SAMPLES
+    assert list(tmp_path.iterdir()) == [path]
