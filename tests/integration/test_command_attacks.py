@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -279,3 +280,15 @@ def test_an_interrupt_before_there_is_a_command():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=LASTS)
     assert (done.returncode, done.stderr) == (130, "chatterbox: error: interrupted\n")
+
+
+@pytest.mark.parametrize("target", ["memory", "soak", "quality", "bench-kvcache", "bench-peer", "bench-streams"])
+def test_what_a_user_measures_goes_where_git_does_not_look(target):
+    """Committed results change when asked: a test compares docs/benchmarks.md with them."""
+
+    def folders(*words: str) -> set[str]:
+        done = subprocess.run(["make", "-n", "-C", str(ROOT), target, *words], capture_output=True, text=True)
+        return {os.path.dirname(file) for file in re.findall(r"\s-o\s+(\S+)", done.stdout)}
+
+    assert folders() == {"build/results"} and folders("RESULTS=benchmarks/results") == {"benchmarks/results"}
+    assert "build/" in (ROOT / ".gitignore").read_text().splitlines()
