@@ -280,6 +280,7 @@ class _Mix:
         return rows[0].copy()  # a view would keep all channels
 
     @property
+    @np.errstate(invalid="ignore")  # infinite samples are told of
     def loudest(self) -> int | None:
         """The channel that stands for all where they cancel each other, None where they do not."""
         if len(self._sum) == 1:
@@ -497,6 +498,7 @@ def _plain(samples: np.ndarray | torch.Tensor, purpose: Purpose) -> np.ndarray |
     return samples
 
 
+@np.errstate(over="ignore")  # it becomes infinite, which is told of
 def _scaled(samples: np.ndarray | torch.Tensor) -> np.ndarray:
     """Float32 samples on -1..1; integers are divided by their type's full scale."""
     if isinstance(samples, torch.Tensor):

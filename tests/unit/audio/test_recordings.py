@@ -405,3 +405,13 @@ def test_what_was_written_to_a_pipe_does_not_lack_its_end(length, caplog):
     place = wav.index(b"data") + 4
     wav[place : place + 4] = struct.pack("<I", length)
     assert len(load_reference(bytes(wav), RATE)) == RATE and not caplog.records
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [1e300, np.inf, np.nan])
+def test_what_is_no_sample_is_one_error_and_no_warning(wrong):
+    samples = np.stack([SAMPLES, SAMPLES]).astype(np.float64)
+    samples[1, 5] = wrong
+    for purpose in (VOICE, CONVERSION):
+        with pytest.raises(ValueError, match="has 1 NaN or infinite samples; export it again"):
+            load_reference((RATE, samples), RATE, purpose=purpose)

@@ -430,3 +430,9 @@ def test_a_mount_of_its_own_is_written_in_place(run, tmp_path, monkeypatch):
     assert run("say", TEXT, "-o", "x.wav")[0] == 0
     assert path.stat().st_ino == before and soundfile.info(path).frames == SAMPLES
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_a_text_without_an_end(run, speaker):
+    code, _, err = run("say", "--file", "/dev/zero", "-o", "x.wav")
+    assert (code, speaker.texts) == (1, []) and "/dev/zero has more than 16 MiB of text; say it in parts" in err
