@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,11 @@ def _encode(target: Path | io.BytesIO, samples: np.ndarray, sample_rate: int, ki
             file.write(samples[start : start + BLOCK_LEN])
 
 
-def _sound(target: Path | io.BytesIO, sample_rate: int, kind: Encoding) -> Any:
+def _sound(target: Path | io.BytesIO | bytes, sample_rate: int, kind: Encoding) -> Any:
     import soundfile
 
+    if isinstance(target, Path) and os.name == "posix":  # soundfile cannot encode every name that a file may have
+        target = os.fsencode(target)
     return soundfile.SoundFile(target, "w", sample_rate, 1, kind.subtype, format=kind.format)
 
 

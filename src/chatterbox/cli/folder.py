@@ -7,6 +7,7 @@ Files are written whole or not at all, so that what is there is done: a text who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from chatterbox.cli import best_of
 from chatterbox.cli.audio_files import write_audio
 from chatterbox.cli.config import SayCommandConfig
 from chatterbox.cli.errors import UsageError
-from chatterbox.cli.output import printable, progress, tell
+from chatterbox.cli.output import printable, progress, say_line, tell
 from chatterbox.cli.pieces import read_text
 from chatterbox.cli.speaker import load_speaker
 
@@ -32,22 +33,32 @@ def speak(config: SayCommandConfig, texts: Path, output: str, kind: str, is_forc
     Raises:
         UsageError: there is no text, or ``output`` cannot be a folder.
     """
-    target, paths = Path(output), sorted(path for path in texts.iterdir() if path.suffix.lower() == SUFFIX)
+    target = Path(output)
+    paths = sorted(path for path in texts.iterdir() if path.suffix.lower() == SUFFIX and not path.is_dir())
     if not paths:
         raise UsageError(f"folder {str(texts)!r} holds no {SUFFIX} file")
     if output == "-" or (target.exists() and not target.is_dir()):
         raise UsageError(f"{str(texts)!r} is a folder; -o {output} must be one too")
+    _check_names(paths)
     target.mkdir(parents=True, exist_ok=True)
     jobs = [(path, target / f"{path.stem}.{kind}") for path in paths]
     left = [job for job in jobs if is_forced or not _is_done(*job)]
     num_failed = _spoken(config, left, num_takes) if left else 0
     there = f", {len(jobs) - len(left)} were there (--force says them again)" if len(left) < len(jobs) else ""
-    print(f"{target}: {len(left) - num_failed} of {len(jobs)} texts spoken{there}, {num_failed} failed")
+    say_line(f"{target}: {len(left) - num_failed} of {len(jobs)} texts spoken{there}, {num_failed} failed")
     return int(num_failed > 0)
 
 
+def _check_names(paths: Sequence[Path]) -> None:
+    """Raise UsageError where two texts would become one file."""
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if (other := stems.setdefault(path.stem, path)) is not path:
+            raise UsageError(f"{other.name!r} and {path.name!r} would become one file; rename one of them")
+
+
 def _is_done(text: Path, audio: Path) -> bool:
-    return audio.is_file() and audio.stat().st_mtime >= text.stat().st_mtime
+    return audio.is_file() and text.is_file() and audio.stat().st_mtime >= text.stat().st_mtime
 
 
 def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]], num_takes: int) -> int:
@@ -57,6 +68,8 @@ def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]], num_takes: 
         for done, (text, audio) in enumerate(jobs):
             report.bar(done, len(jobs), printable(text.name))
             try:
+                if not text.is_file():  # a pipe would be waited for
+                    raise FileNotFoundError("it is no file, or a link to none")
                 result = best_of.speak(speaker, read_text(text), num_takes, config.seed)
                 write_audio(audio, result.audio[0].numpy(), result.sample_rate)
             except UsageError:
@@ -67,5 +80,5 @@ def _spoken(config: SayCommandConfig, jobs: list[tuple[Path, Path]], num_takes: 
                 tell(f"chatterbox: error: {printable(f'{text}: {error}'.partition(chr(10))[0])}")
                 continue
             report.clear()
-            print(f"{audio}: {result.duration:.2f} s of audio", flush=True)
+            say_line(f"{audio}: {result.duration:.2f} s of audio")
     return num_failed

@@ -17,7 +17,7 @@ from chatterbox.cli import best_of, folder
 from chatterbox.cli.audio_files import checked_audio_path, encoded, encoding, write_audio
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
-from chatterbox.cli.output import progress, tell
+from chatterbox.cli.output import progress, say_line, tell
 from chatterbox.cli.pieces import read_text
 from chatterbox.cli.sinks import NO_TERMINAL, check_output, to_output_whole
 from chatterbox.cli.speaker import load_speaker
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     name = "standard output" if output is None else str(output)
     line = f"{name}: {summary(result, time.perf_counter() - started)}, model {config.model.source}"
     if output is not None:
-        print(line)
+        say_line(line)
         return 0
     try:
         to_output_whole(encoded(samples, result.sample_rate, kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -382,3 +383,56 @@ class TestTerminals:
         monkeypatch.setattr(audio_files, "_encode", interrupted)
         assert run("say", TEXT, "-o", "x.wav")[::2] == (128 + kind, "chatterbox: error: interrupted\n")
         assert [path.name for path in tmp_path.iterdir()] == ["x.wav"] and (tmp_path / "x.wav").read_text() == "before"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+@pytest.mark.parametrize("command", ["say", "stream"])
+def test_a_name_that_is_no_unicode(run, tmp_path, command):
+    code, out, err = run(command, "Hello.", "-o", "a\udcff\n\033.wav")
+    assert code == 0 and soundfile.info(os.fsencode(tmp_path / "a\udcff\n\033.wav")).frames
+    assert "a\\udcff\\n\\x1b.wav: " in (out.decode() if command == "say" else err)
+
+
+def test_two_texts_that_would_become_one_file(run, speaker, tmp_path):
+    for name in ("a.txt", "a.TXT"):
+        (tmp_path / name).write_text("Hello.")
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("names differ in more than case here")
+    code, _, err = run("say", "--file", ".", "-o", "audio")
+    assert (code, speaker.texts) == (2, []) and "'a.TXT' and 'a.txt' would become one file; rename one" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links of POSIX")
+def test_what_is_no_text_fails_alone(run, tmp_path):
+    """A pipe would be waited for, and a link to nothing once ended all."""
+    (tmp_path / "b.txt").write_text("Hello.")
+    (tmp_path / "c.txt").symlink_to("nothing")
+    (tmp_path / "d.txt").mkdir()
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "c.wav").write_bytes(b"")
+    code, out, err = run("say", "--file", ".", "-o", "audio")
+    assert code == 1 and b"audio: 1 of 3 texts spoken, 2 failed" in out and soundfile.info("audio/b.wav").frames
+    assert err.count("it is no file, or a link to none") == 2
+
+
+@posix
+def test_a_mount_of_its_own_is_written_in_place(run, tmp_path, monkeypatch):
+    """As `docker run -v x.wav:/x.wav` makes one; it cannot be replaced."""
+    path = tmp_path / "x.wav"
+    path.write_text("before")
+    before = path.stat().st_ino
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    assert run("say", TEXT, "-o", "x.wav")[0] == 0
+    assert path.stat().st_ino == before and soundfile.info(path).frames == SAMPLES
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_a_text_without_an_end(run, speaker):
+    code, _, err = run("say", "--file", "/dev/zero", "-o", "x.wav")
+    assert (code, speaker.texts) == (1, []) and "/dev/zero has more than 16 MiB of text; say it in parts" in err
