@@ -39,8 +39,11 @@ def decoder(file: AudioFile, name: str, on_cut: Callable[[float], None]) -> Iter
         _check_path(file, name)
     else:
         file.seek(0)
+    opened: Any = file
+    if isinstance(file, (str, os.PathLike)) and os.name == "posix":
+        opened = os.fsencode(file)  # its name may be no UTF-8
     try:
-        source = soundfile.SoundFile(file)
+        source = soundfile.SoundFile(opened)
     except (soundfile.SoundFileError, TypeError) as error:
         other = _other_decoder(file) if isinstance(file, (str, os.PathLike)) else None
         if other is None:

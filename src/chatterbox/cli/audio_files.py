@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_LEN = 2**16  # samples at once: an encoder may need memory for all that it is given
 USUAL = ("wav", "flac", "ogg", "opus", "mp3")
+_IN_PARTS = ("SD2",)  # of a second file beside, without which it cannot be read
 _FORMATS = {"OPUS": ("OGG", "OPUS"), "OGA": ("OGG", "VORBIS"), "AIF": ("AIFF", None)}  # the rest is called as it is
 
 
@@ -43,7 +45,7 @@ def encoding(kind: str) -> Encoding:
     import soundfile
 
     form, subtype = _FORMATS.get(kind.upper(), (kind.upper(), None))
-    if not soundfile.check_format(form, subtype):
+    if form in _IN_PARTS or not soundfile.check_format(form, subtype):
         there = [f".{one}" for one in USUAL if soundfile.check_format(*_FORMATS.get(one.upper(), (one.upper(), None)))]
         lack = f"libsndfile {soundfile.__libsndfile_version__} writes none here: " * (kind.lower() in USUAL)
         raise UsageError(f"{lack}the name must end in {', '.join(there)} or another audio format")
@@ -128,7 +130,8 @@ def _encode(target: Path | io.BytesIO, samples: np.ndarray, sample_rate: int, ki
 def _sound(target: Path | io.BytesIO, sample_rate: int, kind: Encoding) -> Any:
     import soundfile
 
-    return soundfile.SoundFile(target, "w", sample_rate, 1, kind.subtype, format=kind.format)
+    name = os.fsencode(target) if isinstance(target, Path) and os.name == "posix" else target  # it may be no UTF-8
+    return soundfile.SoundFile(name, "w", sample_rate, 1, kind.subtype, format=kind.format)
 
 
 def _write_through(path: Path, content: bytes) -> None:
