@@ -11,6 +11,10 @@ try:
 except ImportError as error:  # another package lies over this one
     sys.exit(f"chatterbox: error: {error}")
 
-from chatterbox.cli.main import main
+try:
+    from chatterbox.cli.main import main
+except KeyboardInterrupt:
+    sys.stderr.write("chatterbox: error: interrupted\n")
+    sys.exit(130)
 
 __all__ = ["main"]

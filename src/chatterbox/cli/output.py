@@ -7,6 +7,7 @@ is in a file, what is being done.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -54,7 +55,8 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 def open_standard_files() -> None:
     """Those that are closed become the null device: the next file opened would have their number.
 
-    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open.
+    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open. What a
+    terminal's encoding lacks, a name of other letters for one, is written as an escape, as on standard error.
     """
     for fd in range(3):
         try:
@@ -63,6 +65,8 @@ def open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_terminal() -> bool:
@@ -78,6 +82,16 @@ def tell(text: str, *, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # it is full, closed, or nobody reads it
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - what it holds back fails at exit too
+
+
+def show(text: str) -> None:
+    """Say on standard output what was made, if anybody listens: a command does not fail for it."""
+    if sys.stdout is None:
+        return
+    try:
+        print(printable(text), flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as in `tell`
 
 
 class Progress:

@@ -23,8 +23,9 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or holds no text.
     """
+    name = "standard input" if path == "-" else str(path)
     if path == "-":
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a TEXT")
@@ -34,12 +35,16 @@ def read_text(path: str | Path) -> str:
             content = Path(path).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(f"text file {str(path)!r} does not exist") from None
+        except OSError as error:
+            raise OSError(f"text file {str(path)!r} cannot be read: {error.strerror}") from None
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        name = "standard input" if path == "-" else str(path)
         wrong = f"byte {content[error.start]:#04x} at {error.start}"
         raise ValueError(f"{name} is not UTF-8: {wrong}; convert it with iconv") from None
+    if not text.strip():
+        raise ValueError(f"{name} holds no text; give one with words")
+    return text
 
 
 class InputPieces:
