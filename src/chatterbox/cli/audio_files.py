@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.output import checked_path
-from chatterbox.cli.sinks import SAMPLE_RATE, Sink, wav_header, write_all
+from chatterbox.cli.sinks import SAMPLE_RATE, Sink, naming, wav_header, write_all
 from chatterbox.runtime.files import is_written_through, whole
 
 if TYPE_CHECKING:
@@ -72,11 +72,12 @@ def checked_audio_path(path: str | Path) -> Path:
 def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:
     """Samples (N,) as a file of the kind that the name says."""
     kind = encoding_of(path)
-    if is_written_through(path):
-        _write_through(path, encoded(samples, sample_rate, kind))
-        return
-    with whole(path) as part:
-        _encode(part, samples, sample_rate, kind)
+    with naming(repr(str(path))):
+        if is_written_through(path):
+            _write_through(path, encoded(samples, sample_rate, kind))
+            return
+        with whole(path) as part:
+            _encode(part, samples, sample_rate, kind)
 
 
 def encoded(samples: np.ndarray, sample_rate: int, kind: Encoding) -> bytes:
@@ -96,7 +97,7 @@ def to_file(path: Path) -> Iterator[Sink]:
         ValueError: nothing was written.
     """
     kind, frames = encoding_of(path), 0
-    with contextlib.ExitStack() as opened:
+    with naming(repr(str(path))), contextlib.ExitStack() as opened:
         if not is_written_through(path):
             file = opened.enter_context(_sound(opened.enter_context(whole(path)), SAMPLE_RATE, kind))
             yield file.write

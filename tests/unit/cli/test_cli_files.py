@@ -330,6 +330,32 @@ def test_a_device_stays_one(run, tmp_path, command):
 
 @posix
 @pytest.mark.parametrize("command", ["say", "stream"])
+@pytest.mark.parametrize("name", ["x.wav", "x.mp3"])
+def test_a_disk_that_is_full_is_one_line_with_the_name(run, tmp_path, command, name):
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        code, _, err = run(command, TEXT * 20, "-o", name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and err.startswith(f"chatterbox: error: cannot write '{name}': ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("command", [["say"], ["stream", "--wav"]])
+def test_a_device_and_an_output_that_are_full(run, monkeypatch, command):
+    assert "cannot write '/dev/full': No space left on device" in run(*command[:1], TEXT, "-o", "/dev/full")[2]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = run(*command, TEXT, "-o", "-")
+    assert (code, err) == (1, "chatterbox: error: cannot write to standard output: No space left on device\n")
+
+
+@posix
+@pytest.mark.parametrize("command", ["say", "stream"])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_stays_and_what_it_points_at_is_written(run, tmp_path, command, is_there):
     (tmp_path / "music").mkdir()
