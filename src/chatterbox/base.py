@@ -300,7 +300,7 @@ class SpeechModel(abc.ABC):
         Raises:
             RuntimeError: it was built from parts, or changed since it was loaded, as by a part that was assigned.
         """
-        self._model.give_up(_end)
+        self._model.give_up(_kept, Synthesizer.close)
 
     def close(self) -> None:
         """End all that is under way with an error, and the model's threads; it speaks no more. Twice is harmless."""
@@ -458,9 +458,8 @@ def _recording_of(reference: Reference | Conditionals | None) -> Reference | Non
     return None if isinstance(reference, Conditionals) or _is_own(reference) else reference
 
 
-def _end(synthesizer: Synthesizer) -> dict[str, Any]:
+def _kept(synthesizer: Synthesizer) -> dict[str, Any]:
     """What another one needs of it."""
-    synthesizer.close()
     return {"config": synthesizer.config, "watermarker": synthesizer.watermarker}
 
 

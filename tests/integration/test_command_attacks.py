@@ -43,6 +43,19 @@ def process(*arguments: str, on_text: str = "None", more: str = "", shell: str =
     return subprocess.Popen(words, **{**pipes, **options})
 
 
+def test_an_interrupt_while_the_command_is_imported_is_one_line():
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'chatterbox.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import chatterbox.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LASTS)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"chatterbox: error: interrupted\n")
+
+
 @pytest.mark.parametrize("arguments", [["say", "Hello.", "-o", "-"], ["stream", "Hello.", "--wav"]])
 def test_standard_error_closed(arguments, tmp_path):
     """Not a byte of what is said about the audio gets into it, and no other file has its number."""

@@ -53,8 +53,11 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def say_line(text: str) -> None:
-    """A line on standard output, whatever is in a file's name."""
-    print(printable(text), flush=True)
+    """A line on standard output, whatever is in a file's name; the work goes on where nobody reads it any more."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        drop_output()
 
 
 def flush_output() -> None:
@@ -78,7 +81,8 @@ def open_standard_files() -> None:
     """Those that are closed become the null device: the next file opened would have their number. What standard output
     cannot encode is shown as an escape.
 
-    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open.
+    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open. What a
+    terminal's encoding lacks, a name of other letters for one, is written as an escape, as on standard error.
     """
     for fd in range(3):
         try:
