@@ -500,29 +500,6 @@ def test_a_name_that_is_no_unicode(run, tmp_path, command):
     assert "a\\udcff\\n\\x1b.wav: " in (out.decode() if command == "say" else err)
 
 
-def test_two_texts_that_would_become_one_file(run, speaker, tmp_path):
-    for name in ("a.txt", "a.TXT"):
-        (tmp_path / name).write_text("Hello.")
-    if len(list(tmp_path.iterdir())) == 1:
-        pytest.skip("names differ in more than case here")
-    code, _, err = run("say", "--file", ".", "-o", "audio")
-    assert (code, speaker.texts) == (2, []) and "'a.TXT' and 'a.txt' would become one file; rename one" in err
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pipes and links of POSIX")
-def test_what_is_no_text_fails_alone(run, tmp_path):
-    """A pipe would be waited for, and a link to nothing once ended all."""
-    (tmp_path / "b.txt").write_text("Hello.")
-    (tmp_path / "c.txt").symlink_to("nothing")
-    (tmp_path / "d.txt").mkdir()
-    os.mkfifo(tmp_path / "a.txt")
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "audio" / "c.wav").write_bytes(b"")
-    code, out, err = run("say", "--file", ".", "-o", "audio")
-    assert code == 1 and b"audio: 1 of 3 texts spoken, 2 failed" in out and soundfile.info("audio/b.wav").frames
-    assert err.count("it is no file, or a link to none") == 2
-
-
 @posix
 def test_a_mount_of_its_own_is_written_in_place(run, tmp_path, monkeypatch):
     """As `docker run -v x.wav:/x.wav` makes one; it cannot be replaced."""
