@@ -33,7 +33,7 @@ STAGES ?= data speakers tokenizer flow vocoder t3 export
 .PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env meters bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
-	@$(BIN)/chatterbox say -o "$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
+	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
 
 # A process for each core, and one thread in it: the models of the tests are small. JOBS=0 is one process, as `pytest` is.
 JOBS ?= auto

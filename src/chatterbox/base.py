@@ -49,7 +49,7 @@ from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.reshaping import check_streamed
 from chatterbox.synthesis.synthesizer import Synthesizer, SynthesizerConfig
-from chatterbox.values import seed_of, switch
+from chatterbox.values import seed_of, shown, switch
 from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Hearing, Reference
 from chatterbox.watermark.perth import watermarker_of
 
@@ -300,7 +300,7 @@ class SpeechModel(abc.ABC):
         Raises:
             RuntimeError: it was built from parts, or changed since it was loaded, as by a part that was assigned.
         """
-        self._model.give_up(_end)
+        self._model.give_up(_kept, Synthesizer.close)
 
     def close(self) -> None:
         """End all that is under way with an error, and the model's threads; it speaks no more. Twice is harmless."""
@@ -366,6 +366,7 @@ class SpeechModel(abc.ABC):
         """(1, N_i) float32 of each text; ``options`` are `_request`'s."""
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got the string {texts[:40]!r}; generate takes one")
+        texts, voices = _listed("texts", texts), None if voices is None else _listed("voices", voices)
         if voices is not None and len(voices) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many voices, got {len(voices)}; None stands for conds")
         seed = seed_of(options.get("seed"))
@@ -442,6 +443,12 @@ class SpeechModel(abc.ABC):
         return voice.with_exaggeration(exaggeration)
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list, one entry a text, got {shown(values)}; put it in one")
+    return list(values)
+
+
 def _is_own(reference: Reference | Conditionals | None) -> bool:
     """Whether a call names no recording; upstream takes "" for none."""
     return reference is None or (isinstance(reference, str) and not reference)
@@ -451,9 +458,8 @@ def _recording_of(reference: Reference | Conditionals | None) -> Reference | Non
     return None if isinstance(reference, Conditionals) or _is_own(reference) else reference
 
 
-def _end(synthesizer: Synthesizer) -> dict[str, Any]:
+def _kept(synthesizer: Synthesizer) -> dict[str, Any]:
     """What another one needs of it."""
-    synthesizer.close()
     return {"config": synthesizer.config, "watermarker": synthesizer.watermarker}
 
 

@@ -355,7 +355,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     kind = typing.get_origin(kind) or kind
     found = {int: whole_of, float: number_of}.get(kind, _itself)(value)
     if found is None or not isinstance(found, (int, float) if kind is float else kind):
-        raise ValueError(f"{where} must be {kind.__name__}, got {shown(value)}")
+        remedy = "; in quotes it is one" * (kind is str and isinstance(value, bool | int | float))
+        raise ValueError(f"{where} must be {kind.__name__}, got {shown(value)}{remedy}")
     return float(found) if kind is float else found
 
 

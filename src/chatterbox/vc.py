@@ -119,12 +119,12 @@ class ChatterboxVC:
 
     def unload(self) -> None:
         """Give back the memory of the weights; the next use loads them again from where they were loaded. ``ref_dict``
-        is kept. Conversions under way end first, with the weights that they have.
+        is kept. Conversions under way go on to their end with the weights that they have, which are given back then.
 
         Raises:
             RuntimeError: it was built from parts, or changed since it was loaded.
         """
-        self._model.give_up(lambda s3gen: {})
+        self._model.give_up(lambda s3gen: {}, lambda s3gen: None)
 
     @property
     def ref_dict(self) -> dict[str, Any] | None:

@@ -280,6 +280,13 @@ def test_a_huge_file_with_a_cache_files_name_is_not_read(tmp_path):
     assert disk.load("key") is None and disk.entries() == []
 
 
+def test_a_folder_that_was_removed_is_made_again(t3, expected, tmp_path, caplog):
+    prefixes = source(t3, tmp_path / "kept")
+    (tmp_path / "kept").rmdir()
+    assert list(stream(t3, REQUEST, prefixes=prefixes)) == expected and warnings(caplog) == []
+    assert spoken(t3, tmp_path / "kept")[1]["disk_hits"] == 3
+
+
 @posix
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_signals_while_a_prefix_is_written(tmp_path, kind):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -40,6 +41,19 @@ def process(*arguments: str, on_text: str = "None", more: str = "", shell: str =
     words = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
     return subprocess.Popen(words, **{**pipes, **options})
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line():
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'chatterbox.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import chatterbox.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LASTS)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"chatterbox: error: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [["say", "Hello.", "-o", "-"], ["stream", "Hello.", "--wav"]])
@@ -104,9 +118,9 @@ def test_make_says_a_text_as_it_stands(tmp_path, text, way):
     os.utime(tmp_path / ".ready", (2**33, 2**33))
     given = {"argument": [f"TEXT={text}"], "environment": []}[way]
     environment = {**os.environ, **({"TEXT": text} if way == "environment" else {})}
-    words = ["make", "-s", "-C", str(ROOT), "say", f"VENV={tmp_path}", "OUT=$(shell touch x).wav", *given]
+    words = ["make", "-s", "-C", str(ROOT), "say", f"VENV={tmp_path}", "OUT=-$(shell touch x).wav", *given]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=LASTS)
-    assert done.returncode == 0 and done.stdout == f"say|-o|$(shell touch x).wav|--|{text}|", done.stderr
+    assert done.returncode == 0 and done.stdout == f"say|--output=-$(shell touch x).wav|--|{text}|", done.stderr
     assert not planted.exists() and not (ROOT / "x").exists()
 
 
@@ -236,3 +250,58 @@ def test_a_cache_folder_that_is_none_costs_one_line(small_folder, tmp_path, caps
         code, _, err = command(capsys, "say")(*words, str(tmp_path / name), *setting)
         assert code == 0 and err.count("prefix cache: cannot write to /dev/null") == len(setting), err
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+@pytest.mark.parametrize("arguments", ["say Hello. -o x.wav", "voices --folder . list", "config"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nobody_reads_what_is_printed(arguments, unbuffered, tmp_path):
+    """As in `chatterbox say ... | true`: what was asked for is done."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    one = process(*arguments.split(), stdout=write, cwd=tmp_path, env=environment)
+    os.close(write)
+    assert (one.communicate(timeout=LASTS)[1], one.returncode) == (b"", 0)
+    assert arguments[0] != "s" or soundfile.info(tmp_path / "x.wav").frames
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_is_full(unbuffered, tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        one = process("say", "Hello.", "-o", str(tmp_path / "x.wav"), stdout=full, env=environment)
+    assert one.communicate(timeout=LASTS)[1] == b"chatterbox: error: [Errno 28] No space left on device\n"
+    assert one.returncode == 1 and soundfile.info(tmp_path / "x.wav").frames
+
+
+@pytest.mark.parametrize("command", ["say", "stream"])
+def test_the_reader_of_a_named_pipe_has_enough(command, tmp_path):
+    os.mkfifo(tmp_path / "x.wav")
+    one = process(command, "Hello there. " * 900, "-o", str(tmp_path / "x.wav"))
+    with open(tmp_path / "x.wav", "rb") as pipe:
+        assert pipe.read(4) == b"RIFF"
+    assert one.communicate(timeout=LASTS) == (b"", b"") and one.returncode == 0
+
+
+def test_an_interrupt_before_there_is_a_command():
+    """Imports take a while."""
+    program = (
+        "import sys\nfrom importlib.abc import MetaPathFinder\nclass Interrupts(MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n        if name == 'chatterbox.cli.bench': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\nfrom chatterbox.cli import main\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=LASTS)
+    assert (done.returncode, done.stderr) == (130, "chatterbox: error: interrupted\n")
+
+
+@pytest.mark.parametrize("target", ["memory", "soak", "quality", "bench-kvcache", "bench-peer", "bench-streams"])
+def test_what_a_user_measures_goes_where_git_does_not_look(target):
+    """Committed results change when asked: a test compares docs/benchmarks.md with them."""
+
+    def folders(*words: str) -> set[str]:
+        done = subprocess.run(["make", "-n", "-C", str(ROOT), target, *words], capture_output=True, text=True)
+        return {os.path.dirname(file) for file in re.findall(r"\s-o\s+(\S+)", done.stdout)}
+
+    assert folders() == {"build/results"} and folders("RESULTS=benchmarks/results") == {"benchmarks/results"}
+    assert "build/" in (ROOT / ".gitignore").read_text().splitlines()

@@ -39,6 +39,15 @@ def test_first_snippet_is_the_two_commands():
     assert [line.split()[:2] for line in snippets("sh")[0].splitlines()] == [["make", "say"], ["make", "test"]]
 
 
+def test_every_extra_is_named():
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    names = set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+    assert {"speed", "normalize", "dev"} <= names
+    paragraph = README.partition("Extras: ")[2].partition("\n\n")[0]
+    assert names - {"docs", "train"} <= set(re.findall(r"`(\w+)`", paragraph))
+
+
 def test_commands_are_the_commands(offline):
     """Every command parses; those of the embedded voice run."""
     from chatterbox.cli import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import logging
 import shutil
 from functools import partial
@@ -28,10 +29,11 @@ from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts_turbo import ChatterboxTurboTTS, punc_norm
 from chatterbox.vc import ChatterboxVC
 from chatterbox.voice.conditionals import Hearing
-from tests.support.folders import SMALL_TURBO, recording
-from tests.support.speaking import speak
+from tests.support.folders import SMALL_TURBO, recording, write_folder
+from tests.support.speaking import say_instead, speak
 
 TEXT = "Hello there [laugh], this is one sentence."
+MARKS = {"[laugh]": 257, "[cough]": 258, "[clear throat]": 259}
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,16 @@ def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def say(tts: ChatterboxTurboTTS, **options) -> torch.Tensor:
     return tts.generate(TEXT, **{"seed": 7, "watermark": False, **options})
+
+
+@pytest.fixture(scope="module")
+def laughing(tmp_path_factory: pytest.TempPathFactory) -> ChatterboxTurboTTS:
+    """A Turbo with marks of its own, as the published one has them."""
+    t3 = dataclasses.replace(SMALL_TURBO.t3, text_tokens_dict_size=257 + len(MARKS))
+    config = dataclasses.replace(SMALL_TURBO, t3=t3)
+    folder = write_folder(tmp_path_factory.mktemp("laughing"), config, layout=TURBO)
+    (folder / "added_tokens.json").write_text(json.dumps(MARKS))
+    return ChatterboxTurboTTS.from_local(folder, "cpu")
 
 
 def test_signatures_are_upstreams():
@@ -150,6 +162,37 @@ def test_tokenizer(turbo):
     assert tokenizer.decode(tokenizer.text_to_tokens("a<|endoftext|>b", exact=False)[0]) == "a<|endoftext|>b"
     assert tokenizer.text_to_tokens("a" * 3000).shape == (1, 3000)  # upstream cuts at the tokenizer's 1,024
     assert tokenizer(TEXT, return_tensors="pt", padding=True, truncation=True).input_ids.shape == (1, len(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("Hi there. [laugh]", [257]),
+        ("Hi [clear throat] there[cough].", [259, 258]),
+        ("**[laugh]** Hi *[cough]*", [257, 258]),
+        ("Hi. [laugh]\n\n[pause:1s][cough] You.", [257, 258]),
+        ("[laugh]", [257]),
+        ("[Laugh] <|endoftext|> [STOP] hi", []),
+    ],
+)
+def test_marks_of_the_model_act(laughing, text, marks, monkeypatch):
+    """They reach T3 as one token each, from a whole text, in a stream, a batch and from pieces; all else is spelt."""
+    asked = say_instead(monkeypatch, lambda index, request: [5, 6, 7])
+
+    def heard() -> list[int]:
+        found = [one for request in asked for one in request.text_tokens.tolist() if one > 255]
+        asked.clear()
+        return found
+
+    options = {"seed": 1, "watermark": False}
+    laughing.generate(text, **options)
+    assert heard() == marks
+    laughing.generate_batch([text], **options)
+    assert heard() == marks
+    for given in (text, list(text)):
+        for _ in laughing.generate_stream(given, print_metrics=False, **options):
+            pass
+        assert heard() == marks
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from chatterbox.config import EngineConfig
 from chatterbox.engine.scheduler import EngineClosedError
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+from chatterbox.synthesis.synthesizer import Synthesizer
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
@@ -168,6 +169,20 @@ def test_requests_under_way_end_with_one_line(tts):
         list(stream)
     assert "\n" not in str(error.value)
     assert tts.generate(TEXT).isfinite().all()
+
+
+def test_who_speaks_while_it_ends_gets_a_new_one(tts, monkeypatch):
+    said, close, heard = tts.generate(TEXT, **OPTIONS), Synthesizer.close, []
+
+    def speak_and_close(synthesizer: Synthesizer) -> None:
+        if not heard:
+            with ThreadPoolExecutor(1) as other:  # which ending waits for
+                heard.append(other.submit(tts.generate, TEXT, **OPTIONS).result(60))
+        close(synthesizer)
+
+    monkeypatch.setattr(Synthesizer, "close", speak_and_close)
+    tts.unload()
+    assert torch.equal(heard[0], said) and torch.equal(tts.generate(TEXT, **OPTIONS), said)
 
 
 def test_a_stream_that_was_not_begun_loads_the_model(tts):

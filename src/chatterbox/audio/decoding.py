@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -21,6 +22,13 @@ _BLOCK_FRAMES = 1 << 12  # a file that was cut off loses no more than one
 _MAX_STREAM_BYTES = 1 << 30  # of what can be read only once
 _WHOLE = 0.98  # of the frames that a header promises; it may be an estimate
 _HEADER_BYTES = 1024  # a file without samples has no more
+_UNKNOWN_LEN = 0x7F000000  # bytes: a header that says as much or more was written before the length was known
+_PROMISES = (  # in libsndfile's log: what a header promises, and what is there
+    re.compile(r"^ *(?:data|SSND|Data Size) *: (?P<promised>\d+) \(should be (?P<there>\d+)\)", re.MULTILINE),
+    re.compile(r"frame count (?P<there>\d+) does not match value from 'ds64' chunk of (?P<promised>\d+)"),
+)
+_OGG_PAGE, _OGG_LAST = b"OggS", 4  # flag of a page that is the last of its stream
+_OGG_MAX_PAGE = 1 << 16  # bytes, about
 
 
 @contextmanager
@@ -40,7 +48,7 @@ def decoder(file: AudioFile, name: str, on_cut: Callable[[float], None]) -> Iter
     else:
         file.seek(0)
     try:
-        source = soundfile.SoundFile(file)
+        source = soundfile.SoundFile(_named(file))
     except (soundfile.SoundFileError, TypeError) as error:
         other = _other_decoder(file) if isinstance(file, (str, os.PathLike)) else None
         if other is None:
@@ -50,20 +58,32 @@ def decoder(file: AudioFile, name: str, on_cut: Callable[[float], None]) -> Iter
             yield other.samplerate, _other_blocks(other, on_cut)
         return
     with source:
-        yield source.samplerate, _blocks(source, on_cut)
+        yield source.samplerate, _blocks(source, file, on_cut)
 
 
 def can_be_rewound(file: Any, name: str) -> BinaryIO:
     """``file``, open in binary mode, or what it held where it can be read only once.
 
     Raises:
-        TypeError: it is open as text, or reads asynchronously.
-        ValueError: it can be read only once, and does not end within 1 GiB.
+        TypeError: it is open as text or for writing alone, or reads asynchronously.
+        ValueError: it was closed, or can be read only once and does not end within 1 GiB.
     """
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"{name} is a file open as text; open it in binary mode")
-    if hasattr(file, "seekable") and file.seekable():
-        return file
+    if getattr(file, "closed", False) is True:
+        raise ValueError(f"{name} is a file that was closed; open it again")
+    if isinstance(file, io.IOBase) and not file.readable():
+        raise TypeError(f"{name} is a file open for writing alone; open it in binary mode for reading")
+    if hasattr(file, "seekable"):
+        if file.seekable():
+            return file
+    elif hasattr(file, "seek"):  # SpooledTemporaryFile before Python 3.11
+        file.seek(0)
+    return read_once(file, name)
+
+
+def read_once(file: Any, name: str) -> BinaryIO:
+    """What ``file`` holds from where it stands on; raises as `can_be_rewound`."""
     content = file.read(_MAX_STREAM_BYTES + 1) if isinstance(file, io.IOBase) else file.read()
     if not isinstance(content, (bytes, bytearray)):
         if hasattr(content, "close"):
@@ -89,7 +109,12 @@ def _check_path(path: str | os.PathLike[str], name: str) -> None:
         raise ValueError(f"{name} is a folder; give the path of an audio file")
 
 
-def _blocks(source: Any, on_cut: Callable[[float], None]) -> Iterator[np.ndarray]:
+def _named(file: AudioFile) -> Any:
+    """``file`` as soundfile takes it: it cannot encode every name that a file may have."""
+    return os.fsencode(file) if isinstance(file, (str, os.PathLike)) and os.name == "posix" else file
+
+
+def _blocks(source: Any, file: AudioFile, on_cut: Callable[[float], None]) -> Iterator[np.ndarray]:
     import soundfile
 
     num_read = 0
@@ -100,8 +125,29 @@ def _blocks(source: Any, on_cut: Callable[[float], None]) -> Iterator[np.ndarray
     except soundfile.SoundFileError:  # what follows is damaged
         on_cut(num_read / source.samplerate)
         return
-    if 0 < num_read < _WHOLE * source.frames:
+    if num_read and (num_read < _WHOLE * source.frames or _lacks_its_end(source, file)):
         on_cut(num_read / source.samplerate)
+
+
+def _lacks_its_end(source: Any, file: AudioFile) -> bool:
+    """Whether the file promises more than libsndfile has found in it, which then counts what is there."""
+    found = next(filter(None, (pattern.search(source.extra_info) for pattern in _PROMISES)), None)
+    if found is not None:
+        promised = int(found["promised"])
+        return int(found["there"]) < _WHOLE * promised and promised < _UNKNOWN_LEN
+    if source.format != "OGG":
+        return False
+    pages = _end_of(file, _OGG_MAX_PAGE)
+    last = pages.rfind(_OGG_PAGE)
+    return 0 <= last < len(pages) - 5 and not pages[last + 5] & _OGG_LAST
+
+
+def _end_of(file: AudioFile, num_bytes: int) -> bytes:
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return _end_of(opened, num_bytes)
+    file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
+    return file.read(num_bytes)
 
 
 def _other_decoder(path: str | os.PathLike[str]) -> Any:

@@ -13,7 +13,7 @@ BLOCK_SECONDS, STEP_SECONDS = 0.4, 0.1
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS, and LU below what passes the first
 OFFSET = -0.691  # makes a 997 Hz sine of full scale -3.01 LUFS
 MAX_GAIN = 20.0  # dB, of speech that is brought to a loudness
-MAX_PEAK = 0.95  # of full scale, so that the watermark and Opus do not clip it
+MAX_PEAK = 0.95  # of full scale, before it is marked
 TAIL_SECONDS = 1.0  # the filters have died away after it
 
 # pyloudnorm's values, which the published Turbo model measures with.

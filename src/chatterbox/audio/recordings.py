@@ -7,6 +7,7 @@ Does not know: the models, nor how much of a recording each of them reads; how f
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -14,14 +15,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from chatterbox.audio.decoding import AudioFile, can_be_rewound, decoder, why_empty
+from chatterbox.audio.decoding import AudioFile, can_be_rewound, decoder, read_once, why_empty
 from chatterbox.values import shown, whole_of
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ _LOUDEST_PEAK = 64.0  # beyond this a float signal is on an integer scale
 _CANCELLED = 1e-3  # of the channels' power is left in their mean
 _RESAMPLER_MARGIN = 1.0  # seconds read past a cut, so that resampling sees what follows
 _BLOCK_FRAMES = 1 << 16
+_CONTENT_BYTES, _MAX_CONTENT_BYTES = 1 << 20, 1 << 30  # of a file that are read at once, and at most
 _SAMPLES_KEYS = ("waveform", "array", "samples", "audio", "raw")
 _RATE_KEYS = ("sample_rate", "sampling_rate", "rate", "sr")
 _FILE_KEYS = ("bytes", "path")
@@ -127,6 +129,36 @@ class Recording:
             most = min(most, mix.num_samples / rate)
             logger.warning("%s is longer than %.0f s; what follows is not used", self.purpose.name, most)
         return resample_hq(wav, rate, sample_rate)[: round(most * sample_rate)]
+
+    def content(self) -> Iterator[bytes]:
+        """What the result of `load` depends on: of samples those that are used, of a file all that is in it.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or is a file of more than 1 GiB.
+        """
+        if isinstance(self.audio, (np.ndarray, torch.Tensor)):
+            kind = str(self.audio.dtype).removeprefix("torch.")
+            yield f"{tuple(self.audio.shape)} {kind} {self._rate};".encode()
+            with self._opened(self.purpose.max_seconds, _MAX_SAMPLES) as (_, blocks):
+                yield from (block.tobytes() for block in blocks)
+            return
+        with contextlib.ExitStack() as held:
+            file = self.audio
+            if isinstance(file, (str, os.PathLike)):
+                file = held.enter_context(open(file, "rb"))
+            if file.seek(0, os.SEEK_END) > _MAX_CONTENT_BYTES:
+                raise ValueError(f"{self.name} has more than {_MAX_CONTENT_BYTES} bytes; give a part of it")
+            file.seek(0)
+            yield f"file {self._given_rate};".encode()
+            yield from iter(partial(file.read, _CONTENT_BYTES), b"")
+
+    def again(self) -> AudioInput:
+        """What can be given in its place, as often as wanted: an open file from its beginning, samples with a rate."""
+        if isinstance(self.audio, (np.ndarray, torch.Tensor)):
+            return self._rate, self.audio
+        if not isinstance(self.audio, (str, os.PathLike)):
+            self.audio.seek(0)
+        return self.audio
 
     def survey(self) -> Survey:
         """What all of it is like; raises as `load`, but for silence, and where ``purpose`` refuses so much."""
@@ -248,6 +280,7 @@ class _Mix:
         return rows[0].copy()  # a view would keep all channels
 
     @property
+    @np.errstate(invalid="ignore")  # infinite samples are told of
     def loudest(self) -> int | None:
         """The channel that stands for all where they cancel each other, None where they do not."""
         if len(self._sum) == 1:
@@ -286,9 +319,7 @@ def unwrapped(
         if sample_rate not in (None, rate):
             raise ValueError(f"{purpose.name} is at {rate} Hz, not sample_rate={sample_rate}; leave that out")
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        if not _is_real(audio):
-            raise TypeError(f"{purpose.name} must hold real numbers, got {audio.dtype}; use float32 on -1..1 or int16")
-        return audio, sample_rate if rate is None else rate
+        return _plain(audio, purpose), sample_rate if rate is None else rate
     if isinstance(audio, (bytes, bytearray, memoryview)):
         return io.BytesIO(audio), None
     if hasattr(audio, "read"):
@@ -296,7 +327,7 @@ def unwrapped(
     if isinstance(audio, (str, os.PathLike)):
         if os.path.exists(audio) and not os.path.isfile(audio) and not os.path.isdir(audio):  # a pipe or a device
             with open(audio, "rb") as once:
-                return can_be_rewound(once, purpose.name), None
+                return read_once(once, purpose.name), None
         return audio, None
     raise TypeError(f"{purpose.name} must be {_FORMS}, got {type(audio).__name__}")
 
@@ -433,7 +464,13 @@ def _of_dict(audio: Mapping[str, Any], purpose: Purpose) -> Any:
     samples = next((audio[key] for key in _SAMPLES_KEYS if audio.get(key) is not None), None)
     rate = next((audio[key] for key in _RATE_KEYS if audio.get(key) is not None), None)
     if samples is not None:
-        samples = np.asarray(samples) if isinstance(samples, list) else samples
+        if isinstance(samples, (list, tuple)):
+            try:
+                samples = np.asarray(samples)
+            except ValueError:
+                raise ValueError(
+                    f"{purpose.name} has channels of several lengths; give as many samples of each"
+                ) from None
         return samples if rate is None else (samples, rate)
     file = next((audio[key] for key in _FILE_KEYS if audio.get(key) is not None), None)
     if file is None:
@@ -444,16 +481,28 @@ def _of_dict(audio: Mapping[str, Any], purpose: Purpose) -> Any:
     return file
 
 
-def _is_real(samples: np.ndarray | torch.Tensor) -> bool:
-    if isinstance(samples, torch.Tensor):
-        return not samples.is_complex() and samples.dtype != torch.bool
-    return samples.dtype.kind in "fiu"
+def _plain(samples: np.ndarray | torch.Tensor, purpose: Purpose) -> np.ndarray | torch.Tensor:
+    """``samples`` as an array or a dense tensor of real numbers. Raises TypeError where they are none."""
+    if isinstance(samples, np.ndarray):
+        is_real, samples = samples.dtype.kind in "fiu", np.asarray(samples)  # a matrix has two dimensions always
+    else:
+        is_real = not samples.is_complex() and samples.dtype != torch.bool
+        samples = samples.detach()
+        if samples.is_quantized:
+            samples = samples.dequantize()
+        if samples.is_meta or samples.is_nested or samples.layout != torch.strided:
+            kind = "nested" if samples.is_nested else "meta" if samples.is_meta else str(samples.layout)
+            raise TypeError(f"{purpose.name} is a {kind.removeprefix('torch.')} tensor; give a dense one, with values")
+    if not is_real:
+        raise TypeError(f"{purpose.name} must hold real numbers, got {samples.dtype}; use float32 on -1..1 or int16")
+    return samples
 
 
+@np.errstate(over="ignore")  # it becomes infinite, which is told of
 def _scaled(samples: np.ndarray | torch.Tensor) -> np.ndarray:
     """Float32 samples on -1..1; integers are divided by their type's full scale."""
     if isinstance(samples, torch.Tensor):
-        samples = samples.detach().cpu()
+        samples = samples.cpu().resolve_neg()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     if samples.dtype.kind == "f":
         return samples.astype(np.float32)

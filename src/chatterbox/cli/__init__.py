@@ -10,7 +10,10 @@ try:
     importlib.import_module("chatterbox.runtime")
 except ImportError as error:  # another package lies over this one
     sys.exit(f"chatterbox: error: {error}")
-
-from chatterbox.cli.main import main
+try:
+    from chatterbox.cli.main import main
+except KeyboardInterrupt:  # before there is anything to end
+    sys.stderr.write("chatterbox: error: interrupted\n")
+    sys.exit(130)
 
 __all__ = ["main"]

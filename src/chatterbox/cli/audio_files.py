@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.output import checked_path
-from chatterbox.cli.sinks import SAMPLE_RATE, Sink, wav_header, write_all
+from chatterbox.cli.sinks import SAMPLE_RATE, Sink, naming, wav_header, write_all
 from chatterbox.runtime.files import is_written_through, whole
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_LEN = 2**16  # samples at once: an encoder may need memory for all that it is given
 USUAL = ("wav", "flac", "ogg", "opus", "mp3")
+_IN_PARTS = ("SD2",)  # of a second file beside, without which it cannot be read
 _FORMATS = {"OPUS": ("OGG", "OPUS"), "OGA": ("OGG", "VORBIS"), "AIF": ("AIFF", None)}  # the rest is called as it is
 
 
@@ -43,7 +45,7 @@ def encoding(kind: str) -> Encoding:
     import soundfile
 
     form, subtype = _FORMATS.get(kind.upper(), (kind.upper(), None))
-    if not soundfile.check_format(form, subtype):
+    if form in _IN_PARTS or not soundfile.check_format(form, subtype):
         there = [f".{one}" for one in USUAL if soundfile.check_format(*_FORMATS.get(one.upper(), (one.upper(), None)))]
         lack = f"libsndfile {soundfile.__libsndfile_version__} writes none here: " * (kind.lower() in USUAL)
         raise UsageError(f"{lack}the name must end in {', '.join(there)} or another audio format")
@@ -70,11 +72,12 @@ def checked_audio_path(path: str | Path) -> Path:
 def write_audio(path: Path, samples: np.ndarray, sample_rate: int) -> None:
     """Samples (N,) as a file of the kind that the name says."""
     kind = encoding_of(path)
-    if is_written_through(path):
-        _write_through(path, encoded(samples, sample_rate, kind))
-        return
-    with whole(path) as part:
-        _encode(part, samples, sample_rate, kind)
+    with naming(repr(str(path))):
+        if is_written_through(path):
+            _write_through(path, encoded(samples, sample_rate, kind))
+            return
+        with whole(path) as part:
+            _encode(part, samples, sample_rate, kind)
 
 
 def encoded(samples: np.ndarray, sample_rate: int, kind: Encoding) -> bytes:
@@ -94,7 +97,7 @@ def to_file(path: Path) -> Iterator[Sink]:
         ValueError: nothing was written.
     """
     kind, frames = encoding_of(path), 0
-    with contextlib.ExitStack() as opened:
+    with naming(repr(str(path))), contextlib.ExitStack() as opened:
         if not is_written_through(path):
             file = opened.enter_context(_sound(opened.enter_context(whole(path)), SAMPLE_RATE, kind))
             yield file.write
@@ -125,9 +128,11 @@ def _encode(target: Path | io.BytesIO, samples: np.ndarray, sample_rate: int, ki
             file.write(samples[start : start + BLOCK_LEN])
 
 
-def _sound(target: Path | io.BytesIO, sample_rate: int, kind: Encoding) -> Any:
+def _sound(target: Path | io.BytesIO | bytes, sample_rate: int, kind: Encoding) -> Any:
     import soundfile
 
+    if isinstance(target, Path) and os.name == "posix":  # soundfile cannot encode every name that a file may have
+        target = os.fsencode(target)
     return soundfile.SoundFile(target, "w", sample_rate, 1, kind.subtype, format=kind.format)
 
 

@@ -6,6 +6,7 @@ Owns: what is told about the folder, the archive. Does not know: files' names an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
-from chatterbox.cli.output import checked_path, progress, table
+from chatterbox.cli.output import checked_path, progress, say_line, table
 from chatterbox.cli.pieces import read_text
 from chatterbox.runtime.files import whole
 
@@ -85,7 +86,7 @@ def run_stats(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     broken = f", {about['broken']} of them broken" if about["broken"] else ""
     broken += f", {about['left_over']} being written or left over" if about["left_over"] else ""
-    print(f"{disk.folder}: {num_files} prefixes{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
+    say_line(f"{disk.folder}: {num_files} prefixes{broken}, {disk.nbytes / MIB:.1f} of {config.kvcache.disk_mib} MiB")
     rows = [("voice", "prefixes", "positions", "MiB", "last used")]
     for voice in voices:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(voice["last_use"]))
@@ -130,7 +131,7 @@ def run_warm(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
                 speaker.synthesizer.warm([speaker.request(text)])
         stats = speaker.synthesizer.prefixes.manager.snapshot()
     asked = stats.cached_tokens + stats.tokens_computed
-    print(
+    say_line(
         f"{config.kvcache.disk_folder}: {len(texts)} texts, {stats.tokens_computed} of {asked} positions "
         f"computed, the rest was there; {stats.disk_bytes / MIB:.1f} of {config.kvcache.disk_mib} MiB"
     )
@@ -141,14 +142,16 @@ def run_export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = checked_path(arguments.output)
     _, disk = _opened(arguments, overrides)
     entries = disk.entries()
-    with progress() as report, whole(output) as part, tarfile.open(part, "w|") as archive:
+    with progress() as report, whole(output) as part, tarfile.open(part, "w|", dereference=True) as archive:
         num_packed = 0
         for done, entry in enumerate(reversed(entries)):  # reading is a use: the order stays
             report.bar(done, len(entries), entry.path.name[:20])
-            if disk.load(entry.key) is not None:  # whole, by its checksum
+            if not disk.holds(entry) or disk.load(entry.key) is None:  # whole, by its checksum
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process made room
                 archive.add(entry.path, entry.path.name)
                 num_packed += 1
-    print(f"{output}: {num_packed} prefixes, {output.stat().st_size / MIB:.1f} MiB; tar -xf unpacks it")
+    say_line(f"{output}: {num_packed} prefixes, {output.stat().st_size / MIB:.1f} MiB; tar -xf unpacks it")
     return 0
 
 
@@ -157,7 +160,7 @@ def run_clear(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     num_files, nbytes = len(disk.files()), disk.nbytes
     disk.clear()
     num_kept = len(disk.files())
-    print(f"{disk.folder}: {num_files - num_kept} prefixes removed, {(nbytes - disk.nbytes) / MIB:.1f} MiB")
+    say_line(f"{disk.folder}: {num_files - num_kept} prefixes removed, {(nbytes - disk.nbytes) / MIB:.1f} MiB")
     if num_kept:
         raise PermissionError(f"{num_kept} files of {disk.folder} may not be removed: they are another user's")
     return 0

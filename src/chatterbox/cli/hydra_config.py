@@ -128,12 +128,14 @@ def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             config = compose(name, overrides=list(overrides))
             return _without_nulls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{_first_line(error)}; give {error.full_key}=VALUE") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group that is no name is a ValueError
         raise ConfigError(_first_line(error)) from None
 
@@ -147,8 +149,14 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(override))
         except HydraException as error:
-            raise ConfigError(f"cannot read {override!r}: {_first_line(error)}") from None
+            key = override.partition("=")[0].lstrip("+~")
+            raise ConfigError(f"cannot read {override!r}: {_first_line(error)}; {_quoted(key)}") from None
     return parsed
+
+
+def _quoted(key: str) -> str:
+    """How a shell hands on a value that Hydra's grammar takes as it is."""
+    return f"""as it stands a value is taken in quotes: '{key}="VALUE"'"""
 
 
 def _check(name: str, overrides: Sequence[Override], folders: Sequence[Path], *, sweep: bool = False) -> None:
@@ -161,13 +169,18 @@ def _check(name: str, overrides: Sequence[Override], folders: Sequence[Path], *,
         key = override.key_or_group
         if key not in groups and key not in keys and not any(one.startswith(key + ".") for one in keys):
             raise ConfigError(_unknown(name, key, keys, list(groups)))
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            raise ConfigError(
+                f"{override.input_line}: settings are neither added (+) nor deleted (~); write {key}=VALUE"
+            )
         if sweep:
             continue
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line} is several values; chatterbox bench -m runs one after the other")
+            remedy = f"chatterbox bench -m runs one after the other, {_quoted(key)}"
+            raise ConfigError(f"{override.input_line} is several values; {remedy}")
         if key in groups:
             choice, names = override.value(), [one.name for one in groups[key]]
-            if choice not in names and not override.is_delete():
+            if choice not in names:
                 raise ConfigError(f"{key} has no choice {choice!r}; it has {', '.join(names)}")
 
 
@@ -183,7 +196,8 @@ def _user_folders(config_dir: str | Path | None) -> list[Path]:
         return []
     folder = Path(config_dir).absolute()
     if not folder.is_dir():
-        raise ConfigError(f"config folder {str(config_dir)!r} does not exist")
+        fault = "is no folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"config folder {str(config_dir)!r} {fault}")
     return [folder]
 
 

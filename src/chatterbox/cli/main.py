@@ -13,7 +13,7 @@ from chatterbox import __version__
 from chatterbox.cli import bench, cache, configs, say, stream, voices
 from chatterbox.cli.errors import USAGE, UsageError
 from chatterbox.cli.options import Parser, parse
-from chatterbox.cli.output import open_standard_files, printable, tell, warnings_shown
+from chatterbox.cli.output import drop_output, flush_output, open_standard_files, printable, tell, warnings_shown
 from chatterbox.cli.signals import ending_signals, exit_code
 from chatterbox.voice.library import VoiceError
 
@@ -33,12 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.parser.error(f"unrecognised argument {stray[0]!r}{remedy}")
     try:
         with ending_signals(), warnings_shown():
-            return arguments.run(arguments, overrides)
+            code = arguments.run(arguments, overrides)
+            flush_output()
+            return code
     except KeyboardInterrupt as error:
         return _fail("interrupted", exit_code(error))
+    except BrokenPipeError:
+        drop_output()
+        return 0  # who reads the output has enough
     except (UsageError, VoiceError) as error:
         return _fail(str(error), USAGE)
     except Exception as error:
+        if isinstance(error, OSError):
+            drop_output()  # it may be full
         if arguments.debug:
             raise
         explains_itself = str(error) and isinstance(error, (ValueError, TypeError, OSError, RuntimeError))

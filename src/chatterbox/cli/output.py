@@ -7,6 +7,7 @@ is in a file, what is being done.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -51,10 +52,37 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def open_standard_files() -> None:
-    """Those that are closed become the null device: the next file opened would have their number.
+def say_line(text: str) -> None:
+    """A line on standard output, whatever is in a file's name; the work goes on where nobody reads it any more."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        drop_output()
 
-    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open.
+
+def flush_output() -> None:
+    """What was printed reaches standard output now: what fails at exit would be told by the interpreter."""
+    if (flush := getattr(sys.stdout, "flush", None)) is not None:  # it may be closed, or another program's object
+        flush()
+
+
+def drop_output() -> None:
+    """What was printed and cannot be written is forgotten."""
+    try:
+        flush_output()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+
+
+def open_standard_files() -> None:
+    """Those that are closed become the null device: the next file opened would have their number. What standard output
+    cannot encode is shown as an escape.
+
+    ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open. What a
+    terminal's encoding lacks, a name of other letters for one, is written as an escape, as on standard error.
     """
     for fd in range(3):
         try:
@@ -63,6 +91,8 @@ def open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_terminal() -> bool:

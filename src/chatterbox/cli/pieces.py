@@ -16,6 +16,7 @@ from pathlib import Path
 from chatterbox.cli.errors import UsageError
 
 READ_LEN = 4096  # bytes at most in a piece
+MAX_TEXT = 16 * 2**20  # bytes of a text that is read at once: a fortnight of speech
 
 
 def read_text(path: str | Path) -> str:
@@ -23,23 +24,31 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, holds no text, or has no end.
     """
+    name = "standard input" if path == "-" else str(path)
     if path == "-":
         if sys.stdin is None:
             raise UsageError("standard input is closed; give a TEXT")
-        content = sys.stdin.buffer.read()
+        content = sys.stdin.buffer.read(MAX_TEXT + 1)
     else:
         try:
-            content = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                content = file.read(MAX_TEXT + 1)
         except FileNotFoundError:
             raise FileNotFoundError(f"text file {str(path)!r} does not exist") from None
+        except OSError as error:
+            raise OSError(f"text file {str(path)!r} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_TEXT:
+        raise ValueError(f"{name} has more than {MAX_TEXT >> 20} MiB of text; say it in parts")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        name = "standard input" if path == "-" else str(path)
         wrong = f"byte {content[error.start]:#04x} at {error.start}"
         raise ValueError(f"{name} is not UTF-8: {wrong}; convert it with iconv") from None
+    if not text.strip():
+        raise ValueError(f"{name} holds no text; give one with words")
+    return text
 
 
 class InputPieces:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox.cli import best_of, folder
-from chatterbox.cli.audio_files import checked_audio_path, encoded, encoding, write_audio
+from chatterbox.cli.audio_files import Encoding, checked_audio_path, encoded, encoding, write_audio
 from chatterbox.cli.errors import UsageError, as_usage
 from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
-from chatterbox.cli.output import progress, tell
+from chatterbox.cli.output import progress, say_line, tell
 from chatterbox.cli.pieces import read_text
 from chatterbox.cli.sinks import NO_TERMINAL, check_output, to_output_whole
 from chatterbox.cli.speaker import load_speaker
@@ -77,16 +77,21 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         arguments.parser.error("the following arguments are required: TEXT, or --file FILE")
     if arguments.text is not None and arguments.file is not None:
         raise UsageError(f"there is a text, {arguments.text[:40]!r}, and --file {arguments.file}: give one of them")
+    for flag, name in (("--file", arguments.file), ("-o", arguments.output)):
+        if name == "":
+            raise UsageError(f"{flag} '' names no file")
     config = configuration(arguments, overrides, "say")
-    kind = encoding(arguments.format or "wav")
+    ending = "wav" if arguments.format is None else arguments.format
+    kind = _encoding(ending)
     with as_usage():
         num_takes = whole("--best-of", arguments.best_of, 1, "2 or more keep the best", high=best_of.MOST)
     if arguments.file not in (None, STANDARD) and Path(arguments.file).is_dir():
-        texts, ending = Path(arguments.file), arguments.format or "wav"
-        return folder.speak(config, texts, arguments.output, ending, arguments.force, num_takes)
-    if arguments.force or (arguments.format and arguments.output != STANDARD):
-        flag = "--force is for a folder of texts" if arguments.force else "--format is for standard output and folders"
-        raise UsageError(f"{flag}; the name {arguments.output!r} says which kind of file is written")
+        return folder.speak(config, Path(arguments.file), arguments.output, ending, arguments.force, num_takes)
+    if arguments.force:
+        raise UsageError("--force is for a folder of texts; one text is always spoken, leave it out")
+    if arguments.format is not None and arguments.output != STANDARD:
+        name = f"the name {arguments.output!r} says which kind of file is written"
+        raise UsageError(f"--format is for standard output and folders; {name}")
     output = _checked(arguments.output)
     text = arguments.text if arguments.file is None else read_text(arguments.file)
     started = time.perf_counter()
@@ -99,7 +104,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     name = "standard output" if output is None else str(output)
     line = f"{name}: {summary(result, time.perf_counter() - started)}, model {config.model.source}"
     if output is not None:
-        print(line)
+        say_line(line)
         return 0
     try:
         to_output_whole(encoded(samples, result.sample_rate, kind))
@@ -116,6 +121,13 @@ def summary(result: SpeechResult, elapsed: float) -> str:
         f"{result.duration:.2f} s of audio in {making:.2f} s (real-time factor {making / result.duration:.2f}; "
         f"{elapsed:.1f} s with loading)"
     )
+
+
+def _encoding(ending: str) -> Encoding:
+    try:
+        return encoding(ending)
+    except UsageError as error:
+        raise UsageError(f"--format {ending!r}: {error}") from None
 
 
 def _checked(output: str) -> Path | None:

@@ -7,6 +7,7 @@ where audio comes from, files (`audio_files`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import struct
@@ -21,6 +22,7 @@ from chatterbox.cli.errors import UsageError
 SAMPLE_RATE = 24_000
 NO_TERMINAL = "standard output is a terminal, which cannot take audio; redirect or pipe it"
 UNKNOWN = 0xFFFFFFFF  # the length of a WAV whose end is not known
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 Sink = Callable[[np.ndarray], None]  # takes (N,) int16 samples
 
 # Programs that play what they read from standard input, in the order they are looked for. ffplay is given a WAV header,
@@ -53,18 +55,35 @@ def check_output() -> bool:
     return sys.stdout.isatty()
 
 
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """An error within, of a disk that is full or fails, says what could not be written."""
+    import soundfile
+
+    try:
+        yield
+    except soundfile.LibsndfileError as error:  # it does not know more than "System error"
+        raise OSError(f"cannot write {what}: {error.error_string} Is the disk full?") from error
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(f"cannot write {what}: {error.strerror}") from error
+
+
 def to_output_whole(content: bytes) -> None:
     """A whole file to standard output. Raises BrokenPipeError when nobody reads on."""
-    write_all(sys.stdout.fileno(), content)
+    with naming("to standard output"):
+        write_all(sys.stdout.fileno(), content)
 
 
 @contextlib.contextmanager
 def to_output(*, is_wav: bool) -> Iterator[Sink]:
     """Raw samples, or a WAV of unknown length, to standard output. Raises BrokenPipeError when nobody reads on."""
     fd = sys.stdout.fileno()
-    if is_wav:
-        write_all(fd, wav_header())
-    yield lambda samples: write_all(fd, samples.tobytes())
+    with naming("to standard output"):
+        if is_wav:
+            write_all(fd, wav_header())
+        yield lambda samples: write_all(fd, samples.tobytes())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox.cli.audio_files import checked_audio_path, to_file
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import add_command, add_settings, add_speaker, add_text, configuration
-from chatterbox.cli.output import Progress, progress, tell
+from chatterbox.cli.output import Progress, printable, progress, tell
 from chatterbox.cli.pieces import InputPieces
 from chatterbox.cli.signals import ending_signals
 from chatterbox.cli.sinks import NO_TERMINAL, Sink, check_output, find_player, pcm, to_output, to_player
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             metrics = _spoken(speaker, text if pieces is None else pieces, sink, report)
         except BrokenPipeError:
             return 0  # who reads the output has enough
-    tell(f"{out}: {metrics.summary()}, model {config.model.source}")
+    tell(printable(f"{out}: {metrics.summary()}, model {config.model.source}"))
     return 0
 
 

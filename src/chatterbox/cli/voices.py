@@ -12,7 +12,7 @@ from typing import Any
 
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.options import Parser, add_command, add_settings, add_speaker, configuration
-from chatterbox.cli.output import progress, table
+from chatterbox.cli.output import progress, say_line, table
 from chatterbox.voice.library import BUILT_IN, VoiceLibrary, default_folder, describe, family
 
 
@@ -79,7 +79,7 @@ def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     library, recording = _library(arguments), Path(arguments.recording)
     library.free(arguments.name, force=arguments.force)
-    if not recording.is_file():
+    if not recording.exists():  # a pipe is one too
         raise FileNotFoundError(f"recording {str(recording)!r} does not exist")
     config = checked(configuration(arguments, overrides, "say"))
     with progress() as report:
@@ -89,14 +89,16 @@ def run_add(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         voice = prepare_conditionals(*parts, hp=models.config.t3, hearing=Hearing(purpose=LIBRARY))
         about = {"model": config.model.source, "recording": recording.name, "family": family(models)}
         path = library.add(arguments.name, voice, about, force=arguments.force)
-    print(f"{arguments.name}: {describe(path)['heard']} of {recording.name} for model {config.model.source}, in {path}")
+    say_line(
+        f"{arguments.name}: {describe(path)['heard']} of {recording.name} for model {config.model.source}, in {path}"
+    )
     return 0
 
 
 def run_show(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     library = _library(arguments)
     if arguments.name == BUILT_IN:
-        print(f"{BUILT_IN}: the voice that a checkpoint brings along; what speaks where no --voice is given")
+        say_line(f"{BUILT_IN}: the voice that a checkpoint brings along; what speaks where no --voice is given")
         return 0
     rows = [("name", arguments.name), *library.about(arguments.name).items()]
     print("\n".join(table([*rows, ("file", str(library.path(arguments.name)))])))
@@ -108,5 +110,5 @@ def run_remove(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError(f"the voice {BUILT_IN!r} is part of the checkpoints and stays")
     library = _library(arguments)
     library.remove(arguments.name)
-    print(f"{arguments.name}: removed from {library.folder}")
+    say_line(f"{arguments.name}: removed from {library.folder}")
     return 0

@@ -10,9 +10,11 @@ planted there is not followed), and is locked as long as its writer lives: who f
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -62,7 +64,12 @@ def replacing(target: Path, suffix: str, *, mode: int) -> Iterator[Path]:
         else:
             os.close(fd)
         yield part
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            shutil.copyfile(part, target)  # a mount of its own, as containers have them, which nothing can replace
 
 
 def is_written_through(path: Path) -> bool:

@@ -54,21 +54,26 @@ class Reloadable(Generic[T]):
                 self._loaded, self._value = self._state(value), value
             return self._value
 
-    def give_up(self, end: Callable[[T], Kept]) -> None:
-        """``end`` the value, keep what that returns, and forget it until it is used. Twice is harmless.
+    def give_up(self, keep: Callable[[T], Kept], end: Callable[[T], None]) -> None:
+        """Keep what ``keep`` says of the value, forget it until it is used, and ``end`` it. Twice is harmless.
+
+        Who uses it meanwhile gets a new one: of one that ends nobody hears any more. Nothing is locked while it ends,
+        for what it waits for may itself be about to use this.
 
         Raises:
             RuntimeError: there is nothing to load it from, or it is no more as it was loaded; it stays.
         """
         with self._lock:
-            if self._value is None:
+            value = self._value
+            if value is None:
                 return
             if self._load is None:
                 raise RuntimeError("this model was built from parts and cannot be reloaded: keep it, or del it")
-            if self._state(self._value) != self._loaded:
+            if self._state(value) != self._loaded:
                 raise RuntimeError("this model was changed since it was loaded, which reloading would lose: keep it")
-            self._kept = end(self._value)
-            self._value = None
+            self._kept, self._value = keep(value), None
+        end(value)
+        del value
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()

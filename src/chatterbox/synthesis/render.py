@@ -19,7 +19,7 @@ from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
 from chatterbox.runtime.torch_context import own_context
-from chatterbox.synthesis.reshaping import Reshape
+from chatterbox.synthesis.reshaping import Reshape, within_full_scale
 from chatterbox.watermark.perth import Watermarker, WatermarkStream, mark_with
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
@@ -206,6 +206,8 @@ class SpeechRenderer:
             samples = np.concatenate(ready)
         elif self._watermarker is not None and len(samples):
             samples = mark_with(self._watermarker, samples, S3GEN_SR)
+            if self._reshape is not None:
+                samples = within_full_scale(samples)
         return torch.from_numpy(np.ascontiguousarray(samples))[None]
 
     def _fade_out_the_last(self, samples: np.ndarray) -> None:

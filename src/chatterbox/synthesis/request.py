@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,9 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer, rules_of, tokens_by
 from chatterbox.models.tokenizers.languages import base_language, begun
 from chatterbox.text import Utterance, utterances
-from chatterbox.text.chunking import has_words
 from chatterbox.text.cleaning import clean, clean_pieces, clean_utterance
 from chatterbox.text.in_words import in_words
+from chatterbox.text.incremental import is_in_pieces
 from chatterbox.text.normalize import ENGLISH, speakable, with_all_enders
 from chatterbox.voice.conditionals import Conditionals
 
@@ -67,9 +68,10 @@ def utterances_of(
     max_len = min(t3.hp.utterance_text_len, t3.hp.max_text_tokens - 2)
     text = cleaned(request)
     pause = None if request.cleaning == "none" else request.paragraph_pause
-    found = utterances(text, max_len, length, by_sentence=by_sentence, paragraph_pause=pause)
+    tidy = partial(clean_utterance, language=_language(request)) if request.cleaning == "full" else None
+    found = utterances(text, max_len, length, by_sentence=by_sentence, paragraph_pause=pause, tidy=tidy)
     if not isinstance(text, str):
-        return found if request.cleaning != "full" else _without_markup(found, _language(request))
+        return found
     if not request.text or request.cleaning == "none":
         return list(found) or [Utterance(text)]
     return list(found)
@@ -80,22 +82,9 @@ def cleaned(request: SynthesisRequest) -> str | Iterable[str]:
     text, language = request.text, _language(request)
     if isinstance(text, str):
         return clean(text, request.cleaning, language=language)
-    if not isinstance(text, Iterable) or isinstance(text, bytes | bytearray):
+    if not is_in_pieces(text):
         return text  # whoever reads it says what is wrong with it
     return clean_pieces(text, request.cleaning, language=language)
-
-
-def _without_markup(found: Iterable[Utterance], language: str | None) -> Iterator[Utterance]:
-    pause = 0.0  # of those that were nothing but markup
-    for one in found:
-        left = clean_utterance(one.text, language).strip()
-        if has_words(left):
-            yield Utterance(left, pause + one.pause)
-            pause = 0.0
-        else:
-            pause += one.pause
-    if pause:
-        yield Utterance("", pause)
 
 
 def _language(request: SynthesisRequest) -> str | None:

@@ -33,6 +33,12 @@ def reshape_of(options: SpeechOptions) -> Reshape | None:
     return reshape
 
 
+def within_full_scale(samples: np.ndarray) -> np.ndarray:
+    """What was reshaped and then marked: the mark adds up to a tenth to a peak, and may have passed full scale."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    return samples if peak <= 1.0 else samples / np.float32(peak)
+
+
 def check_streamed(options: SpeechOptions) -> None:
     """Raise ValueError for what is of whole speech alone: a stream hands audio out before all of it is there."""
     if options.loudness is not None:

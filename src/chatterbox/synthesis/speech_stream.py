@@ -84,7 +84,7 @@ class SpeechStream:
         self._post = scheduler.post
         self._renders, self._streaming, self._plan = renders, streaming, streaming or DEFAULTS
         voice = request.conditionals.with_exaggeration(request.exaggeration)
-        require_reference(voice.gen)
+        require_reference(voice.gen, s3gen.config.flow)
         self._utterances = Utterances(
             scheduler, tokenizer, request, streaming, on_change=self._go_on, wants=self._wants
         )

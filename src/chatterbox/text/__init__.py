@@ -1,8 +1,9 @@
 """Text of any length, whole or in pieces, becomes utterances: what one call of the model speaks.
 
-Owns: what of it is spoken (`cleaning`, `in_words`, `normalize`, `spelling`), where sentences end (`sentences`), how
-they fill utterances (`chunking`), when one of a text that is still being written is complete (`incremental`), which
-silence a text asks for (`pauses`). Does not know: a tokenizer (``length`` gives the number of text tokens of a string).
+Owns: what of it is spoken (`cleaning`, `in_words`, `in_other_words`, `normalize`, `spelling`), where sentences end
+(`sentences`), how they fill utterances (`chunking`), when one of a text that is still being written is complete
+(`incremental`), which silence a text asks for (`pauses`). Does not know: a tokenizer (``length`` gives the number of
+text tokens of a string).
 Must not import: `models`, `engine`, `audio`, `voice`, `synthesis`, `cli`.
 """
 

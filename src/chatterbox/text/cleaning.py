@@ -28,7 +28,8 @@ _ALIKE = {
     **dict.fromkeys(_SPACES, " "),
     "\u2028": "\n",
     "\u2029": "\n\n",
-    "\u0085": "\n",
+    **dict.fromkeys("\v\f\x1c\x1d\x1e\u0085", "\n"),  # ends of lines, pages, records
+    "\x1f": " ",
     **dict.fromkeys("´′ʹʼˈ‵＇", "'"),
     **dict.fromkeys("″‶＂", '"'),
     **dict.fromkeys("‐‑﹣－−⁃", "-"),
@@ -69,16 +70,17 @@ _PREFIX = re.compile(r"[ \t]*(?:>[ \t]?|#{1,6}[ \t]+|[-*•‣▪◦●][ \t]+|\
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 _TABLE_RULE = re.compile(r"[\s|:-]+\Z")
 
-_HINT = re.compile(r"[*_~`<\[&]|^[ \t]*[>#+•‣▪◦●|⁂=–—-]", re.MULTILINE)
-_STARS = re.compile(r"(?<=\s)(?:\*[ \t]*){3,}(?=\s|\Z)")
+_HINT = re.compile(r"[*_~`<\[&\\]|^[ \t]*[>#+•‣▪◦●|⁂=–—-]", re.MULTILINE)
+_STARS = re.compile(r"(?:(?<=\s)|\A)(?:\*[ \t]*){3,}(?=\s|\Z)")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
-_COMMENT = re.compile(r"<!--(?:(?!-->|<!--).){0,500}-->", re.DOTALL)
-_TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9-]{0,15})(?:\s[^<>]{0,500})?/?>")
+_COMMENT = re.compile(r"<!--(?:(?!-->|<!--).){0,500}-->|<\?xml[^<>]{0,200}\?>", re.DOTALL)
+_TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9-]{0,15})(\s[^<>]{0,500})?/?>")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,2000}|[\w.+-]{1,64}@[\w.-]{1,255})>")
 _LINK = re.compile(
     r"!?\[([^\[\]\n]{0,500})\]\((?:[^()\s]|\([^()\s]{0,200}\)){0,2000}(?:[ \t]+[\"'][^\"'\n]{0,200}[\"'])?\)"
 )
 _CHECKBOX = re.compile(r"(?<!\S)\[[ xX]\][ \t]+")
+_ESCAPE = re.compile(r"\\(?=[!-/:-@\[-`{-~])")  # before a sign that is meant as it is
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_])`(?=[^\W\d_])")
 _EMPHASIS = re.compile(r"\*+|_+|~~+|`+")
 _TAGS_IN_LINE = _names(
@@ -122,32 +124,40 @@ def clean_pieces(pieces: Iterable[str], cleaning: str = "full", *, language: str
     a separator, half a character. The text that they make together does not depend on how it was cut.
     """
     lines, half, previous = _Lines(), "", ""
+    at, is_told = 0, False  # characters before the piece; whether halves were told of
     for piece in pieces:
         if not isinstance(piece, str):
             yield piece  # whoever reads says what is wrong with it
             continue
         piece = half + piece
         half = piece[-1:] if "\ud800" <= piece[-1:] <= "\udbff" else ""
-        text = _joined(piece[: len(piece) - len(half)])
+        written = piece[: len(piece) - len(half)]
+        text = _joined(written, None if is_told else at)
+        at, is_told = at + len(written), is_told or len(text) < len(_paired(written))
         if cleaning != "none":
             text = _characters(previous + text, language)[len(previous) :]
             read = previous + text
             previous = read[-2:] if read[-1:] in _KEPT_MARKS else read[-1:]  # a joiner counts with its letter alone
         yield lines.push(text) if cleaning == "full" else text
-    rest = _joined(half)
+    rest = _joined(half, None if is_told else at)
     yield lines.finish() if cleaning == "full" else rest
 
 
-def _joined(text: str) -> str:
-    """Halves of characters joined where they meet; others are left out, with a warning."""
-    if not _SURROGATE.search(text):
-        return text
-    joined = _PAIR.sub(lambda pair: pair.group().encode("utf-16", "surrogatepass").decode("utf-16"), text)
+def _joined(text: str, at: int | None = 0) -> str:
+    """Halves of characters joined where they meet; others are left out, with a warning.
+
+    ``at``: where the text stands in all of it, for the warning; None: it was given before.
+    """
+    joined = _paired(text)
     lone = [found.start() for found in _SURROGATE.finditer(joined)]
-    if lone:
+    if lone and at is not None:
         message = "%d bytes or halves of characters that are no text were left out of %d characters, the first at %d"
-        logger.warning(message, len(lone), len(joined), lone[0])
+        logger.warning(message, len(lone), at + len(joined), at + lone[0])
     return _SURROGATE.sub("", joined)
+
+
+def _paired(text: str) -> str:
+    return _PAIR.sub(lambda pair: pair.group().encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def _characters(text: str, language: str | None) -> str:
@@ -264,7 +274,7 @@ def _settled(text: str, language: str | None, *, whole: bool) -> str:
 
 
 def _within_lines(text: str) -> str:
-    text = _STARS.sub("\n\n", text)
+    text = _STARS.sub("\n\n", _ESCAPE.sub("", text))
     if "&" in text:
         text = _ENTITY.sub(lambda found: html.unescape(found.group()), text)
     if "<" in text:
@@ -276,6 +286,10 @@ def _within_lines(text: str) -> str:
 
 def _without_tag(found: re.Match[str]) -> str:
     name = found[1].lower()
+    if found[2] and found[2].strip(" /") and "=" not in found[2]:  # a<b and c>d
+        return found.group()
+    if found.group().lower() == "</break>":  # of a pause, which is where it opens
+        return ""
     if name in _TAGS_OF_LINES:
         return "\n\n"
     return "\n" if name == "br" else "" if name in _TAGS_IN_LINE else found.group()

@@ -1,7 +1,7 @@
 """Numbers, ordinals, dates, times, money and units in words.
 
-Owns: what is such an expression, and how it is read; English has rules for all of them, other languages for numbers,
-shares and the common currencies. Does not know: how a number is spelt, which the library num2words does.
+Owns: what is such an expression in English, and how it is read. Does not know: other languages (`in_other_words`), how
+a number is spelt, which the library num2words does.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from chatterbox.text.sentences import is_cjk
+from chatterbox.text.in_other_words import ENDLESS, in_other_words, spaced
 
 logger = logging.getLogger(__name__)
 
 EXTRA = "pip install 'chatterbox-kvcache[normalize]'"
-MAX_DIGITS = 15  # longer ones are no amounts, and are read digit by digit
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -42,6 +41,7 @@ _CURRENCIES = {  # one, several, a hundredth, several hundredths
 _SCALES = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
 _UNITS = {  # one, several
     "km/h": ("kilometer per hour", "kilometers per hour"),
+    "m/s²": ("meter per second squared", "meters per second squared"),
     "m/s": ("meter per second", "meters per second"),
     "mph": ("mile per hour", "miles per hour"),
     "km": ("kilometer", "kilometers"),
@@ -83,6 +83,7 @@ _UNITS = {  # one, several
     "°C": ("degree Celsius", "degrees Celsius"),
     "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
     "°": ("degree", "degrees"),
+    "¢": ("cent", "cents"),
 }
 _FRACTIONS = {
     "½": "1/2",
@@ -108,21 +109,10 @@ _PARTS = {
 }
 
 _NUMBER = r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d+)?|\d+(?:\.\d+)?"
-_ENDLESS = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
 _HALF = r"\s?([ap])(?:m\b|\.m\.(?=\s+(?-i:[a-z0-9(])|,)|\.m\b)"  # am, a.m.; a stop that ends the sentence stays
 _FREE = r"(?<![\w.,/:-])"  # nothing that belongs to a number or a word stands before
 _UNIT = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
 _SCALE = r"(?:\s?(thousand|million|billion|trillion)\b|(k|mn|m|bn|b|tn)\b)?"
-
-# Languages with a decimal comma and points between thousands; the others of num2words have it the English way.
-_COMMA_LANGUAGES = frozenset(_words("da de el es fi fr it nl no pl pt ru sv tr"))
-_SHARE = {
-    **{"da": "procent", "de": "Prozent", "es": "por ciento", "fi": "prosenttia", "fr": "pour cent", "it": "per cento"},
-    **{"nl": "procent", "no": "prosent", "pl": "procent", "pt": "por cento", "ru": "процентов", "sv": "procent"},
-    **{"ar": "بالمئة", "he": "אחוז", "ja": "パーセント", "ko": "퍼센트"},
-}
-_NO_CENTS = re.compile(r",?(?: (?:and|con|e|en|et|i|ja|og|och|und|ve|y|и))? \S+ \S+\Z")  # and zero cents
-_CURRENCY_CODES = {"$": "USD", "€": "EUR", "£": "GBP"}
 
 
 def in_words(text: str, language: str = "en") -> str:
@@ -135,7 +125,7 @@ def in_words(text: str, language: str = "en") -> str:
     spell = _speller(language)
     if spell is None:
         return text
-    return _english(text) if language == "en" else _other(text, language, spell)
+    return _english(text) if language == "en" else in_other_words(text, language, spell)
 
 
 @cache
@@ -165,7 +155,7 @@ def _spell(number: int, to: str = "cardinal") -> str:
 
 
 def _english(text: str) -> str:
-    text = _ENDLESS.sub(lambda digits: _spaced(digits, _one_by_one(digits.group())), text)
+    text = ENDLESS.sub(lambda digits: spaced(digits, _one_by_one(digits.group())), text)
     text = re.sub("|".join(_FRACTIONS), _unicode_fraction, text)
     for rule, words in _RULES:
         text = rule.sub(words, text)
@@ -205,6 +195,11 @@ def _money(found: re.Match[str]) -> str:
 def _money_behind(found: re.Match[str]) -> str:
     written, scale, short, sign = found.groups()
     return _money_words(sign, written, scale or _SCALES.get((short or "").lower()))
+
+
+def _with_point(found: re.Match[str]) -> str:
+    """An amount as it is written where euros are paid."""
+    return found.group().replace(",", ".")
 
 
 def _money_words(sign: str, written: str, scale: str | None) -> str:
@@ -295,7 +290,9 @@ def _ordinal(found: re.Match[str]) -> str:
 
 
 def _decade(found: re.Match[str]) -> str:
-    century, tens = found[1] or "", found[2]
+    century, tens = found[1] or "", found[2] or found[3]
+    if tens == "00":
+        return {"10": "thousands", "20": "two thousands"}.get(century, f"{_spell(int(century))} hundreds")
     word = _spell(int(century + tens), "year") if century else _spell(int(tens))
     return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
 
@@ -329,6 +326,10 @@ def _range(found: re.Match[str]) -> str:
     return f"{say(first)} to {say(last)}"
 
 
+def _range_of_quantities(found: re.Match[str]) -> str:
+    return f"{found.group().rstrip(' -–')} to "
+
+
 def _version(found: re.Match[str]) -> str:
     return " point ".join(_amount(part) for part in found.group().split("."))
 
@@ -339,101 +340,80 @@ def _number_sign(found: re.Match[str]) -> str:
 
 def _sum(found: re.Match[str]) -> str:
     signs = {"+": "plus", "=": "equals", "×": "times", "*": "times", "−": "minus", "÷": "divided by"}
+    signs["^"] = "to the power of"
     return f" {signs[found[1]]} "
 
 
 def _lone_year(found: re.Match[str]) -> str:
-    return _spaced(found, _year(found.group()))
+    return spaced(found, _year(found.group()))
 
 
-def _negative(found: re.Match[str]) -> str:
-    return f"minus {_amount(found[1])}"
+def _joined(found: re.Match[str]) -> str:
+    """A number whose thousands are apart."""
+    return found.group().replace(" ", "")
+
+
+def _hours_minutes(found: re.Match[str]) -> str:
+    hours, minutes = map(int, found.groups())
+    words = f"{_spell(hours)} hour{'' if hours == 1 else 's'}"
+    return f"{words} {_spell(minutes)} minute{'' if minutes == 1 else 's'}" if minutes else words
+
+
+def _height(found: re.Match[str]) -> str:
+    return f"{_amount(found[1])} foot {_amount(found[2])}"
+
+
+def _power(found: re.Match[str]) -> str:
+    return " squared" if found.group() == "²" else " cubed"
 
 
 def _number(found: re.Match[str]) -> str:
-    return _spaced(found, _amount(found.group()))
-
-
-def _spaced(found: re.Match[str], words: str) -> str:
-    """``words`` apart from letters that the number stood beside: B2B."""
-    before, after = found.string[found.start() - 1 : found.start()], found.string[found.end() : found.end() + 1]
-    return " " * _is_letter(before) + words + " " * _is_letter(after)
-
-
-def _is_letter(char: str) -> bool:
-    return char.isalpha() and not is_cjk(char)
+    return spaced(found, _amount(found.group()))
 
 
 def _rule(pattern: str, words: Callable[[re.Match[str]], str], flags: int = 0) -> tuple[Any, Any]:
     return re.compile(pattern, flags), words
 
 
-def _to(found: re.Match[str]) -> str:
-    return " to "
+def _say(words: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: words
 
 
 _I = re.IGNORECASE
 _YEAR = r"(?:,?\s(\d{4})\b)?"
+_TIME = r"\d{1,2}:\d{2}"
+_BEHIND = rf"%|[€£¥₹]|[ap]m\b|[ap]\.m\.|(?:{_UNIT})(?!\w)"  # a number, which is then more than a number
+_QUANTITY = rf"(?:[$€£¥₹]\s?(?:{_NUMBER})|(?:{_TIME}|{_NUMBER})\s?(?:{_BEHIND})|{_TIME})"
 _RULES = (
+    _rule(r"(?<![\w.,])\d{1,3}(?: \d{3})*(?: 000)+(?![\d.,]*\d)", _joined),
+    _rule(r"(?<![\w.,])\.(?=\d)", _say("0.")),
+    _rule(r"(?<![^\s(])[-−](?=\d)", _say("minus ")),
+    _rule(rf"{_FREE}{_QUANTITY}(?:-|\s?–\s?)(?=[$€£¥₹]?\d)", _range_of_quantities, _I),
+    _rule(rf"{_FREE}(?:{_NUMBER})(?:-|\s?–\s?)(?={_QUANTITY})", _range_of_quantities, _I),
     _rule(rf"(?<![\w.,])([-−])?([$€£¥₹])\s?({_NUMBER}){_SCALE}", _money, _I),
+    _rule(r"(?<![\w.,])\d+,\d\d(?=\s?€)", _with_point),
     _rule(rf"{_FREE}({_NUMBER}){_SCALE}\s?([€£¥₹]|USD\b|EUR\b|GBP\b|JPY\b)", _money_behind),
-    _rule(r"(?<![\w.-])(\d{4})-(\d{2})-(\d{2})(?![\w-])", _iso_date),
+    _rule(r"(?<![\w./-])(\d{4})[-/](\d{2})[-/](\d{2})(?![\w/-])", _iso_date),
     _rule(r"(?<![\w./])(\d{1,2})/(\d{1,2})/(\d{4})(?![\w/])", _slash_date),
     _rule(rf"\b({_MONTH})\s(\d{{1,2}})(?:st|nd|rd|th)?\b(?![:.,]\d|\s?%){_YEAR}", _month_day),
     _rule(rf"\b([Tt]he\s)?(?<![\d.,:])(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({_MONTH})\b{_YEAR}", _day_month),
     _rule(rf"(?<![\w:.])(\d{{1,2}}):(\d{{2}})(?::(\d{{2}}))?(?:{_HALF})?(?![\w:])", _time, _I),
     _rule(rf"(?<![\w:.])(\d{{1,2}}){_HALF}", _hour, _I),
     _rule(rf"({_NUMBER})\s?%", _percent),
-    _rule(r"\+\d{1,3}(?:[ -]\d{2,}){2,5}|(?<![\w.-])(?:\(\d{3}\) |\d{3}-)(?:\d{3}-)?\d{4}(?![\w-])", _phone),
-    _rule(r"(?<![\w.,])['’]?(1\d|20)?([1-9]0)['’]?s\b", _decade),
+    _rule(r"\+\d{1,3}(?:[ -]\d{2,}){2,5}|(?<![\w.-])(?:1[- ])?(?:\(\d{3}\) |\d{3}-)(?:\d{3}-)?\d{4}(?![\w-])", _phone),
+    _rule(r"(?<![\w.,])['’]?(?:(1\d|20)(\d0)|([1-9]0))['’]?s\b", _decade),
+    _rule(rf"{_FREE}(\d{{1,3}})\s?h\s?(\d{{1,2}})(?:\s?m(?:in)?)?(?!\w)", _hours_minutes),
+    _rule(rf"{_FREE}(\d{{1,2}})'\s?(\d{{1,2}})(?:\"|''|”)", _height),
     _rule(rf"{_FREE}({_NUMBER})\s?({_UNIT})(?!\w|\.\w)", _unit),
     _rule(r"\b(\d{1,3}(?:,\d{3}){1,4}|\d+)(?:st|nd|rd|th)\b", _ordinal, _I),
     _rule(r"(?<![\w./])(?:(\d+)\s)?(\d{1,4})/(\d{1,4})(?![\w/])", _fraction),
     _rule(r"(?<![\w.])\d+(?:\.\d+){2,5}(?![\w.]*\d)", _version),
     _rule(rf"(?<![\w.,/-])({_NUMBER})(?:-|\s?–\s?)({_NUMBER})(?![\w/-])", _range),
     _rule(rf"(?:\bNo\.\s?|№\s?|#)({_NUMBER})", _number_sign),
-    _rule(r"(?<=\d)\s?([+=×*−÷])\s?(?=\d)", _sum),
-    _rule(r"(?<=\d):(?=\d)", _to),
-    _rule(rf"(?<!\S)[-−]({_NUMBER})", _negative),
-    _rule(r"(?<![\w.,-])(?:1[1-9]\d\d|20\d\d)(?![\w-]|[.,]\d)", _lone_year),
+    _rule(r"(?<=\d)\s?([+=×*−÷^])\s?(?=\d)", _sum),
+    _rule(r"(?<=\d):(?=\d)", _say(" to ")),
+    _rule(r"(?<=\d)[²³]", _power),
+    _rule(r"(?<!\S)\+(?=\d)", _say("plus ")),
+    _rule(r"(?<![\w.,-])(?<!minus )(?:1[1-9]\d\d|20\d\d)(?![\w-]|[.,]\d)", _lone_year),
     _rule(_NUMBER, _number),
 )
-
-
-def _other(text: str, language: str, spell: Callable[..., str]) -> str:
-    """Numbers, shares and money of a language by what num2words knows of it."""
-    point = "," if language in _COMMA_LANGUAGES else "."
-    between = r"[.\u00a0\u202f ]" if point == "," else ","
-    number = rf"\d{{1,3}}(?:{between}\d{{3}}){{1,4}}(?!\d)(?:\{point}\d+)?|\d+(?:\{point}\d+)?"
-
-    def parted(written: str) -> tuple[str, str]:
-        whole, _, decimals = re.sub(between, "", written).partition(point)
-        return whole, decimals
-
-    def words(written: str) -> str:
-        whole, decimals = parted(written)
-        if len(whole) > 1 and whole.startswith("0"):
-            spelled = " ".join(spell(int(digit)) for digit in whole)
-            return f"{spelled} {' '.join(spell(int(digit)) for digit in decimals)}".rstrip()
-        return spell(float(f"{whole}.{decimals}")) if decimals else spell(int(whole))
-
-    def money(found: re.Match[str]) -> str:
-        written = found[2] or found[3]
-        whole, decimals = parted(written)
-        currency = _CURRENCY_CODES[found[1] or found[4]]
-        try:
-            said = spell(float(f"{whole}.{decimals or 0}"), "currency", currency=currency)
-        except NotImplementedError:
-            return words(written)
-        return said.replace(",", "") if decimals else _NO_CENTS.sub("", said)
-
-    def alone(found: re.Match[str]) -> str:
-        return _spaced(found, words(found.group()))
-
-    text = _ENDLESS.sub(lambda digits: _spaced(digits, " ".join(map(spell, map(int, digits.group())))), text)
-    if language in _SHARE:
-        text = re.sub(rf"({number})\s?%", lambda found: f"{words(found[1])} {_SHARE[language]}", text)
-    if language == "tr":
-        text = re.sub(rf"%\s?({number})", lambda found: f"yüzde {words(found[1])}", text)
-    text = re.sub(rf"([$€£])\s?({number})|({number})\s?([$€£])", money, text)
-    return re.sub(number, alone, text)

@@ -21,6 +21,7 @@ EARLY_LEN = 50
 
 _CLOSE = f"[{re.escape(CLOSERS)}]*"
 _CLAUSE_END = re.compile(rf"(?:[,;:،؛]{_CLOSE}|\s[—–-]+|[)\]}}])\s\Z|\n\Z")
+_LEFT_BY_TAG = re.compile(r"\A(?:[\s,;:!?)\]}]|\.(?!\d))+")  # of the words before it: [pause:1s], and so on
 _UNSPACED_CLAUSE_END = re.compile(rf"[、，；：]{_CLOSE}\Z")
 
 
@@ -147,12 +148,14 @@ def utterances(
     *,
     by_sentence: bool = False,
     paragraph_pause: float | None = None,
+    tidy: Callable[[str], str] | None = None,
 ) -> Iterator[Utterance]:
     """Utterances of a text, or of one that arrives in pieces; each is yielded before the next piece is asked for.
 
     Args:
         by_sentence: as for `split_text`; a text in pieces is always spoken by sentences.
         paragraph_pause: seconds between two paragraphs, 0 joins them; None also takes pause tags for words.
+        tidy: of a text in pieces, what is left to do for the words of an utterance; pauses may come to light by it.
 
     Raises:
         TypeError: the text, or a piece of it, is not a string.
@@ -162,9 +165,14 @@ def utterances(
     breaks = _Breaks(paragraph_pause)
     if isinstance(text, str):
         return iter(_of_string(text, breaks, lambda words: split_text(words, max_len, length, by_sentence=by_sentence)))
-    if not isinstance(text, Iterable) or isinstance(text, bytes | bytearray):
+    if not is_in_pieces(text):
         raise TypeError(f"text must be a string or an iterable of strings, got {type(text).__name__}; pass the words")
-    return _from_pieces(text, breaks, SentenceFeed(max_len, length))
+    return _from_pieces(text, breaks, SentenceFeed(max_len, length), tidy)
+
+
+def is_in_pieces(text: object) -> bool:
+    """Whether it may be a text's pieces; it does not tell what they are."""
+    return isinstance(text, Iterable) and not isinstance(text, bytes | bytearray) and getattr(text, "ndim", 1) > 0
 
 
 class _Breaks:
@@ -188,6 +196,19 @@ class _Breaks:
         """Words that were held back."""
         return self._scanner.finish()
 
+    def within(self, words: str) -> Iterator[Utterance]:
+        """Utterances of words that are complete, and may hold pauses."""
+        whole, run = _Breaks(self._paragraph_pause), ""
+        for part in (*whole.read(words), whole.finish(), None):
+            if isinstance(part, str):
+                run += part
+                continue
+            if has_words(run):
+                yield self.before(run.strip())
+            run = ""
+            if part is not None:
+                self.add(part)
+
     def add(self, pause: Pause) -> None:
         if pause.seconds is None:
             self._is_paragraph = True
@@ -197,7 +218,9 @@ class _Breaks:
     def before(self, text: str) -> Utterance:
         """The next utterance, behind the pauses since the last one. A tag counts in place of a paragraph's end."""
         pause = self._seconds
-        if pause is None:
+        if pause is not None:
+            text = _LEFT_BY_TAG.sub("", text) or text
+        else:
             pause = (self._paragraph_pause or 0.0) if self._is_paragraph and self._spoke and text else 0.0
         self._seconds, self._is_paragraph, self._spoke = None, False, True
         return Utterance(text, pause)
@@ -223,14 +246,20 @@ def _of_string(text: str, breaks: _Breaks, split: Callable[[str], list[str]]) ->
     return [Utterance(text)] if is_one else found  # as it is: punctuation rules see its spaces
 
 
-def _from_pieces(pieces: Iterable[str], breaks: _Breaks, feed: SentenceFeed) -> Iterator[Utterance]:
+def _from_pieces(
+    pieces: Iterable[str], breaks: _Breaks, feed: SentenceFeed, tidy: Callable[[str], str] | None
+) -> Iterator[Utterance]:
+    def spoken(found: Iterable[str]) -> Iterator[Utterance]:
+        for words in found:
+            yield from breaks.within(tidy(words)) if tidy else [breaks.before(words)]
+
     for piece in pieces:
         if not isinstance(piece, str):
             raise TypeError(f"pieces of text must be strings, got {type(piece).__name__}; decode or join them first")
         for part in breaks.read(piece):
-            yield from map(breaks.before, feed.read(part) if isinstance(part, str) else feed.finish())
+            yield from spoken(feed.read(part) if isinstance(part, str) else feed.finish())
             if isinstance(part, Pause):
                 breaks.add(part)
-    yield from map(breaks.before, feed.read(breaks.finish()))
-    yield from map(breaks.before, feed.finish())
+    yield from spoken(feed.read(breaks.finish()))
+    yield from spoken(feed.finish())
     yield from breaks.rest()

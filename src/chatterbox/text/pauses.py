@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 60.0  # of one pause; a longer one is cut with a warning
 
-_NUMBER = r"(?P<{}>\d+(?:\.\d+)?)\s*(?P<{}>ms|s)"
-_PAUSE = re.compile(rf"\[pause\s*:\s*{_NUMBER.format('number', 'unit')}\s*\]", re.IGNORECASE)
+_TIME = r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>ms|s)"
+_PAUSE = re.compile(rf"\[pause\s*:\s*{_TIME}\s*\]", re.IGNORECASE)
 _BREAK = re.compile(
-    rf"""<break(?:\s+time\s*=\s*(?P<quote>["']){_NUMBER.format("number", "unit")}(?P=quote)"""
-    r"""|\s+strength\s*=\s*(?P<quote2>["'])(?P<strength>[a-z-]+)(?P=quote2))?\s*/?>""",
+    rf"""<break(?=[\s/>])(?:\s+time\s*=\s*(?P<quote>["']?){_TIME}(?P=quote)(?=[\s/>])"""
+    r"""|\s+strength\s*=\s*(?P<quote2>["']?)(?P<strength>[a-z-]+)(?P=quote2)(?=[\s/>])){0,2}\s*/?>""",
     re.IGNORECASE,
 )
 _STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 0.75, "x-strong": 1.0}
@@ -39,8 +39,8 @@ PARAGRAPH = Pause(None)
 class PauseScanner:
     """Takes a text in pieces of any size and hands out what is to be spoken, and the pauses between.
 
-    A tag is ``[pause:2s]``, ``[pause:500ms]``, or SSML's ``<break time="2s"/>``, ``<break strength="weak"/>``. What
-    only looks like one is text. A paragraph's end is an empty line.
+    A tag is ``[pause:2s]``, ``[pause:500ms]``, or SSML's ``<break time="2s"/>``, ``<break strength="weak"/>``; of both
+    attributes the time counts. What only looks like one is text. A paragraph's end is an empty line.
     """
 
     def __init__(self) -> None:

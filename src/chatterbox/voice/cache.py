@@ -7,25 +7,17 @@ made of a recording.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import BinaryIO
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from chatterbox.audio.recordings import unwrapped
-from chatterbox.kvcache.prefix.keys import content_hash
+from chatterbox.audio.recordings import Recording
 from chatterbox.runtime import forking
 from chatterbox.runtime.single_flight import SingleFlight
 from chatterbox.voice.conditionals import Conditionals, Reference
 
 DEFAULT_BUDGET = 64 * 2**20  # a published voice takes about 0.2 MiB
-_BLOCK_BYTES = 1 << 20
 
 
 class VoiceCache:
@@ -109,28 +101,16 @@ class VoiceCache:
 
 
 def identify(reference: Reference, source_rate: int | None = None) -> tuple[str | None, Reference]:
-    """Name by content of a recording, and the recording; None where it cannot be read, which preparing it will report.
+    """Name by content of a recording, and the recording; None where it cannot be read, which preparing it will report,
+    or is a file so large that its voice is made sooner than it is read.
 
     An open file is read to its end: what comes back stands in for it.
     """
+    digest = hashlib.blake2b(digest_size=16)
     try:
-        audio, rate = unwrapped(reference, source_rate)
-        if isinstance(audio, (str, os.PathLike)):
-            with open(audio, "rb") as file:
-                return _file_key(file, source_rate), audio
+        recording = Recording(reference, source_rate)
+        for part in recording.content():
+            digest.update(part)
     except (OSError, TypeError, ValueError):
         return None, reference
-    if isinstance(audio, (np.ndarray, Tensor)):
-        samples = audio if isinstance(audio, Tensor) else torch.from_numpy(np.ascontiguousarray(audio))
-        return content_hash(samples, str(rate)), audio if rate is None else (rate, audio)
-    audio.seek(0)
-    key = _file_key(audio, source_rate)
-    audio.seek(0)
-    return key, audio
-
-
-def _file_key(file: BinaryIO, source_rate: int | None) -> str:
-    digest = hashlib.blake2b(str(source_rate).encode(), digest_size=16)
-    while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest(), recording.again()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from chatterbox.audio.recordings import VOICE, AudioInput, Purpose, load_referen
 from chatterbox.config import exaggeration_of
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3tokenizer import S3_SR
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.voice_encoder import VoiceEncoder
@@ -27,6 +30,7 @@ from chatterbox.runtime.pickles import load_plain
 from chatterbox.runtime.torch_context import own_context
 
 DEC_COND_SECONDS = 10  # of the reference, for S3Gen
+MAX_SURPLUS_FRAMES = 10  # of a voice's mel beyond its tokens; `S3Gen.embed_ref` leaves one at most
 
 Reference = AudioInput
 
@@ -109,10 +113,14 @@ class Conditionals:
             gen = {key: _restored(parts["gen"].get(key)) for key in _GEN_KEYS}
             t3 = T3Cond(**{key: _restored(value) for key, value in parts["t3"].items()})
         except Exception as error:  # truncated, no pickle, not plain data, other keys: each library has its own class
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{fpath} holds no conditionals of a voice ({type(error).__name__}: {reason})") from None
+            reason = f"{type(error).__name__}: " + str(error).partition("\n")[0]
+            if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in it
+                reason = "it is no pickle of tensors and plain values alone"
+            raise ValueError(f"{fpath} holds no conditionals of a voice ({reason})") from None
         if lacking := [key for key in ("prompt_token", "prompt_feat", "embedding") if gen[key] is None]:
             raise ValueError(f"{fpath} holds no conditionals of a voice: gen lacks {', '.join(lacking)}")
+        if flaw := _flaw(t3, gen):
+            raise ValueError(f"{fpath} holds no conditionals of a voice: {flaw}; save it again")
         return cls(t3, gen)
 
 
@@ -183,6 +191,47 @@ def prepare_target_voice(
     wav = load_reference(reference, S3GEN_SR, source_rate=sample_rate, max_seconds=seconds)[:dec_cond_len]
     with torch.no_grad():
         return s3gen.embed_ref(wav, S3GEN_SR, device=s3gen.device)
+
+
+def _flaw(t3: T3Cond, gen: Mapping[str, Any]) -> str | None:
+    """What is wrong with a voice that a file holds; None if nothing is. Tensors without values have none that is."""
+    forms = {  # whole numbers or not, dimensions
+        "t3.speaker_emb": (t3.speaker_emb, False, (1, 2)),
+        "t3.cond_prompt_speech_tokens": (t3.cond_prompt_speech_tokens, True, (2,)),
+        "t3.cond_prompt_speech_emb": (t3.cond_prompt_speech_emb, False, (3,)),
+        "gen.prompt_token": (gen["prompt_token"], True, (1, 2)),
+        "gen.prompt_feat": (gen["prompt_feat"], False, (3,)),
+        "gen.embedding": (gen["embedding"], False, (1, 2)),
+    }
+    for name, (value, is_whole, num_dims) in forms.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.is_nested or value.is_quantized or value.layout != torch.strided:
+            return f"{name} is no plain tensor"
+        if value.ndim not in num_dims or (value.ndim > 1 and len(value) != 1) or not (value.numel() or name[0] == "t"):
+            return f"{name} is {tuple(value.shape)}"
+        if not is_whole and not value.is_floating_point():
+            return f"{name} is {str(value.dtype).removeprefix('torch.')}"
+        if not value.is_meta and not bool(value.isfinite().all()):
+            return f"{name} has NaN or infinite values"
+        if is_whole and not value.is_meta and not bool(((value >= 0) & (value == value.long())).all()):
+            return f"{name} has what is no speech token"
+    return _flaw_of_lengths(gen)
+
+
+def _flaw_of_lengths(gen: Mapping[str, Any]) -> str | None:
+    """Where there are fewer frames than the prompt's tokens make, the rest of it would be heard."""
+    num_tokens, num_frames, told = gen["prompt_token"].shape[-1], gen["prompt_feat"].shape[1], gen["prompt_token_len"]
+    if isinstance(told, Tensor) and told.is_meta:
+        return None
+    if told is not None:
+        told = torch.as_tensor(told)
+        if told.numel() != 1 or not 0 < float(told) <= num_tokens:
+            return f"gen.prompt_token_len is {told.tolist()} for {num_tokens} tokens"
+        num_tokens = int(told)
+    if not 0 <= num_frames - FRAMES_PER_TOKEN * num_tokens <= MAX_SURPLUS_FRAMES:
+        return f"gen.prompt_feat has {num_frames} frames for {num_tokens} tokens, not {FRAMES_PER_TOKEN} for each"
+    return None
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, dict[str, Any]]:

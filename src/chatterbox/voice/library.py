@@ -129,7 +129,7 @@ def find_voice(voice: str) -> Path:
     library = None if folder is None else VoiceLibrary(folder)
     if library is not None and _NAME.fullmatch(voice) and voice in library.names():
         return library.path(voice)
-    if not Path(voice).is_file():
+    if not voice or not os.path.exists(voice) or os.path.isdir(voice):  # a pipe is a recording too
         names = ", ".join([BUILT_IN, *(library.names() if library is not None else ())])
         raise FileNotFoundError(f"voice {voice!r} does not exist: give a recording, or a name: {names}")
     return Path(voice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import types
@@ -56,6 +57,16 @@ def test_files_read_as_librosa_reads_them(tmp_path, rate, channels):
 def test_formats(tmp_path, name, subtype):
     path = write(tmp_path / name, tone(24_000), 24_000, subtype)
     np.testing.assert_allclose(load_reference(str(path), 24_000), tone(24_000)[:, 0], atol=0.03)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
+def test_a_name_that_is_no_utf_8(tmp_path):
+    path = write(tmp_path / "a.wav", tone(24_000), 24_000)
+    other = path.rename(tmp_path / os.fsdecode(b"b\xff.wav"))
+    np.testing.assert_array_equal(load_reference(str(other), 24_000), load_reference(other.read_bytes(), 24_000))
+    other.write_bytes(b"no audio")
+    with pytest.raises(ValueError, match="cannot be read as audio"):
+        load_reference(other, 24_000)
 
 
 def test_file_objects(tmp_path):

@@ -299,3 +299,119 @@ def test_blocks_are_what_is_loaded_at_once(rate):
         assert max(map(len, blocks)) < 2 * RATE * 5
         assert sum(map(len, blocks)) == survey.num_samples_at(RATE) == 5 * RATE
         np.testing.assert_allclose(np.concatenate(blocks), recording.load(RATE), atol=1e-6)
+
+
+# Arrays and tensors as they may be stored
+
+
+LAYOUTS = {
+    "big endian": SAMPLES.astype(">f4"),
+    "long double": SAMPLES.astype(np.longdouble),
+    "backwards in memory": SAMPLES[::-1].copy()[::-1],
+    "a matrix": SAMPLES.view(np.matrix),
+    "a masked array": np.ma.masked_array(SAMPLES),
+    "a mirrored tensor": torch.from_numpy(-SAMPLES)._neg_view(),
+    "with a gradient": torch.from_numpy(SAMPLES).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("samples", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.filterwarnings("error")
+def test_samples_are_read_however_they_are_stored(samples):
+    recording = Recording((RATE, samples))
+    np.testing.assert_array_equal(recording.load(RATE), SAMPLES)
+    assert sum(map(len, recording.content())) > SAMPLES.nbytes
+
+
+def test_samples_that_may_only_be_read_need_no_warning(recwarn):
+    samples = SAMPLES.copy()
+    samples.setflags(write=False)
+    assert b"".join(Recording((RATE, samples)).content()) == b"".join(Recording((RATE, SAMPLES)).content())
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [("meta", lambda: torch.empty(RATE, device="meta")), ("sparse_coo", lambda: torch.ones(RATE).to_sparse())],
+)
+def test_a_tensor_without_plain_values_is_named(kind, make):
+    with pytest.raises(TypeError, match=f"recording to convert is a {kind} tensor; give a dense one, with values"):
+        load_reference((RATE, make()), RATE, purpose=CONVERSION)
+
+
+def test_channels_of_several_lengths_are_named():
+    with pytest.raises(ValueError, match="reference audio has channels of several lengths; give as many samples"):
+        load_reference({"array": [[0.1, 0.2], [0.1]], "sampling_rate": RATE}, RATE)
+    pair = {"array": (SAMPLES.tolist(), SAMPLES.tolist()), "sampling_rate": RATE}
+    np.testing.assert_array_equal(load_reference(pair, RATE), SAMPLES)
+
+
+def test_of_samples_no_more_is_read_than_is_used():
+    """Ten hours that take four bytes."""
+    samples = np.broadcast_to(np.float32(0.5), 36_000 * RATE)
+    assert sum(map(len, Recording((RATE, samples)).content())) < 302 * RATE * 4
+
+
+# Files that are no files, or in a state to be told of
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices and names of POSIX")
+def test_devices_are_read_to_their_end():
+    with pytest.raises(ValueError, match="reference audio cannot be read as audio"):
+        load_reference(os.devnull, RATE)
+
+
+def test_a_closed_file_and_one_for_writing_are_named(tmp_path):
+    with open(tmp_path / "a.wav", "wb") as file, pytest.raises(TypeError, match="is a file open for writing alone; op"):
+        Recording(file)
+    with pytest.raises(ValueError, match=r"reference audio is a file that was closed; open it again"):
+        Recording(file)
+
+
+def test_a_file_that_does_not_tell_whether_it_can_be_rewound_is():
+    """As SpooledTemporaryFile, what web servers give, before Python 3.11."""
+
+    class Spooled:
+        def __init__(self):
+            self._file = io.BytesIO(encoded())
+            self.read, self.seek = self._file.read, self._file.seek
+
+    file = Spooled()
+    file.read()
+    np.testing.assert_array_equal(load_reference(file, RATE), SAMPLES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+def test_a_name_that_is_no_unicode(tmp_path):
+    path = tmp_path / "a\udcff.wav"
+    path.write_bytes(encoded())
+    np.testing.assert_array_equal(load_reference(path, RATE), SAMPLES)
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "RF64", "OGG"])
+def test_what_lacks_its_end_is_told_of(form, caplog):
+    """Of these libsndfile counts what is there, whatever the header promises."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, RATE * 4).astype(np.float32)
+    whole = encoded(noise, format=form, subtype="VORBIS" if form == "OGG" else "PCM_16")
+    load_reference(whole, RATE)
+    assert not caplog.records
+    assert 0.5 * RATE < len(load_reference(whole[: len(whole) // 2], RATE)) < 2.1 * RATE
+    assert "reference audio was cut off or is damaged: its first " in caplog.text
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_what_was_written_to_a_pipe_does_not_lack_its_end(length, caplog):
+    wav = bytearray(encoded(subtype="PCM_16"))
+    place = wav.index(b"data") + 4
+    wav[place : place + 4] = struct.pack("<I", length)
+    assert len(load_reference(bytes(wav), RATE)) == RATE and not caplog.records
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [1e300, np.inf, np.nan])
+def test_what_is_no_sample_is_one_error_and_no_warning(wrong):
+    samples = np.stack([SAMPLES, SAMPLES]).astype(np.float64)
+    samples[1, 5] = wrong
+    for purpose in (VOICE, CONVERSION):
+        with pytest.raises(ValueError, match="has 1 NaN or infinite samples; export it again"):
+            load_reference((RATE, samples), RATE, purpose=purpose)

@@ -13,6 +13,7 @@ import pytest
 
 from chatterbox.cli import main
 from chatterbox.engine.prefill import Prefiller
+from chatterbox.kvcache.prefix.disk import SUFFIX
 from chatterbox.runtime.files import replacing
 from tests.support.command import command
 
@@ -150,3 +151,17 @@ def test_clear(run, kept):
 def test_usage_errors(run, arguments, message):
     code, out, err = run(*arguments)
     assert code == 2 and out == "" and message in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_an_archive_holds_files_each_under_its_own_name(run, kept, tmp_path):
+    """Not a link to a place that is not there elsewhere, nor a copy that nobody would read."""
+    linked, copied, *_ = sorted(kept.iterdir())
+    shutil.copy(copied, kept / f"copy{SUFFIX}")
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    code, out, err = run("export", "-o", str(tmp_path / "kept.tar"), "--folder", str(kept))
+    assert code == 0 and "4 prefixes" in out, err
+    with tarfile.open(tmp_path / "kept.tar") as archive:
+        assert all(member.isreg() and member.size for member in archive.getmembers())
+        assert f"copy{SUFFIX}" not in archive.getnames() and len(archive.getnames()) == 4

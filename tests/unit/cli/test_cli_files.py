@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +106,11 @@ def test_help_is_help_where_a_text_is_not_meant(run, speaker, arguments):
         (["say", "Hello.", "-o", "-", "--format", "xyz"], "the name must end in .wav, .flac, .ogg"),
         (["say", "Hello.", "-o", "x.raw"], "cannot write 'x.raw': the name must end in .wav, .flac, .ogg"),
         (["say", "Hello.", "-o", "."], "cannot write '.': "),
+        (["say", "Hello.", "-o", ""], "-o '' names no file"),
+        (["say", "--file", "", "-o", "x.wav"], "--file '' names no file"),
+        (["say", "Hello.", "-o", "-", "--format", ""], "--format '': the name must end in .wav"),
+        (["say", "Hello.", "-o", "x.wav", "--force"], "one text is always spoken, leave it out"),
+        (["say", "Hello.", "-o", "x.sd2"], "cannot write 'x.sd2': the name must end in .wav, .flac, .ogg"),
     ],
 )
 def test_usage_errors(run, speaker, tmp_path, arguments, message):
@@ -140,6 +147,20 @@ class TestFiles:
         assert code == 1 and "a.txt is not UTF-8: byte 0xff at 6; convert it with iconv" in err
         code, _, err = run("say", "-f", "b.txt", "-o", "x.wav")
         assert code == 1 and "text file 'b.txt' does not exist" in err and speaker.texts == []
+
+    @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \r\n\t\n"])
+    def test_files_without_a_word(self, run, speaker, tmp_path, monkeypatch, content):
+        (tmp_path / "a.txt").write_bytes(content)
+        code, _, err = run("say", "-f", "a.txt", "-o", "x.wav")
+        assert (code, err) == (1, "chatterbox: error: a.txt holds no text; give one with words\n")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert "standard input holds no text" in run("say", "-f", "-", "-o", "x.wav")[2]
+        assert speaker.texts == [] and not (tmp_path / "x.wav").exists()
+
+    @posix
+    def test_a_file_that_fails_while_it_is_read_is_named(self, run):
+        code, _, err = run("say", "-f", "/proc/self/mem", "-o", "x.wav")
+        assert code == 1 and err.startswith("chatterbox: error: text file '/proc/self/mem' ") and err.count("\n") == 1
 
 
 class TestFolders:
@@ -181,6 +202,47 @@ class TestFolders:
         code, out, err = run("say", "-f", "texts", "-o", "audio")
         assert code == 1 and speaker.texts == ["One.", "Three."] and b"2 of 3 texts spoken, 1 failed" in out
         assert err.startswith("chatterbox: error: texts") and "b.txt is not UTF-8" in err and err.count("\n") == 1
+        assert err.count("b.txt") == 1
+
+    def test_two_texts_of_one_name_are_refused_before_anything_is_said(self, run, speaker, texts, tmp_path):
+        (texts / "a.TXT").write_text("Other.")
+        if len(list(texts.glob("a.*"))) < 2:
+            pytest.skip("a folder that does not tell them apart")
+        code, _, err = run("say", "-f", "texts", "-o", "audio")
+        message = f"'a.TXT' and 'a.txt' would both be {os.path.join('audio', 'a.wav')!r}; rename one of them"
+        assert code == 2 and message in err and speaker.texts == [] and not (tmp_path / "audio").exists()
+
+    @posix
+    def test_folders_pipes_and_hidden_files_are_no_texts_and_a_link_to_nothing_fails(self, run, speaker, texts):
+        (texts / "d.txt").mkdir()
+        os.mkfifo(texts / "e.txt")
+        (texts / "._a.txt").write_bytes(b"\x00\xff")  # as macOS leaves beside a.txt on other disks
+        (texts / "f.txt").symlink_to("nowhere")
+        (texts / "g.txt").symlink_to("a.txt")
+        code, out, err = run("say", "-f", "texts", "-o", "audio")
+        assert code == 1 and speaker.texts == ["One.", "Two.", "Three.", "One."] and b"4 of 5 texts spoken" in out
+        assert err == "chatterbox: error: text file 'texts/f.txt' does not exist\n"
+
+    def test_a_text_that_is_changed_while_it_is_spoken_is_said_again(self, run, speaker, texts):
+        def change(text):
+            if text == "One.":
+                (texts / "a.txt").write_text("One more.")
+                os.utime(texts / "a.txt", (later := time.time() + 0.01, later))
+
+        speaker._on_text = change
+        assert run("say", "-f", "texts", "-o", "audio")[0] == 0
+        time.sleep(0.02)
+        speaker.texts.clear()
+        assert run("say", "-f", "texts", "-o", "audio")[0] == 0 and speaker.texts == ["One more."]
+        assert b"0 of 3 texts spoken, 3 were there" in run("say", "-f", "texts", "-o", "audio")[1]
+
+    @pytest.mark.parametrize("file", [["-f", "texts", "-o", "audio"], [TEXT, "-o", "x.wav"]])
+    def test_nobody_who_reads_what_was_made(self, run, speaker, texts, monkeypatch, file):
+        reads, writes = os.pipe()
+        os.close(reads)
+        with contextlib.closing(io.TextIOWrapper(os.fdopen(writes, "wb", 0), "utf-8", write_through=True)) as broken:
+            monkeypatch.setattr(sys, "stdout", broken)
+            assert run("say", *file)[0] == 0 and len(speaker.texts) == (3 if file[0] == "-f" else 1)
 
     def test_nothing_to_do(self, run, speaker, texts, tmp_path):
         (tmp_path / "empty").mkdir()
@@ -216,6 +278,13 @@ def test_kinds_that_the_library_lacks(run, monkeypatch):
     monkeypatch.setattr(soundfile, "check_format", lambda form, sub=None: form != "MP3" and known(form, sub))
     code, _, err = run("say", TEXT, "-o", "x.mp3")
     assert code == 2 and "cannot write 'x.mp3': libsndfile" in err and ".wav, .flac, .ogg, .opus or another" in err
+
+
+def test_a_name_that_the_terminals_letters_lack(run, tmp_path, monkeypatch):
+    ascii_alone = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_alone)
+    assert run("say", TEXT, "-o", "日本.wav")[0] == 0 and (tmp_path / "日本.wav").exists()
+    assert ascii_alone.buffer.getvalue().startswith(b"\\u65e5\\u672c.wav: 0.12 s of audio")
 
 
 def test_standard_output(run):
@@ -262,6 +331,32 @@ def test_a_device_stays_one(run, tmp_path, command):
 
 @posix
 @pytest.mark.parametrize("command", ["say", "stream"])
+@pytest.mark.parametrize("name", ["x.wav", "x.mp3"])
+def test_a_disk_that_is_full_is_one_line_with_the_name(run, tmp_path, command, name):
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        code, _, err = run(command, TEXT * 20, "-o", name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and err.startswith(f"chatterbox: error: cannot write '{name}': ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("command", [["say"], ["stream", "--wav"]])
+def test_a_device_and_an_output_that_are_full(run, monkeypatch, command):
+    assert "cannot write '/dev/full': No space left on device" in run(*command[:1], TEXT, "-o", "/dev/full")[2]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = run(*command, TEXT, "-o", "-")
+    assert (code, err) == (1, "chatterbox: error: cannot write to standard output: No space left on device\n")
+
+
+@posix
+@pytest.mark.parametrize("command", ["say", "stream"])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_stays_and_what_it_points_at_is_written(run, tmp_path, command, is_there):
     (tmp_path / "music").mkdir()
@@ -272,6 +367,19 @@ def test_a_link_stays_and_what_it_points_at_is_written(run, tmp_path, command, i
     assert run(command, TEXT, "-o", "x.wav")[0] == 0
     assert (tmp_path / "x.wav").is_symlink() and soundfile.info(target).frames == SAMPLES
     assert [path.name for path in target.parent.iterdir()] == ["x.wav"]
+
+
+@posix
+@pytest.mark.parametrize("command", ["say", "stream"])
+def test_a_name_that_is_no_utf_8(run, tmp_path, command):
+    name = os.fsdecode(b"b\xff.wav")
+    try:
+        (tmp_path / name).write_text("before")
+    except OSError:
+        pytest.skip("a disk whose names are UTF-8")
+    code, out, err = run(command, TEXT, "-o", name)
+    assert code == 0 and (out + err.encode()).startswith(b"b\\udcff.wav: ")
+    assert len(samples_of((tmp_path / name).read_bytes())) == SAMPLES
 
 
 @posix
@@ -382,3 +490,33 @@ class TestTerminals:
         monkeypatch.setattr(audio_files, "_encode", interrupted)
         assert run("say", TEXT, "-o", "x.wav")[::2] == (128 + kind, "chatterbox: error: interrupted\n")
         assert [path.name for path in tmp_path.iterdir()] == ["x.wav"] and (tmp_path / "x.wav").read_text() == "before"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+@pytest.mark.parametrize("command", ["say", "stream"])
+def test_a_name_that_is_no_unicode(run, tmp_path, command):
+    code, out, err = run(command, "Hello.", "-o", "a\udcff\n\033.wav")
+    assert code == 0 and soundfile.info(os.fsencode(tmp_path / "a\udcff\n\033.wav")).frames
+    assert "a\\udcff\\n\\x1b.wav: " in (out.decode() if command == "say" else err)
+
+
+@posix
+def test_a_mount_of_its_own_is_written_in_place(run, tmp_path, monkeypatch):
+    """As `docker run -v x.wav:/x.wav` makes one; it cannot be replaced."""
+    path = tmp_path / "x.wav"
+    path.write_text("before")
+    before = path.stat().st_ino
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    assert run("say", TEXT, "-o", "x.wav")[0] == 0
+    assert path.stat().st_ino == before and soundfile.info(path).frames == SAMPLES
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_a_text_without_an_end(run, speaker):
+    code, _, err = run("say", "--file", "/dev/zero", "-o", "x.wav")
+    assert (code, speaker.texts) == (1, []) and "/dev/zero has more than 16 MiB of text; say it in parts" in err

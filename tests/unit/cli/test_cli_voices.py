@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 
 import pytest
 import soundfile
@@ -174,3 +176,24 @@ def test_files_of_others_are_left_alone(run, anna, small_folder):
 def test_files_say_what_they_are(anna):
     with safe_open(anna.path("anna"), "pt") as file:
         assert file.metadata()["format"] == FORMAT and "t3.speaker_emb" in file.keys()  # noqa: SIM118
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_a_recording(run, library, small_folder, tmp_path, reference_wav):
+    """As a shell's <(...) is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def heard(speak):
+        writer = threading.Thread(target=pipe.write_bytes, args=(reference_wav.read_bytes(),))
+        writer.start()
+        found = speak()
+        writer.join()
+        return found
+
+    code, out, err = heard(lambda: run("voices", "add", "anna", str(pipe), "--model", str(small_folder)))
+    assert code == 0 and " of pipe for model " in out, err
+    by_pipe = heard(lambda: said(run, small_folder, tmp_path / "a.wav", "--voice", str(pipe)))
+    assert by_pipe == said(run, small_folder, tmp_path / "b.wav", "--voice", "anna")
+    assert run("voices", "add", "b", str(tmp_path), "--model", str(small_folder))[0] == 1
+    assert "does not exist" in run("say", "Hello.", "-o", "x.wav", "--voice", str(tmp_path))[2]

@@ -217,12 +217,26 @@ def test_folder_needs_its_source():
         ("say", "hydra.run.dir=x", "say has no setting 'hydra.run.dir'"),
         ("say", "kvcache.window_size=${nothing}", "kvcache.window_size: Interpolation key 'nothing' not found"),
         ("say", "kvcache={a:1}", "kvcache has no choice {'a': 1}"),
+        ("say", "+seed=1", "+seed=1: settings are neither added (+) nor deleted (~); write seed=VALUE"),
+        ("say", "++kvcache.window_size=8", "write kvcache.window_size=VALUE"),
+        ("say", "~seed=0", "~seed=0: settings are neither added (+) nor deleted (~); write seed=VALUE"),
+        ("say", "~kvcache", "~kvcache: settings are neither added (+) nor deleted (~); write kvcache=VALUE"),
+        ("say", "+kvcache=sliding", "write kvcache=VALUE"),
+        ("say", "voice=it's me", """as it stands a value is taken in quotes: 'voice="VALUE"'"""),
+        ("say", "voice=a,b", """runs one after the other, as it stands a value is taken in quotes: 'voice="VALUE"'"""),
+        ("say", "voice=7", "say.voice must be str, got 7; in quotes it is one"),
+        ("say", "model=folder", "model.source: Missing mandatory value: source; give model.source=VALUE"),
     ],
 )
 def test_what_cannot_be_set(name, override, message):
     with pytest.raises(ConfigError) as error:
         compose_config(name, [override])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["/tmp/ü", "a,b", "a=b", "it's me", "7", "~/x", "a(b){c}", "$HOME"])
+def test_a_value_in_quotes_is_taken_as_it_stands(value):
+    assert compose_say([f'voice="{value}"']).voice == value
 
 
 @pytest.fixture

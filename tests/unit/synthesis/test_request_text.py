@@ -67,6 +67,29 @@ def test_markup_does_not_run_over_a_paragraph():
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("It ended.<p>It began.</p>", [("It ended.", 0.0), ("It began.", 0.5)]),
+        ("It ended.<br><br>It began.", [("It ended.", 0.0), ("It began.", 0.5)]),
+        ("It ended. * * * It began.", [("It ended.", 0.0), ("It began.", 0.5)]),
+        ("One &lt;break time=&quot;2s&quot;/&gt; two", [("One", 0.0), ("two", 2.0)]),
+        ("# Title\n</b>", [("Title", 0.0)]),
+        ("One.\n\n&amp; [pause:1s]", [("One.", 0.0), ("", 1.0)]),
+        ("\f| a | b |\n\f***\nIt began.", [("a, b", 0.0), ("It began.", 0.5)]),
+    ],
+)
+def test_pauses_within_markup_are_those_of_the_whole_text(text, said):
+    t3 = SimpleNamespace(hp=SimpleNamespace(utterance_text_len=100, max_text_tokens=1000))
+    for given in (text, list(text), [text]):
+        request = request_of(given)
+        found = utterances_of(t3, request, partial(text_tokens_of, Listener(), request))
+        assert [(one.text.strip(), one.pause) for one in found] == said
+    request = request_of(list("One.<p>Two.</p>"), paragraph_pause=0)
+    found = utterances_of(t3, request, partial(text_tokens_of, Listener(), request))
+    assert [one.pause for one in found] == [0.0]
+
+
+@pytest.mark.parametrize(
     ("language", "text", "given"),
     [
         ("el", "Τι κάνεις;", "Τι κάνεις?"),

@@ -67,6 +67,14 @@ def test_it_is_marked_behind_the_gain(tiny):
     assert read_watermark(audio[0].numpy(), RATE) > 0.9
 
 
+@pytest.mark.parametrize("speed", [1.0, 1.5])
+def test_the_mark_does_not_lift_it_over_full_scale(tiny, speed):
+    text, options = "Hello there, this machine can talk.", {"seed": 2, "loudness": 0.0, "speed": speed}
+    audio = tiny.generate(text, **options)
+    assert 0.9 < audio.abs().max() <= 1.0 and read_watermark(audio[0].numpy(), RATE) > 0.9
+    assert whole(tiny, text, **options).abs().max() <= 0.951
+
+
 def test_a_stream_refuses_it_at_once(tiny):
     with pytest.raises(
         ValueError, match=r"^loudness -24 cannot be had in a stream: .* leave it out, or speak it whole .*$"

@@ -338,6 +338,14 @@ class TestFacade:
             torch.testing.assert_close(said[index], alone, atol=1e-4, rtol=1e-3)
 
     def test_bad_batches(self, small_tts: ChatterboxTTS) -> None:
+        for texts in (None, 5, b"Hello.", {"Hello.": None}):
+            with pytest.raises(TypeError, match="texts must be a list, one entry a text, got "):
+                small_tts.generate_batch(texts)
+        for voices in (5, "ab"):
+            with pytest.raises(TypeError, match="voices must be a list, one entry a text, got "):
+                small_tts.generate_batch(["Hello.", "World."], voices)
+        with pytest.raises(TypeError, match="text must be a string or an iterable of strings, got ndarray"):
+            small_tts.generate(np.array("Hello."))
         with pytest.raises(TypeError, match="texts must be a list of strings, got the string 'Hello"):
             small_tts.generate_batch("Hello.")
         with pytest.raises(ValueError, match="2 texts need as many voices, got 1"):

@@ -63,6 +63,7 @@ def test_ordinary_prose_stays_as_it_is():
         ("zero\u200bwidth \ufefftext so\u00adft\u200e \u2066here\u2069\x00\ufe0f", "zerowidth text soft here"),
         ("don´t, 5′ 6″, ＡＢＣ１２, ﬁne, 𝐛𝐨𝐥𝐝, Ⅳ, ①", "don't, 5' 6\", ABC12, fine, bold, IV, 1"),
         ("a\u00a0b\u2009c\u3000d", "a b c d"),
+        ("a\vb\fc\x1cd\x1fe\u2028f", "a\nb\nc\nd e\nf"),
         ("non\u2011breaking, −5", "non-breaking, -5"),
         ("a\u200db می\u200cشود क्\u200dष 👩\u200d💻", "ab می\u200cشود क्\u200dष 👩💻"),
         ("Τι κάνεις\u037e", "Τι κάνεις?"),
@@ -89,6 +90,7 @@ def test_a_separator_is_the_end_of_a_paragraph(line):
         ("Text.\n## Title\nMore", "Text.\n\nTitle\n\nMore"),
         ("- item\n* other\n+ third\n• fourth", "item\nother\nthird\nfourth"),
         ("> - quoted", "quoted"),
+        (r"\*so\* it is, 1\. C:\home, \$5", r"so it is, 1. C:\home, $5"),
         ("- [x] done\n- [ ] open", "done\nopen"),
         ("`code` and don`t", "code and don't"),
         ("See [the text](https://x.org/a_(b)) ![a picture](y.png).", "See the text a picture."),
@@ -97,6 +99,10 @@ def test_a_separator_is_the_end_of_a_paragraph(line):
         ("```python\nx\n```\nend", "\nx\n\nend"),
         ("| a | b |\n|---|---|\n| 1 | 2 |", "a, b\n\n1, 2"),
         ("It ended. * * * It began.", "It ended. \n\n It began."),
+        (
+            '<?xml version="1.0"?><speak xml:lang="en">Hi <break time="2s"></break>you</speak>',
+            'Hi <break time="2s">you',
+        ),
     ],
 )
 def test_markup_is_dropped(written, spoken):
@@ -105,7 +111,14 @@ def test_markup_is_dropped(written, spoken):
 
 
 def test_what_is_no_markup_stays():
-    for text in ('[pause:2s] <break time="2s"/>', "[laugh] Hi", "Enter <name> here", "5*3, 2**10", "<haha> yes"):
+    for text in (
+        '[pause:2s] <break time="2s"/>',
+        "[laugh] Hi",
+        "Enter <name> here",
+        "5*3, 2**10",
+        "<haha> yes",
+        "a<b and c>d",
+    ):
         assert clean(text) == text
 
 
@@ -131,6 +144,13 @@ def test_a_lone_half_is_left_out_with_a_warning_that_says_where(cleaning, caplog
     assert "1 bytes or halves" in record.getMessage() and "the first at 3" in record.getMessage()
     assert "secret" not in record.getMessage()
     assert pieced(["a\ud83d", "b"], cleaning=cleaning) == "ab"
+
+
+@pytest.mark.parametrize("cleaning", ["full", "none"])
+def test_lone_halves_in_pieces_are_told_of_once(cleaning, caplog):
+    assert pieced(["ab", "c\udce9", "\udce9d", "\ud83d"], cleaning=cleaning) == "abcd"
+    (record,) = caplog.records
+    assert "the first at 3" in record.getMessage()
 
 
 @given(TEXTS)

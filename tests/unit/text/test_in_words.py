@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from chatterbox.models.tokenizers.languages import LANGUAGES
 from chatterbox.text import in_words as module
 from chatterbox.text.in_words import in_words
 
@@ -35,6 +36,7 @@ def forget():
         ("5:30, 17:05, 10:00, 5pm", "five thirty, seventeen oh five, ten o'clock, five p m"),
         ("At 5 p.m. he left at 6 p.m.", "At five p m he left at six p m."),
         ("$12.50, €1, £0.99", "twelve dollars and fifty cents, one euro, ninety-nine pence"),
+        ("12,50 €", "twelve euros and fifty cents"),
         ("$1.5 million and 20 €", "one point five million dollars and twenty euros"),
         ("5%, 1 kg, 3.5 km, 20°C", "five percent, one kilogram, three point five kilometers, twenty degrees Celsius"),
         ("100 km/h", "one hundred kilometers per hour"),
@@ -45,6 +47,15 @@ def forget():
         ("B2B and 4K", "B two B and four K"),
         ("3 + 4 = 7", "three plus four equals seven"),
         ("I may 5 times", "I may five times"),
+        ("-5°C, (-5%), -.5, +5", "minus five degrees Celsius, (minus five percent), minus zero point five, plus five"),
+        ("the 1800s, 2000s, 1000s", "the eighteen hundreds, two thousands, thousands"),
+        ("5-10%, 10–20 kg, $5-$10", "five to ten percent, ten to twenty kilograms, five dollars to ten dollars"),
+        ("10:30-11:30, 9am-5pm", "ten thirty to eleven thirty, nine a m to five p m"),
+        ("1-800-555-1234", "one, eight zero zero, five five five, one two three four"),
+        ("2024/05/06", "May sixth, twenty twenty-four"),
+        ("1 000 000 and 5 000", "one million and five thousand"),
+        ("1h 30m, 5'11\"", "one hour thirty minutes, five foot eleven"),
+        ("10², 2^10, 5¢", "ten squared, two to the power of ten, five cents"),
     ],
 )
 def test_english(written, spoken):
@@ -60,10 +71,30 @@ def test_english(written, spoken):
         ("ru", "3 кота", "три кота"),
         ("tr", "%5", "yüzde beş"),
         ("ja", "3月", "三月"),
+        ("ar", "1.25, $5", "واحد فاصلة اثنان خمسة, خمسة دولار"),
+        ("da", "$5", "fem dollar"),
+        ("sv", "12,50 €", "tolv komma fem euro"),
+        ("tr", "0,05 ve 5 € ve 3%", "sıfır virgül sıfır beş ve beş avro ve yüzde üç"),
+        ("ja", "5€", "五 ユーロ"),
+        ("ko", "$5", "오 달러"),
+        ("no", "£5", "fem pund"),
+        ("es", "£3.50", "tres libras con cincuenta peniques"),
+        ("ru", "1%, 3%, 11%, 22%", "один процент, три процента, одиннадцать процентов, двадцать два процента"),
+        ("pl", "-5", "minus pięć"),
+        ("de", "12:30, 3.5.2024", "zwölf dreißig, drei fünf zweitausendvierundzwanzig"),
     ],
-)
+)  # fmt: skip
 def test_other_languages(language, written, spoken):
     assert in_words(written, language) == spoken
+
+
+@pytest.mark.parametrize("language", sorted(LANGUAGES))
+def test_money_shares_and_signs_of_all_languages(language, caplog):
+    """Nothing raises, and of what num2words knows nothing stays."""
+    spoken = in_words("-5 | $5 | 5 € | £3.50 | 12,50 € | 3% | 12:30 | 007 | 0,5 | 99999999999999999", language)
+    assert spoken.count("|") == 9
+    if not caplog.records:
+        assert not any(char.isdecimal() or char in "$€£%:" for char in spoken)
 
 
 def test_text_without_numbers_stays_as_it_is(monkeypatch):

@@ -47,6 +47,10 @@ def spoken(text, *, paragraph_pause: float | None = 0.5) -> list[tuple[str, floa
         ("<break/>", 0.5),
         ('<break strength="x-strong"/>', 1.0),
         ('<break strength="none"/>', 0.0),
+        ('<break strength="weak" time="2s"/>', 2.0),
+        ("<break time='.5s' strength='weak' >", 0.5),
+        ("<break time=2s/>", 2.0),
+        ("[pause:.5s]", 0.5),
     ],
 )
 def test_a_tag_is_silence(tag, seconds):
@@ -65,6 +69,8 @@ def test_a_tag_is_silence(tag, seconds):
         "[pause:2s",
         "a < b",
         "<breakfast>",
+        '<break time="2"/>',
+        '<break time="2s"x/>',
         "<break",
         "[[",
         "[",
@@ -94,6 +100,11 @@ def test_a_line_is_none_and_neither_are_the_ends_of_the_text():
 def test_a_tag_counts_in_place_of_the_paragraph_and_tags_add_up():
     assert spoken("One.\n\n[pause:2s]\n\nTwo.") == [("One.", 0.0), ("Two.", 2.0)]
     assert spoken("One. [pause:2s][pause:1s] Two.") == [("One.", 0.0), ("Two.", 3.0)]
+
+
+def test_signs_behind_a_tag_are_of_the_words_before_it():
+    assert spoken("One [pause:1s], two.") == spoken(list("One [pause:1s], two.")) == [("One", 0.0), ("two.", 1.0)]
+    assert spoken("One [pause:1s].5 two") == [("One", 0.0), (".5 two", 1.0)]
 
 
 def test_without_pauses_all_of_it_is_words():

@@ -66,6 +66,13 @@ def test_what_the_vocabulary_lacks_is_taken_apart(tokenizer):
     assert 1 in tokenizer.encode("café")  # as 0.1.7 does
 
 
+def test_letters_that_the_vocabulary_lacks_are_told_of_once(tokenizer, caplog):
+    for text in ("Hello 😀 café", "мир", "我", "Hello"):
+        tokenizer.encode(text, exact=False)
+    (record,) = caplog.records
+    assert "letters that this model's vocabulary lacks" in record.getMessage() and "мир" not in record.getMessage()
+
+
 def test_prose_has_the_tokens_of_0_1_7(tokenizer):
     text = "Hello there, World: it's \"fine\" - isn't it? (Yes; 100%!) & more/less @ #1."
     assert tokenizer.encode(text, exact=False) == tokenizer.encode(text)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.synthesis.synthesizer import BatchError
 from chatterbox.voice.conditionals import Conditionals, Hearing, prepare_conditionals
 from tests.support.folders import recording
 
@@ -123,3 +127,87 @@ def test_a_voice_goes_through_a_file_object(small_tts):
     small_tts.conds.save(buffer)
     buffer.seek(0)
     assert same(Conditionals.load(buffer), small_tts.conds)
+
+
+def cut(frames: int):
+    return lambda voice: {"gen.prompt_feat": voice["gen.prompt_feat"][:, :frames]}
+
+
+FLAWS = {
+    "gen.prompt_feat is (1, 0, ": cut(0),
+    "gen.prompt_feat has 4 frames for 25 tokens, not 2 for each": cut(4),
+    "gen.prompt_feat is (50, ": lambda voice: {"gen.prompt_feat": voice["gen.prompt_feat"][0]},
+    "gen.prompt_feat has NaN": lambda voice: {"gen.prompt_feat": voice["gen.prompt_feat"] * float("nan")},
+    "gen.prompt_token has what is no speech token": lambda voice: {"gen.prompt_token": -voice["gen.prompt_token"] - 1},
+    "gen.prompt_token_len is [-10] for 25 tokens": lambda voice: {"gen.prompt_token_len": torch.tensor([-10])},
+    "gen.prompt_token_len is [10000": lambda voice: {"gen.prompt_token_len": torch.tensor([10**12])},
+    "gen.embedding is int64": lambda voice: {"gen.embedding": voice["gen.embedding"].long()},
+    "t3.speaker_emb is (2, ": lambda voice: {"t3.speaker_emb": voice["t3.speaker_emb"].repeat(2, 1)},
+    "t3.speaker_emb is ()": lambda voice: {"t3.speaker_emb": torch.tensor(1.0)},
+    "t3.cond_prompt_speech_tokens has what": lambda voice: {"t3.cond_prompt_speech_tokens": torch.full((1, 5), 0.5)},
+}
+
+
+@pytest.mark.parametrize("name", ["conds.pt", "conds.safetensors"])
+@pytest.mark.parametrize(("flaw", "change"), FLAWS.items(), ids=FLAWS)
+def test_a_voice_that_is_none_is_told_of_when_it_is_read(small_tts, tmp_path, name, flaw, change):
+    """One whose mel is short would speak the rest of its recording; the others end in errors of torch."""
+    voice = prepare_conditionals(small_tts.s3gen, small_tts.ve, recording(1.0), hp=small_tts.t3.hp).as_tensors()
+    voice.update(change(voice))
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        parts = {
+            part: {k[len(part) + 1 :]: v for k, v in voice.items() if k.startswith(part)} for part in ("t3", "gen")
+        }
+        torch.save(parts, path)
+    else:
+        save_file({key: value.contiguous() for key, value in voice.items()}, str(path))
+    with pytest.raises(ValueError, match="holds no conditionals of a voice: " + re.escape(flaw)) as raised:
+        Conditionals.load(path)
+    assert str(raised.value).endswith("; save it again")
+
+
+def test_older_files_hold_ids_as_floats(small_tts, tmp_path):
+    conds = small_tts.conds
+    gen = {**conds.gen, "prompt_token": conds.gen["prompt_token"].float()}
+    prompt = conds.t3.cond_prompt_speech_tokens.float()
+    older = Conditionals(dataclasses.replace(conds.t3, cond_prompt_speech_tokens=prompt), gen)
+    older.save(tmp_path / "conds.pt")
+    expected, (audio,) = (
+        small_tts.generate_batch(["Hi."], voices=[voice], seed=1)
+        for voice in (conds, Conditionals.load(tmp_path / "conds.pt"))
+    )
+    assert torch.equal(audio, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"speaker_emb": torch.ones(1, 8)},
+            r"speaker embedding is \(1, 8\), that of this model 16 wide; make the voice",
+        ),
+        (
+            {"cond_prompt_speech_tokens": torch.full((1, 4), 10**6)},
+            r"has speech token 1000000, outside the \d+ of this",
+        ),
+        ({"cond_prompt_speech_tokens": torch.zeros(1, 10**4, dtype=torch.int64)}, r"has 10000 speech tokens, and this"),
+        (
+            {"embedding": torch.ones(1, 8)},
+            r"ref_dict's embedding is \(1, 8\), that of this model \d+ wide; make it with",
+        ),
+        ({"prompt_feat": torch.ones(1, 50, 8)}, r"ref_dict's prompt_feat is \(1, 50, 8\), that of this model \d+ wide"),
+    ],
+)
+def test_a_voice_of_another_model_is_told_of(small_tts, change, message):
+    conds = small_tts.conds
+    gen = {**conds.gen, **{key: value for key, value in change.items() if key in conds.gen}}
+    t3 = dataclasses.replace(conds.t3, **{key: value for key, value in change.items() if key not in conds.gen})
+    with pytest.raises((ValueError, BatchError), match=message):
+        small_tts.generate_batch(["Hello."], voices=[Conditionals(t3, gen)])
+
+
+def test_a_pickle_of_code_is_told_of_without_torchs_advice(tmp_path):
+    torch.save({"t3": {}, "gen": {"embedding": io.BytesIO}}, tmp_path / "conds.pt")
+    with pytest.raises(ValueError, match=r"\(it is no pickle of tensors and plain values alone\)$"):
+        Conditionals.load(tmp_path / "conds.pt")

@@ -144,3 +144,13 @@ def test_generate_prepares_a_voice_once(small_folder, reference_wav) -> None:
     tts.clear_cache()
     assert torch.equal(first, tts.generate("Hello.", **options))
     assert voices.misses == 2
+
+
+def test_a_file_too_large_to_be_told_by_its_content_is_prepared_each_time(tmp_path) -> None:
+    """A terabyte that is not there: reading it would take an hour."""
+    with open(tmp_path / "a.wav", "wb") as file:
+        file.truncate(2**40)
+    cache, num_made = VoiceCache(), []
+    for _ in range(2):
+        cache.get(tmp_path / "a.wav", lambda path: (num_made.append(path), make_voice())[1])
+    assert num_made == [tmp_path / "a.wav"] * 2 and cache.nbytes == 0

@@ -129,6 +129,7 @@ class DiskTier:
             return False
         content, path = disk_file.packed(key, segment), self._path(key)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
             if not (_is_free(path) and self._make_room(len(content))):
                 return False
             with replacing(path, PARTIAL, mode=PRIVATE) as part:
@@ -157,6 +158,10 @@ class DiskTier:
                 header = disk_file.read_header(path)
                 entries.append(DiskEntry(path, header.about["key"], header.num_positions, size, last_use))
         return entries
+
+    def holds(self, entry: DiskEntry) -> bool:
+        """Whether the file is what `load` reads under its key, and no other's copy of it."""
+        return entry.path == self._path(entry.key)
 
     def clear(self) -> None:
         """Remove this tier's files, as far as this user may."""

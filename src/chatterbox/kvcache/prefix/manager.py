@@ -409,7 +409,7 @@ class GlobalKVCacheManager:
             self._warned = True
             logger.warning(
                 "prefix cache: %.1f MiB do not fit into what is free of %.1f MiB, so they are not kept; "
-                "a larger budget_bytes helps",
+                "a larger kvcache.prefix_mib or total_mib (budget_bytes) helps",
                 rest.nbytes / 2**20,
                 self.budget_bytes / 2**20,
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.audio.recordings import resample_sinc
-from chatterbox.models.config import S3GenConfig
+from chatterbox.models.config import FlowConfig, S3GenConfig
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
@@ -35,10 +35,14 @@ FADE_SAMPLES = S3GEN_SR // 50  # 20 ms of silence, then 20 ms of fade-in
 _REF_KEYS = ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")
 
 
-def require_reference(ref_dict: Mapping[str, Any]) -> None:
-    """Raise ValueError if a voice lacks what `S3Gen.embed_ref` makes of a recording."""
+def require_reference(ref_dict: Mapping[str, Any], config: FlowConfig) -> None:
+    """Raise ValueError if a voice lacks what `S3Gen.embed_ref` makes of a recording, or is of another model."""
     if lacking := [key for key in _REF_KEYS if key != "prompt_token_len" and ref_dict.get(key) is None]:
         raise ValueError(f"ref_dict lacks {', '.join(lacking)}; make it with embed_ref")
+    for key, width in (("prompt_feat", config.num_mels), ("embedding", config.speaker_embed_size)):
+        shape = tuple(getattr(ref_dict[key], "shape", ()))
+        if shape[-1:] != (width,):
+            raise ValueError(f"ref_dict's {key} is {shape}, that of this model {width} wide; make it with embed_ref")
 
 
 class S3Token2Mel(nn.Module):
@@ -138,7 +142,7 @@ class S3Token2Mel(nn.Module):
             if ref_wav is None or ref_sr is None:
                 raise ValueError("ref_wav needs its sample rate; pass ref_sr in Hz")
             ref_dict = self.embed_ref(ref_wav, ref_sr)
-        require_reference(ref_dict)
+        require_reference(ref_dict, self.config.flow)
         ref = {key: ref_dict.get(key) for key in _REF_KEYS}
         return {key: None if value is None else torch.as_tensor(value) for key, value in ref.items()}
 

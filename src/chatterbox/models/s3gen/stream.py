@@ -96,7 +96,7 @@ class S3GenStream:
         Raises:
             ValueError: the voice lacks something.
         """
-        require_reference(reference)
+        require_reference(reference, s3gen.config.flow)
         self._s3gen, self._reference = s3gen, reference
         self._noise = None if seed is None else FrameNoise(s3gen, seed)
         self.lookahead_len = s3gen.config.flow.encoder.lookahead_len  # tokens that `push` holds back: they see ahead

@@ -140,10 +140,31 @@ class T3(nn.Module):
         return 1 + _prompt(t3_cond).shape[1] if self.cond_enc.perceiver is None else self._built.cond_len
 
     def prepare_conditioning(self, t3_cond: T3Cond) -> Tensor:
-        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded here unless it comes embedded."""
+        """Conditioning prefix, (B, cond_len, hidden). The prompt is embedded here unless it comes embedded.
+
+        Raises:
+            ValueError: the voice is of another model.
+        """
         prompt = _prompt(t3_cond)
-        is_embedded = t3_cond.cond_prompt_speech_emb is not None
-        return self.cond_enc(t3_cond, prompt if is_embedded else self.embed_speech(prompt.to(self.device)))
+        if t3_cond.cond_prompt_speech_emb is None:
+            self._check_prompt(prompt)
+            prompt = self.embed_speech(prompt.to(self.device).long())  # older voice files hold ids as floats
+        return self.cond_enc(t3_cond, prompt)
+
+    def _check_prompt(self, tokens: Tensor) -> None:
+        """Raise ValueError for what the tables of speech tokens and positions do not have; on a GPU they would not."""
+        low, high = (int(tokens.min()), int(tokens.max())) if tokens.numel() else (0, 0)
+        if low < 0 or high >= self.num_speech_tokens:
+            found = low if low < 0 else high
+            raise ValueError(
+                f"the voice's prompt has speech token {found}, outside the {self.num_speech_tokens} of this model; "
+                "make the voice with this model"
+            )
+        if self.speech_pos_emb is not None and tokens.shape[-1] > (limit := _rows_of(self.speech_pos_emb.emb, 1 << 62)):
+            raise ValueError(
+                f"the voice's prompt has {tokens.shape[-1]} speech tokens, and this model {limit} positions; make the "
+                "voice with this model"
+            )
 
     def check_lens(self, num_before: int, num_text: int, num_speech: int) -> None:
         """Raise ValueError when the model has no positions for so much text, or for the whole."""

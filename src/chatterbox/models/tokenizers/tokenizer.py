@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from chatterbox.runtime.notice import Notice
 from chatterbox.runtime.replaceable import call
 from chatterbox.text.normalize import ENGLISH, PunctuationRules
 from chatterbox.text.spelling import fitted
@@ -32,6 +33,10 @@ SPACE = "[SPACE]"
 SPECIAL_TOKENS = [SOT, EOT, UNK, SPACE, "[PAD]", "[SEP]", "[CLS]", "[MASK]"]
 
 _MARK = re.compile(r"\[\S+\]|<\|.*\|>")
+LACKING = (
+    "a text has letters that this model's vocabulary lacks, and what it says for them is noise; write them in its "
+    "letters, or speak them with a model that knows the language"
+)
 SEAM = "\ue000"  # of private use: where a mark is parted, so that it is no token
 
 
@@ -79,6 +84,7 @@ class EnTokenizer:
             raise ValueError(f"{vocab_file_path} is not a readable tokenizer file ({error})") from None
         self.check_vocabset_sot_eot()
         self._known: dict[str, bool] = {}  # characters that were looked up
+        self._lacking = Notice(LACKING)
 
     def check_vocabset_sot_eot(self) -> None:
         vocabulary = self.tokenizer.get_vocab()
@@ -103,8 +109,14 @@ class EnTokenizer:
     def _ids_of_parts(self, text: str) -> list[int]:
         """Ids of a text with its marks parted; all but marks in characters that the vocabulary has."""
         pieces = _any_of(mark.content for mark in self._added().values()).split(text)
-        pieces[::2] = (fitted(words, self._lacks) for words in pieces[::2])
+        pieces[::2] = (self._fitted(words) for words in pieces[::2])
         return [one for part in "".join(pieces).split(SEAM) for one in self._ids(part)]
+
+    def _fitted(self, words: str) -> str:
+        text = fitted(words, self._lacks)
+        self._lacking.is_due = any(map(self._lacks, set(text)))
+        self._lacking.tell()
+        return text
 
     def _added(self) -> dict[int, Any]:
         return self.tokenizer.get_added_tokens_decoder()

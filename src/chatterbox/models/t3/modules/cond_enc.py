@@ -71,8 +71,14 @@ class T3CondEnc(nn.Module):
         """Args: ``prompt_emb`` (B, T, hidden), the embedded speech prompt. Returns (B, cond_len, hidden).
 
         Raises:
-            ValueError: a CLAP embedding is given (no published model has one), or no emotion where the model knows it.
+            ValueError: a CLAP embedding is given (no published model has one), or no emotion where the model knows it,
+                or the speaker's embedding is of another model.
         """
+        if tuple(cond.speaker_emb.shape[-1:]) != (self.speaker_embed_size,):
+            raise ValueError(
+                f"the voice's speaker embedding is {tuple(cond.speaker_emb.shape)}, that of this model "
+                f"{self.speaker_embed_size} wide; make the voice with this model"
+            )
         if cond.clap_emb is not None:
             raise ValueError("clap_emb must be None: no published model reads a CLAP embedding")
         weight = next(self.parameters(), prompt_emb)  # quantised layers have none
