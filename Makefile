@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DOCS_READY = $(VENV)/.docs-ready
 PEER_READY = $(PEER_VENV)/.ready
+QUALITY_READY = $(VENV)/.quality-ready
+TEACHERS_READY = $(VENV)/.teachers-ready
 STREAMING_VENV ?= .venv-streaming
 STREAMING_READY = $(STREAMING_VENV)/.ready
 
@@ -30,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env meters bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -53,10 +55,10 @@ test-peer: $(READY) $(PEER_READY) $(STREAMING_READY)
 	CHATTERBOX_PEER_PYTHON="$(abspath $(PEER_VENV))/bin/python" \
 		CHATTERBOX_STREAMING_PYTHON="$(abspath $(STREAMING_VENV))/bin/python" $(BIN)/python -m pytest -m peer $(ARGS)
 
-train-tiny: $(READY)
+train-tiny: $(TEACHERS_READY)
 	set -e; for stage in $(STAGES); do $(BIN)/python -m tools.tiny_voice $$stage --work $(WORK) $(ARGS); done
 
-voice-eval: $(READY)
+voice-eval: $(QUALITY_READY)
 	$(BIN)/python -m tools.tiny_voice.evaluate -o $(RESULTS)/voice_eval.json $(ARGS)
 
 memory: $(READY)
@@ -67,8 +69,10 @@ soak: $(READY)
 	$(BIN)/python -m benchmarks.speed.soak -o $(RESULTS)/soak.json $(ARGS)
 
 # Meters of speech (extra `quality`), and what each can tell apart; needs flite.
-QUALITY_READY = $(VENV)/.quality-ready
 quality-env: $(QUALITY_READY)
+
+# Who teaches the embedded voice; apt-get install flite festival festvox-us-slt-hts wamerican-large.
+teachers-env: $(TEACHERS_READY)
 
 meters: $(QUALITY_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.known_material -o $(RESULTS)/meters.json $(ARGS)
@@ -152,6 +156,10 @@ $(DOCS_READY): $(READY) docs/constraints.txt
 
 $(QUALITY_READY): $(READY) requirements-quality.txt
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-quality.txt
+	@touch $@
+
+$(TEACHERS_READY): $(QUALITY_READY) requirements-teachers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-teachers.txt
 	@touch $@
 
 $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt

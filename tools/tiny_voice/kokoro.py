@@ -234,4 +234,4 @@ def _package(name: str) -> Any:
     try:
         return resources.files(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{name} is not installed: kokoro needs `make teachers-env`", name=name) from error
+        raise ModuleNotFoundError(f"{name} is not installed: kokoro needs make teachers-env", name=name) from error
