@@ -26,7 +26,7 @@ from tools.tiny_voice.export import export, trained_flow, warm_start
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, train
 from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterance, Utterances, load
 from tools.tiny_voice.teacher import build, rotate
-from tools.tiny_voice.tiny import TINY
+from tools.tiny_voice.tiny import DEFAULT_VOICE, TINY
 
 NUM_FLITE, NUM_FESTIVAL, NUM_KOKORO, NUM_HELD_OUT = 4800, 1200, 2400, 160  # recordings, of all their voices
 KOKORO_SHARD = 25  # utterances: it takes about as long as they last
@@ -47,7 +47,7 @@ def make_data(work: Path) -> None:
     """Let the teachers speak the corpus: alignments for T3, then recordings for the acoustic stages."""
     for name, texts in texts_of_t3().items():
         build(work / "t3" / name / "others", rotate(texts, 1, OTHERS))
-        build(work / "t3" / name / "kokoro", [(text, kokoro.VOICES[0]) for text in texts])
+        build(work / "t3" / name / "kokoro", [(text, DEFAULT_VOICE) for text in texts])
     spoken = sentences(NUM_FLITE + NUM_FESTIVAL + NUM_KOKORO, seed=11)
     build(work / "acoustic" / "flite", rotate(spoken[:NUM_FLITE], 1, flite.VOICES), with_audio=True)
     rest = spoken[NUM_FLITE:]

@@ -24,14 +24,14 @@ from tools.tiny_voice.loop import Stage, averaged_weights
 from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
 from tools.tiny_voice.tables import SymbolTable, compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
-from tools.tiny_voice.tiny import NATURAL_SPEED, SPECIAL_TOKENS, TINY
+from tools.tiny_voice.tiny import DEFAULT_VOICE, NATURAL_SPEED, SPECIAL_TOKENS, TINY
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_SECONDS = 4.0
 
 
-def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = "kumo") -> None:
+def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = DEFAULT_VOICE) -> None:
     """Write config.json, tokenizer.json, the three weight files and the built-in voice to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     voice_encoder, s3gen, t3 = assemble(work)

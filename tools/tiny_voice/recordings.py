@@ -17,7 +17,15 @@ from torch import Tensor
 from tools.tiny_voice.speech import PHONES
 from tools.tiny_voice.speech_tokens import SECONDS_PER_FRAME, SILENCE, VOWELS, frame_symbols, to_speech_tokens
 from tools.tiny_voice.teacher import SAMPLE_RATE, VOICES, read_shard, track_pitch
-from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SHARE, NATURAL_SPEED, SPECIAL_TOKENS, SPEEDS
+from tools.tiny_voice.tiny import (
+    CHARACTERS,
+    DEFAULT_SHARE,
+    DEFAULT_VOICE,
+    NATURAL_SHARE,
+    NATURAL_SPEED,
+    SPECIAL_TOKENS,
+    SPEEDS,
+)
 
 LEAD_SECONDS = 0.10  # silence kept before and after an utterance
 TAIL_SECONDS = 0.14
@@ -209,6 +217,8 @@ class Recordings:
         return audio.astype(np.float32) / 32768.0
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """A random recording and a speed, mostly the natural one."""
+        """A random recording, of the default voice oftener than of each other, and a speed, mostly the natural one."""
         speed = draw_speed(rng)
-        return int(rng.integers(len(self))), speed
+        default = self.by_voice[VOICES.index(DEFAULT_VOICE)]
+        pool = default if default and rng.random() < DEFAULT_SHARE else range(len(self))
+        return int(pool[int(rng.integers(len(pool)))]), speed

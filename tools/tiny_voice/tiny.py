@@ -24,6 +24,9 @@ SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
 NATURAL_SPEED = SPEEDS.index(1.0)
 NATURAL_SHARE = 0.6  # of what the stages draw
 
+DEFAULT_VOICE = "kumo"
+DEFAULT_SHARE = 0.3  # of what the stages draw is of the default voice, beside what it has of the rest
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-\":;()&%$"
 SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]")
 
