@@ -238,6 +238,16 @@ def voice_text(name: str, result: Result) -> list[str]:
     )
 
 
+def meters_text(name: str, result: Result) -> list[str]:
+    materials = ("clean", "noise", "another speaker", "silence", "shuffled words")
+    rows = []
+    for meter, row in result["meters"].items():
+        values = {material: row["values"][material][0] for material in materials}
+        told = ", ".join(row["clean_is_better_by"]) + ("" if row["passes"] else ": not all")
+        rows.append({"meter": meter.replace("_", " "), **values, "told from clean": told})
+    return table(rows)
+
+
 def quality_text(name: str, result: Result) -> list[str]:
     return quality_table(result["rows"]).splitlines()
 
@@ -391,4 +401,12 @@ SECTIONS = (
     ),
     Section("Memory of a long-lived process", ("memory", "soak"), "make memory, make soak", memory_text, memory_plots),
     Section("The embedded voice", ("voice_eval",), "make voice-eval", voice_text),
+    Section(
+        "Meters of speech",
+        ("meters",),
+        "make meters",
+        meters_text,
+        about="Forty sentences of flite's slt, as they are and made worse. *Told from clean*: the 95% interval of the"
+        " difference, over sentences, is on one side of 0.",
+    ),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lib.harness import environment, save
+from benchmarks.lib.harness import command, environment, save
 from chatterbox.evaluation.meters import METERS, RATE, Score, Spoken, interval, scores_of
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.evaluate import REFERENCE_TEXT
@@ -69,7 +69,12 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=NUM_SENTENCES)
     arguments = parser.parse_args()
     made = materials(arguments.sentences)
-    result: dict[str, object] = {"environment": environment(), "rate": RATE, "sentences": arguments.sentences}
+    result: dict[str, object] = {
+        "command": command(),
+        "environment": environment(),
+        "rate": RATE,
+        "sentences": arguments.sentences,
+    }
     rows = {}
     for name, meter in METERS.items():
         scores = {material: scores_of(spoken, [name])[name] for material, spoken in made.items()}

@@ -105,7 +105,7 @@ _UNSTRESSED = frozenset(
 
 
 def say(texts: Sequence[str], voice: str, *, aloud: bool = True) -> Iterator[Speech]:
-    """Each text in turn; without ``aloud``, fifty times as fast, pitch instead of a recording.
+    """Each text in turn; without ``aloud``, much faster, pitch instead of a recording.
 
     Raises:
         ModuleNotFoundError: a package is missing. RuntimeError: festival is missing or fails.
