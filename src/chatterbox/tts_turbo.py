@@ -23,6 +23,7 @@ from chatterbox.config import (
     SpeechArguments,
     StreamArguments,
     StreamingConfig,
+    exaggeration_of,
 )
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3tokenizer import S3_SR
@@ -135,13 +136,14 @@ class ChatterboxTurboTTS(SpeechModel):
         """Make the voice of a recording the one that later calls use; the rest is `SpeechModel.prepare_conditionals`'s.
 
         Args:
-            exaggeration: ignored; these models have no emotion.
+            exaggeration: kept in the voice, as upstream, and otherwise ignored; these models have no emotion.
             norm_loudness: bring the recording to -27 LUFS first.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: the recording cannot be used, or is not longer than 5 s.
         """
-        self.conds = self._voice_of(wav_fpath, 0.0, switch("norm_loudness", norm_loudness, True), sample_rate)
+        norm_loudness = switch("norm_loudness", norm_loudness, True)
+        self.conds = self._voice_of(wav_fpath, exaggeration_of(exaggeration), norm_loudness, sample_rate)
 
     @by_name(SpeechArguments)
     def generate(

@@ -135,6 +135,15 @@ def test_the_prompt_is_fifteen_seconds(turbo, turbo_folder):
         assert turbo.t3.cond_len_of(voice.t3) == 1 + speech_tokens
 
 
+def test_the_emotion_that_a_voice_was_given_is_kept_and_changes_nothing(turbo, long_wav, monkeypatch):
+    monkeypatch.setattr(turbo, "_conds", turbo.conds)
+    turbo.prepare_conditionals(long_wav)
+    assert turbo.conds.t3.emotion_adv.item() == 0.5
+    spoken = say(turbo)
+    turbo.prepare_conditionals(long_wav, exaggeration=0.9)
+    assert turbo.conds.t3.emotion_adv.item() == pytest.approx(0.9) and torch.equal(say(turbo), spoken)
+
+
 def test_a_short_reference_is_refused(turbo, reference_wav):
     with pytest.raises(ValueError, match=r"reference audio is 2.0 s long; this model needs more than 5 s of speech"):
         say(turbo, audio_prompt_path=reference_wav)
