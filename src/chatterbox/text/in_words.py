@@ -133,7 +133,8 @@ def _speller(language: str) -> Callable[..., str] | None:
     """num2words for a language; None, with a warning, once a process, where there is none."""
     try:
         library: Any = importlib.import_module("num2words")
-        library.num2words(1, lang=language)
+        name = "dk" if language == "da" and "dk" in library.CONVERTER_CLASSES else language  # Danish before 0.5.14
+        library.num2words(1, lang=name)
     except ImportError:
         logger.warning("num2words is not installed: numbers stay in digits, which the voice reads badly; %s", EXTRA)
         return None
@@ -142,7 +143,7 @@ def _speller(language: str) -> Callable[..., str] | None:
         return None
 
     def spell(number: int | float | str, to: str = "cardinal", **options: Any) -> str:
-        words: str = library.num2words(number, lang=language, to=to, **options)
+        words: str = library.num2words(number, lang=name, to=to, **options)
         return re.sub(r"\s+", " ", words).strip()
 
     return spell
