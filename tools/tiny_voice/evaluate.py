@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,10 +20,6 @@ import librosa
 import numpy as np
 import torch
 
-from chatterbox.config import KVCacheConfig
-from chatterbox.engine.decode import decoder_on
-from chatterbox.engine.engine import DecodeEngine
-from chatterbox.engine.request import Request, allocate_cache, required_capacity
 from chatterbox.evaluation.meters import METERS, RATE, Score, Spoken, at_rate, interval, scores_of
 from chatterbox.evaluation.prosody import pitch
 from chatterbox.synthesis.request import SynthesisRequest
@@ -69,33 +65,19 @@ class Speaker:
     def __post_init__(self) -> None:
         self.reference = speak(REFERENCE_TEXT, self.teacher)[0]
 
-    def say(self, text: str, exaggeration: float = 0.5) -> np.ndarray:
-        wav = self.tts.generate(text, exaggeration=exaggeration, seed=SEED, watermark=False)
-        return at_rate(wav[0].numpy(), self.tts.sr)
-
-    def speech_tokens(self, text: str) -> list[int]:
-        """What T3 draws for ``text``, all its parts in a row."""
+    def say(self, text: str, exaggeration: float = 0.5) -> tuple[np.ndarray, list[int]]:
+        """What is heard, at `RATE`, and the speech tokens of all its parts in a row."""
         tts = self.tts
         assert tts.conds is not None
-        spoken = SynthesisRequest(text, tts.conds, tts.sampling, seed=SEED)
-        return [token for request in tts.synthesizer.decode_requests(spoken) for token in self._drawn(request)]
+        request = SynthesisRequest(text, tts.conds, tts.sampling, exaggeration=exaggeration, seed=SEED, watermark=False)
+        result = tts.synthesizer.speak(request)
+        return at_rate(result.audio[0].numpy(), result.sample_rate), result.speech_tokens.tolist()
 
     def spoken(self, text: str) -> Spoken:
         words = in_words(text)
         taught, phones, _ = speak(words, self.teacher)
-        said = named_phones(self.speech_tokens(text))
-        return Spoken(words, self.say(text), taught, self.reference, (phones_of(phones), said))
-
-    def _drawn(self, request: Request) -> Iterator[int]:
-        t3 = self.tts.t3
-        cache = allocate_cache(t3, request.num_rows, required_capacity(t3, request), KVCacheConfig())
-        engine = DecodeEngine(t3, decoder_on(t3, cache))
-        engine.join(request)
-        while engine.num_requests:
-            result = engine.step()
-            for error in result.failed.values():
-                raise error
-            yield from (token for _, token in result.tokens)
+        wav, speech_tokens = self.say(text)
+        return Spoken(words, wav, taught, self.reference, (phones_of(phones), named_phones(speech_tokens)))
 
 
 def of_teacher(spoken: Spoken) -> Spoken:
@@ -132,7 +114,7 @@ def evaluate(speaker: Speaker, name: str, limit: int | None, names: Sequence[str
 def emotion(speaker: Speaker, limit: int | None) -> dict[str, dict[str, float]]:
     """Seconds against the least exaggeration, and the deviation of F0 in semitones, by exaggeration."""
     texts = evaluation_set("everyday")[: min(NUM_EMOTIONAL, limit or NUM_EMOTIONAL)]
-    said = {value: [speaker.say(text, value) for text in texts] for value in EMOTIONS}
+    said = {value: [speaker.say(text, value)[0] for text in texts] for value in EMOTIONS}
     whole = {value: sum(map(len, wavs)) for value, wavs in said.items()}
     return {
         f"{value:g}": {
