@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from chatterbox.runtime.files import for_soundfile
+
 AudioFile = str | os.PathLike[str] | BinaryIO
 
 _BLOCK_FRAMES = 1 << 12  # a file that was cut off loses no more than one
@@ -48,7 +50,7 @@ def decoder(file: AudioFile, name: str, on_cut: Callable[[float], None]) -> Iter
     else:
         file.seek(0)
     try:
-        source = soundfile.SoundFile(_named(file))
+        source = soundfile.SoundFile(for_soundfile(file) if isinstance(file, (str, os.PathLike)) else file)
     except (soundfile.SoundFileError, TypeError) as error:
         other = _other_decoder(file) if isinstance(file, (str, os.PathLike)) else None
         if other is None:
@@ -107,11 +109,6 @@ def _check_path(path: str | os.PathLike[str], name: str) -> None:
         raise FileNotFoundError(f"{name} does not exist; give the path of an audio file")
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder; give the path of an audio file")
-
-
-def _named(file: AudioFile) -> Any:
-    """``file`` as soundfile takes it: it cannot encode every name that a file may have."""
-    return os.fsencode(file) if isinstance(file, (str, os.PathLike)) and os.name == "posix" else file
 
 
 def _blocks(source: Any, file: AudioFile, on_cut: Callable[[float], None]) -> Iterator[np.ndarray]:

@@ -3,7 +3,7 @@
 Owns: the form, and the plain matrix it stands for. Does not know: which module has such a table; what the parts mean.
 
 A token ``t`` of S * S has the first symbol ``t % S`` and the second ``t // S``. The file has, in place of
-``NAME.weight``, six tensors ``NAME.code_table.PART``; see :func:`code_table`. `tiny` is stored so (8 MB less).
+``NAME.weight``, six tensors ``NAME.code_table.PART``; see :func:`code_table`. `tools.tiny_voice` exports such files.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.output import checked_path
 from chatterbox.cli.sinks import SAMPLE_RATE, Sink, naming, wav_header, write_all
-from chatterbox.runtime.files import is_written_through, whole
+from chatterbox.runtime.files import for_soundfile, is_written_through, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,12 +127,11 @@ def _encode(target: Path | io.BytesIO, samples: np.ndarray, sample_rate: int, ki
             file.write(samples[start : start + BLOCK_LEN])
 
 
-def _sound(target: Path | io.BytesIO | bytes, sample_rate: int, kind: Encoding) -> Any:
+def _sound(target: Path | io.BytesIO, sample_rate: int, kind: Encoding) -> Any:
     import soundfile
 
-    if isinstance(target, Path) and os.name == "posix":  # soundfile cannot encode every name that a file may have
-        target = os.fsencode(target)
-    return soundfile.SoundFile(target, "w", sample_rate, 1, kind.subtype, format=kind.format)
+    file = for_soundfile(target) if isinstance(target, Path) else target
+    return soundfile.SoundFile(file, "w", sample_rate, 1, kind.subtype, format=kind.format)
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -78,8 +78,7 @@ def drop_output() -> None:
 
 
 def open_standard_files() -> None:
-    """Those that are closed become the null device: the next file opened would have their number. What standard output
-    cannot encode is shown as an escape.
+    """Those that are closed become the null device: the next file opened would have their number.
 
     ``sys.stdin`` and ``sys.stdout`` stay None where they are closed, for a command must not take them for open. What a
     terminal's encoding lacks, a name of other letters for one, is written as an escape, as on standard error.

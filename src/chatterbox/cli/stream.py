@@ -69,10 +69,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         if pieces is not None and sys.stdin.isatty():
             report.clear()
             tell("type; each line is spoken, and an end of file (Ctrl-D) ends it")
-        try:
-            metrics = _spoken(speaker, text if pieces is None else pieces, sink, report)
-        except BrokenPipeError:
-            return 0  # who reads the output has enough
+        metrics = _spoken(speaker, text if pieces is None else pieces, sink, report)
     tell(printable(f"{out}: {metrics.summary()}, model {config.model.source}"))
     return 0
 

@@ -72,6 +72,11 @@ def replacing(target: Path, suffix: str, *, mode: int) -> Iterator[Path]:
             shutil.copyfile(part, target)  # a mount of its own, as containers have them, which nothing can replace
 
 
+def for_soundfile(path: str | os.PathLike[str]) -> bytes | str | os.PathLike[str]:
+    """``path`` as soundfile takes it, which cannot encode every name that a file may have."""
+    return os.fsencode(path) if os.name == "posix" else path
+
+
 def is_written_through(path: Path) -> bool:
     """Whether ``path`` is a pipe, a device or the like, or a link to one: written to as it is, never replaced."""
     try:
