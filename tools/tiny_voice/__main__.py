@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from tools.tiny_voice.corpus import (
 from tools.tiny_voice.export import export, trained_flow, warm_start
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, train
 from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterance, Utterances, load
-from tools.tiny_voice.teacher import build, rotate
+from tools.tiny_voice.teacher import VOICES, build, rotate
 from tools.tiny_voice.tiny import DEFAULT_VOICE, TINY
 
 NUM_FLITE, NUM_FESTIVAL, NUM_KOKORO, NUM_HELD_OUT = 4800, 1200, 2400, 160  # recordings, of all their voices
@@ -130,17 +131,22 @@ def speaker_banks(work: Path, recordings: Recordings) -> tuple[SpeakerBank, Spea
     return SpeakerBank(voices), SpeakerBank(xvectors)
 
 
-def flow_mels(work: Path, recordings: Recordings) -> list[Tensor]:
-    """What the trained flow makes of the recordings, once per state of it and kept in ``work``; nothing before it."""
+def flow_mels(work: Path, recordings: Recordings) -> dict[int, Tensor]:
+    """What the trained flow makes of recordings, once per state of it and kept in ``work``; nothing before it.
+
+    All of the default voice, and as many of the others, drawn from all of them, as `NUM_MADE_MELS` leaves.
+    """
     from tools.tiny_voice.flow import resynthesize
 
     flow_path, path = work / "flow.pt", work / "flow_mels.pt"
     if not flow_path.exists():
-        return []
+        return {}
     _, xvectors = speaker_banks(work, recordings)
     if not path.exists() or path.stat().st_mtime < flow_path.stat().st_mtime:
-        flow = trained_flow(work)
-        torch.save(resynthesize(flow, recordings, xvectors, min(NUM_MADE_MELS, len(recordings))), path)
+        default = recordings.by_voice[VOICES.index(DEFAULT_VOICE)][:NUM_MADE_MELS]
+        others = [int(i) for i in np.random.default_rng(3).permutation(len(recordings)) if int(i) not in set(default)]
+        chosen = [*default, *others[: NUM_MADE_MELS - len(default)]]
+        torch.save(resynthesize(trained_flow(work), recordings, xvectors, chosen), path)
     return torch.load(path, weights_only=True)
 
 

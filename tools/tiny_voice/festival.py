@@ -16,6 +16,7 @@ from tools.tiny_voice.speech import Speech
 
 RATE = 24_000  # the voice speaks at 32 kHz
 VOICES = ("slt-hts",)
+MOST_TEXTS = 100  # of a process
 
 _PROGRAM = """
 (voice_cmu_us_slt_arctic_hts)
@@ -68,6 +69,12 @@ def read(texts: Sequence[str]) -> list[list[Segment]]:
 
 
 def _run(calls: Sequence[str], texts: Sequence[str]) -> list[list[Segment]]:
+    """A process for each few, as it keeps memory for every text and dies in the end."""
+    portions = range(0, len(calls), MOST_TEXTS)
+    return [found for i in portions for found in _run_portion(calls[i : i + MOST_TEXTS], texts[i : i + MOST_TEXTS])]
+
+
+def _run_portion(calls: Sequence[str], texts: Sequence[str]) -> list[list[Segment]]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "say.scm"
         script.write_text("\n".join([_PROGRAM, *calls]) + "\n")
@@ -80,7 +87,7 @@ def _run(calls: Sequence[str], texts: Sequence[str]) -> list[list[Segment]]:
     reports = done.stdout.split("=\n")[1:]
     if done.returncode or len(reports) != len(texts):
         text = texts[min(len(reports), len(texts) - 1)]
-        raise RuntimeError(f"festival failed at {text!r}: {done.stderr.strip()[:200]}")
+        raise RuntimeError(f"festival ended with {done.returncode} at {text!r}: {done.stderr.strip()[:200]}")
     return [_segments(report) for report in reports]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -120,15 +120,15 @@ class FlowStage(Stage[FlowBatch]):
 
 @torch.inference_mode()
 def resynthesize(
-    flow: CausalMaskedDiffWithXvec, recordings: Recordings, speakers: SpeakerBank, count: int
-) -> list[Tensor]:
-    """Mels (80, frames) in half precision of the first ``count`` recordings as the flow speaks their speech tokens.
+    flow: CausalMaskedDiffWithXvec, recordings: Recordings, speakers: SpeakerBank, indices: Iterable[int]
+) -> dict[int, Tensor]:
+    """Mels (80, frames) in half precision, by recording, as the flow speaks the speech tokens of ``indices``.
 
     Natural speed, each prompted with another recording of its voice.
     """
     rng = np.random.default_rng(2)
-    made = []
-    for index in range(count):
+    made = {}
+    for index in indices:
         voice = recordings.voice(index)
         prompt = recordings.by_voice[voice][int(rng.integers(len(recordings.by_voice[voice])))]
         prompt_tokens, prompt_mel = read(recordings, prompt, NATURAL_SPEED)
@@ -137,7 +137,7 @@ def resynthesize(
         mel, _ = flow.inference(
             speech_tokens, None, prompt_tokens[None], None, prompt_mel.T[None], None, embedding, True
         )
-        made.append(mel[0].half())
+        made[index] = mel[0].half()
     return made
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
 import torch
+from scipy.signal import medfilt
 from torch import Tensor
 
 from tools.tiny_voice.speech import PHONES
@@ -30,6 +32,7 @@ from tools.tiny_voice.tiny import (
 LEAD_SECONDS = 0.10  # silence kept before and after an utterance
 TAIL_SECONDS = 0.14
 TRACK_RATE = 100  # pitch estimates a second
+SMOOTHED = 5  # of them, by their median
 CHARACTER_IDS = {c: i for i, c in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
 
 
@@ -92,10 +95,22 @@ def load(folder: Path) -> list[Utterance]:
 
 
 def trimmed_symbols(
-    utterance: Utterance, scale: PitchScale, *, stretch: float = 1.0, spread: float = 1.0
+    utterance: Utterance,
+    scale: PitchScale,
+    *,
+    stretch: float = 1.0,
+    spread: float = 1.0,
+    rhythm: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """(2 * tokens,) symbols of the trimmed utterance, ``stretch`` times as long, its pitch range ``spread`` times."""
+    """(2 * tokens,) symbols of the trimmed utterance, ``stretch`` times as long, its pitch range ``spread`` times.
+
+    ``rhythm`` is the deviation of the logarithm of a factor that ``rng`` draws for the duration of each phone.
+    """
     phones, ends, pitch, _, _ = utterance.trimmed()
+    if rng is not None:
+        lengths = np.diff(ends, prepend=0.0) * np.exp(rhythm * rng.standard_normal(len(ends)))
+        ends = np.cumsum(lengths) * (ends[-1] / lengths.sum())
     return frame_symbols(phones, ends * stretch, scale.standardize(pitch, utterance.voice), spread=spread)
 
 
@@ -129,9 +144,9 @@ class Utterances:
         item = self._items[index]
         return len(item.text) + int(25 * item.ends[-1]) + 10
 
-    def speech_tokens(self, index: int, *, stretch: float = 1.0, spread: float = 1.0) -> np.ndarray:
-        """(N,) speech tokens at 25 Hz, ``stretch`` times as long as spoken."""
-        return to_speech_tokens(trimmed_symbols(self._items[index], self._scale, stretch=stretch, spread=spread))
+    def speech_tokens(self, index: int, **changes: Any) -> np.ndarray:
+        """(N,) speech tokens at 25 Hz, as spoken but for ``changes``, the options of :func:`trimmed_symbols`."""
+        return to_speech_tokens(trimmed_symbols(self._items[index], self._scale, **changes))
 
     def near(self, anchor: int, size: int, rng: np.random.Generator) -> list[int]:
         """``anchor`` and ``size - 1`` others of about its length."""
@@ -204,7 +219,7 @@ class Recordings:
             wav, rate = self._samples(index), self._items[index].rate
             if rate != SAMPLE_RATE:
                 wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_mq")
-            self._tracks[index] = np.nan_to_num(track_pitch(wav))
+            self._tracks[index] = medfilt(np.nan_to_num(track_pitch(wav)), SMOOTHED)
         track, (_, _, _, begin, _) = self._tracks[index], self._items[index].trimmed()
         seconds = begin + (np.arange(num_frames) + 0.5) * SECONDS_PER_FRAME * SPEEDS[speed]
         nearest = np.minimum(np.rint(seconds * TRACK_RATE).astype(int), len(track) - 1)

@@ -38,6 +38,7 @@ class T3Recipe:
     max_batch: int = 16
     unconditional_share: float = 0.12  # text embedding zeroed, as guidance does at inference
     emotional_share: float = 0.5
+    emotional_rhythm: float = 0.35  # so that what was heard does not tell the tempo, and emotion must
     corrupted_share: float = 0.06
     joined_share: float = 0.25  # batches of several sentences, half `history`, half `append`
     single_only_steps: int = 1500
@@ -48,7 +49,7 @@ class T3Recipe:
 
 def stretch_of(emotion: float) -> float:
     """Duration factor of an exaggeration: livelier is faster."""
-    return 1.0 - 0.3 * (emotion - NEUTRAL_EMOTION)
+    return 1.0 - 0.45 * (emotion - NEUTRAL_EMOTION)
 
 
 def spread_of(emotion: float) -> float:
@@ -172,14 +173,18 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         sequences, voices, emotions = [], [], []
         for index in source.near(anchor, size, rng):
             voice = source.voice(index)
-            emotion = NEUTRAL_EMOTION
+            emotion, changes = NEUTRAL_EMOTION, {}
             if not plain and rng.random() < recipe.emotional_share:
                 emotion = float(rng.uniform(0.25, 1.25))
+                changes = {
+                    "stretch": stretch_of(emotion),
+                    "spread": spread_of(emotion),
+                    "rhythm": recipe.emotional_rhythm,
+                    "rng": rng,
+                }
             chosen = [index, *source.same_voice(voice, parts - 1, rng)]
             texts = [source.text_ids(i) for i in chosen]
-            speech_tokens = [
-                source.speech_tokens(i, stretch=stretch_of(emotion), spread=spread_of(emotion)) for i in chosen
-            ]
+            speech_tokens = [source.speech_tokens(i, **changes) for i in chosen]
             if layout == "history":
                 texts, speech_tokens = [source.join_texts(texts)], [np.concatenate(speech_tokens)]
             sequence = Sequence([], [], [], [], [])

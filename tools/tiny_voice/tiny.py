@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from chatterbox.config import SamplingConfig
 from chatterbox.models.config import (
     CAMPPlusConfig,
@@ -64,20 +62,20 @@ TINY = ModelConfig(
                 channels=160, num_mid_blocks=1, num_transformers=1, num_heads=2, feed_forward_factor=2
             ),
         ),
-        # Few frames of many channels and many bins: on a CPU faster than six thousand a second of sixteen. All phases:
-        # within one radian, the bins at multiples of the frame rate only ever add up, to a tone.
+        # What speech needs of harmonics and noise is made, not learnt: the network says how to filter them.
         vocoder=HiFTConfig(
+            excitation="pulses",
+            num_harmonics=1,
             base_channels=256,
             f0_channels=96,
-            upsample_rates=(5, 4),
-            upsample_kernels=(11, 8),
+            upsample_rates=(4,),
+            upsample_kernels=(8,),
             resblock_kernels=(3, 7),
             resblock_dilations=(1, 3),
-            source_resblock_kernels=(7, 7),
-            istft_n_fft=96,
-            istft_hop=24,
-            phase_range=math.pi,
-            noise_std=0.01,
+            source_resblock_kernels=(),
+            istft_n_fft=480,
+            istft_hop=120,
+            voiced_threshold=40.0,
         ),
     ),
     voice_encoder=VoiceEncoderConfig(hidden_size=64, num_layers=2, embed_size=64),

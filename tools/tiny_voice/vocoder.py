@@ -10,13 +10,14 @@ brings.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chatterbox.audio.recordings import mel_filters
 from chatterbox.models.config import HiFTConfig
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from chatterbox.models.s3gen.mel import mel_spectrogram
@@ -24,11 +25,14 @@ from tools.tiny_voice.loop import Schedule, Stage
 from tools.tiny_voice.recordings import Recordings
 from tools.tiny_voice.tiny import NATURAL_SPEED
 
-STFT_SIZES = (128, 256, 512, 1024, 2048)
+STFT_SIZES = (128, 256, 512, 1024)  # longer ones would have F0 truer than it is known
 MAGNITUDE_FLOOR = 1e-3
 LINEAR_WEIGHT = 0.5  # of relative linear magnitudes against a nat of log magnitude
+MEL_FFT, MEL_HIGHEST = 1920, 8000.0  # of S3Gen's mel
 MADE_SHARE = 0.8  # of the rows for which the flow's mel is known
 LARGEST_NOISE = 0.1  # nats
+CLEAR = -3.0  # logit of the share of noise before training
+FIRST_ANSWER = 0.1  # of its usual scale: what the network adds to the mel's own envelope before training
 F0_SCALE = 40.0  # Hz of error that cost as much as a nat of log magnitude
 
 
@@ -51,15 +55,16 @@ class VocoderStage(Stage[VocoderBatch]):
         held_out: Recordings,
         schedule: Schedule,
         *,
-        made_mels: Sequence[Tensor] = (),
-        batch: int = 6,
-        crop_frames: int = 28,
+        made_mels: Mapping[int, Tensor] | None = None,
+        batch: int = 4,
+        crop_frames: int = 32,
     ) -> None:
-        """``made_mels``: (80, frames) at natural speed of the first recordings, see :func:`flow.resynthesize`."""
-        self.made_mels = made_mels
+        """``made_mels``: (80, frames) at natural speed by recording, see :func:`flow.resynthesize`."""
+        self.made_mels = made_mels or {}
         self.recordings, self.held_out_recordings, self.schedule = recordings, held_out, schedule
         self.batch, self.crop_frames = batch, crop_frames
         self.module = HiFTGenerator(config)
+        start_from_mel(self.module)
 
     def draw(self, rng: np.random.Generator, step: int) -> VocoderBatch:
         return self._draw(self.recordings, rng)
@@ -70,7 +75,9 @@ class VocoderStage(Stage[VocoderBatch]):
             yield "", self._draw(self.held_out_recordings, rng)
 
     def loss(self, batch: VocoderBatch) -> tuple[Tensor, dict[str, float]]:
-        source = self.module.source(torch.cat([batch.f0, batch.f0]))
+        # Nobody knows where in its turn the voice was, so each answer begins anywhere.
+        rows = [self.module.source(f0[None], turns=float(torch.rand(()))) for f0 in (*batch.f0, *batch.f0)]
+        source = torch.cat(rows)
         answers = self.module.decode(torch.cat([batch.mel, batch.mel]), source)
         wanted, one, other = (spectra(wav) for wav in (batch.wav, *answers.chunk(2)))
         near = distance(one, wanted) + distance(other, wanted)
@@ -101,12 +108,32 @@ class VocoderStage(Stage[VocoderBatch]):
 
     def _mel(self, source: Recordings, index: int, speed: int, audio: Tensor, rng: np.random.Generator) -> Tensor:
         """Mel (80, frames) of a recording: the flow's where there is one, mostly, else the true one and some noise."""
-        known = source is self.recordings and speed == NATURAL_SPEED and index < len(self.made_mels)
+        known = source is self.recordings and speed == NATURAL_SPEED and index in self.made_mels
         if known and rng.random() < MADE_SHARE:
             return self.made_mels[index].float()
         mel = mel_spectrogram(audio[None])[0]
         noise = torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
         return mel + float(rng.uniform(0, LARGEST_NOISE)) * noise
+
+
+@torch.no_grad()
+def start_from_mel(vocoder: HiFTGenerator) -> None:
+    """Let the filter be the mel's own envelope, with little noise, from the first step on."""
+    config, envelope = vocoder.config, vocoder.envelope
+    filters = mel_filters(config.sample_rate, MEL_FFT, config.num_mels, 0.0, MEL_HIGHEST).double().numpy()
+    size = filters.sum(axis=1)
+    centres = filters @ np.linspace(0, config.sample_rate / 2, filters.shape[1]) / size  # (mels,) Hz
+    bins = np.linspace(0, config.sample_rate / 2, config.istft_n_fft // 2 + 1)
+    weights = np.stack([np.interp(bins, centres, unit) for unit in np.eye(config.num_mels)], axis=1)  # (bins, mels)
+    # The mel of noise of unit power: the window's norm times the mean magnitude of a complex normal number.
+    unit_mel = np.log(size * np.sqrt(3 / 8 * MEL_FFT) * np.sqrt(np.pi) / 2)
+    assert envelope.bias is not None
+    envelope.weight.zero_()
+    envelope.bias.zero_()
+    envelope.weight[: len(bins), :, 0] = torch.from_numpy(weights)
+    envelope.bias[: len(bins)] = torch.from_numpy(-weights @ unit_mel)
+    envelope.bias[2 * len(bins) :] = CLEAR
+    vocoder.conv_post.get_parameter("parametrizations.weight.original0").mul_(FIRST_ANSWER)
 
 
 def spectra(wav: Tensor) -> list[Tensor]:

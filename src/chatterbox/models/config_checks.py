@@ -122,8 +122,11 @@ def _check_camp_plus(c: CAMPPlusConfig, where: str) -> None:
 
 
 def _check_vocoder(c: HiFTConfig, where: str) -> None:
+    _require(c.excitation in ("sines", "pulses"), where, '.excitation must be "sines" or "pulses"', c.excitation)
+    if c.excitation == "pulses":
+        _require(c.num_harmonics == 1, where, ".num_harmonics must be 1 with excitation pulses", c.num_harmonics)
     num = len(c.upsample_rates)
-    for name in ("upsample_kernels", "source_resblock_kernels"):
+    for name in ("upsample_kernels", "source_resblock_kernels")[: 1 if c.excitation == "pulses" else 2]:
         value = getattr(c, name)
         _require(len(value) == num, where, f".{name} must be {num}, one for each of upsample_rates", value)
     _require(c.sample_rate == AUDIO_RATE, where, f".sample_rate must be {AUDIO_RATE}", c.sample_rate)

@@ -71,6 +71,8 @@ def refused(folder, content: str) -> str:
         ("s3gen.vocoder.upsample_rates", [1] * 100_000, "must be a list of 64 items at most, got 100000"),
         ("s3gen.vocoder.upsample_rates", [4, 5, 3], "and istft_hop, 4, must multiply to 480, got (4, 5, 3)"),
         ("s3gen.vocoder.source_resblock_kernels", [7], "must be 3, one for each of upsample_rates, got (7,)"),
+        ("s3gen.vocoder.excitation", "saws", 'must be "sines" or "pulses", got \'saws\''),
+        ("s3gen.vocoder.excitation", "pulses", "num_harmonics must be 1 with excitation pulses, got 8"),
         ("s3gen.vocoder.sample_rate", 48_000, "must be 24000, got 48000"),
         ("s3gen.vocoder.istft_n_fft", 10**9, "must be a whole number from 1 to 16384, got 1000000000"),
         ("voice_encoder.n_fft", 10**9, "must be a whole number from 1 to 16384, got 1000000000"),

@@ -23,7 +23,7 @@ from chatterbox.models.config import (
 )
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.encoder import RelativeSelfAttention, relative_positions
-from chatterbox.models.s3gen.hifigan import SineGen
+from chatterbox.models.s3gen.hifigan import PulseSource, SineGen
 from chatterbox.models.s3gen.weight_norm import forget_products
 
 CONFIG = S3GenConfig(
@@ -35,6 +35,21 @@ CONFIG = S3GenConfig(
         estimator=EstimatorConfig(channels=64, num_mid_blocks=2, num_transformers=1, num_heads=2, head_dim=16),
     ),
     vocoder=HiFTConfig(base_channels=32, f0_channels=32),
+)
+PULSED = replace(
+    CONFIG,
+    vocoder=HiFTConfig(
+        excitation="pulses",
+        num_harmonics=1,
+        base_channels=32,
+        f0_channels=32,
+        upsample_rates=(4,),
+        upsample_kernels=(8,),
+        resblock_kernels=(3,),
+        source_resblock_kernels=(),
+        istft_n_fft=480,
+        istft_hop=120,
+    ),
 )
 HOP = CONFIG.vocoder.hop_len
 SAMPLES_PER_TOKEN = 2 * HOP
@@ -442,6 +457,74 @@ def test_sines_are_harmonics_of_f0_where_there_is_voice() -> None:
         torch.testing.assert_close(sines[0, index, :1_200], expected, rtol=0, atol=1e-4)
     assert voiced[0, 0].tolist() == [1.0] * 1_200 + [0.0] * 1_200
     assert not sines[..., 1_200:].any()
+
+
+def test_pulses_are_all_harmonics_of_f0_and_noise_is_where_there_is_no_voice() -> None:
+    f0 = torch.full((1, 1, 24_000), 120.0)
+    f0[..., 12_000:] = 10.0  # the threshold itself is unvoiced
+    noise = torch.randn(1, 2, 24_000, generator=seeded())
+    source = PulseSource(PULSED.vocoder)(f0, noise)
+    assert torch.equal(source[:, 1], noise[:, 1]) and torch.equal(source[:, 0, 12_000:], noise[:, 0, 12_000:])
+    voiced = source[0, 0, :12_000]
+    assert voiced.square().mean() == pytest.approx(1.0, rel=0.01)
+    spectrum = torch.fft.rfft(voiced.double()).abs()  # bins of 2 Hz
+    harmonics = spectrum[60:6_000:60].clone()
+    torch.testing.assert_close(harmonics, harmonics.mean().expand_as(harmonics), rtol=1e-3, atol=0)
+    spectrum[::60] = 0
+    assert spectrum.max() < 1e-3 * harmonics.mean()  # nothing between them: no aliases
+    # They go on where others were.
+    head = PulseSource(PULSED.vocoder)(f0[..., :5_000], noise[..., :5_000])
+    rest = PulseSource(PULSED.vocoder)(f0[..., 5_000:], noise[..., 5_000:], turns=120.0 * 5_000 / S3GEN_SR)
+    torch.testing.assert_close(torch.cat([head, rest], dim=2), source, rtol=0, atol=2e-3)
+
+
+def test_pulses_and_noise_are_mixed_and_filtered() -> None:
+    """With all of one or of the other, whatever the mel, the waveform is that channel, as loud as the gain says."""
+    vocoder = build(config=PULSED).mel2wav
+    source = vocoder.source(torch.full((1, 10), 120.0), noise=torch.randn(1, 2, 10 * HOP, generator=seeded()))
+    assert source.shape == (1, 2, 10 * HOP)
+    for channel, logit in ((0, -40.0), (1, 40.0)):
+        with torch.no_grad():
+            vocoder.conv_post.parametrizations.weight.original0.zero_()
+            vocoder.conv_post.bias.zero_()
+            vocoder.envelope.weight.zero_()
+            vocoder.envelope.bias.copy_(torch.tensor([-4.0, 0.0, logit]).repeat_interleave(241))
+            wav = vocoder.decode(torch.randn(1, 80, 10, generator=seeded()), source)
+        torch.testing.assert_close(wav[0], torch.e**-4 * source[0, channel], rtol=0, atol=1e-5)
+
+
+def test_the_envelope_of_pulses_is_between_mel_frames() -> None:
+    vocoder = build(config=PULSED).mel2wav
+    ramp = torch.arange(6.0)[None, None]
+    places = (torch.arange(25) / 4 - 0.5).clamp(0, 5)  # frames are in the middle of hops, the STFT's at their edges
+    torch.testing.assert_close(vocoder._at_frames(ramp)[0, 0, 1:-1], places[1:-1], rtol=0, atol=0.07)
+
+
+def test_a_row_of_a_padded_batch_of_pulses_sounds_as_it_does_alone() -> None:
+    vocoder = build(config=PULSED).mel2wav
+    mel, lengths = torch.randn(3, 80, 9, generator=seeded()), torch.tensor([9, 4, 0])
+    with torch.no_grad():
+        vocoder.f0_predictor.classifier.bias.fill_(150.0)
+    noise = torch.randn(3, 2, 9 * HOP, generator=seeded())
+    wavs, sources = vocoder.inference(mel, lengths=lengths, noise=noise)
+    assert sources.shape == (3, 2, 9 * HOP) and not wavs[1, 4 * HOP :].any() and not wavs[2].any()
+    alone, source = vocoder.inference(mel[1:2, :, :4], noise=noise[1:2, :, : 4 * HOP])
+    torch.testing.assert_close(wavs[1:2, : 4 * HOP], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sources[1:2, :, : 4 * HOP], source, rtol=0, atol=1e-5)
+    assert source[:, 0].any()
+    # A cached source is what was said before, of both kinds.
+    _, again = vocoder.inference(mel[1:2, :, :4], source[..., :HOP], noise=noise[:1, :, : 4 * HOP])
+    assert torch.equal(again[..., :HOP], source[..., :HOP]) and not torch.equal(again, source)
+
+
+def test_gradients_reach_every_weight_of_a_vocoder_of_pulses() -> None:
+    vocoder = build(config=PULSED).train().mel2wav
+    mel = torch.randn(2, 80, 6, generator=seeded())
+    f0 = vocoder.f0_predictor(mel)
+    wav = vocoder.decode(mel, vocoder.source(f0.detach() + 200, generator=seeded()))
+    (f0.mean() + wav.square().mean()).backward()
+    for name, weight in vocoder.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.any(), name
 
 
 def test_half_precision_keeps_the_ids(s3gen: S3Gen) -> None:

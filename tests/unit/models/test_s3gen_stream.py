@@ -12,7 +12,7 @@ from chatterbox import ChatterboxTTS
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.stream import HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
-from tests.unit.models.test_s3gen import HOP, SAMPLES_PER_TOKEN, build, make_ref
+from tests.unit.models.test_s3gen import HOP, PULSED, SAMPLES_PER_TOKEN, build, make_ref
 
 CUTS = [(13, 20, 25), (1,) * 60, (4, 1, 1, 40), (30, 30), (59,), (3, 57)]
 
@@ -56,11 +56,14 @@ def test_what_a_piece_sees_again_is_the_prompt_and_the_context(s3gen: S3Gen) -> 
     assert stream.num_seen_again == prompt_len(reference) + 8
 
 
-@pytest.mark.parametrize("meanflow", [False, True], ids=["standard", "meanflow"])
+MODELS = {"standard": build, "meanflow": lambda: build(True), "pulses": lambda: build(config=PULSED)}
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("extra_frames", [0, 1])
 @pytest.mark.parametrize("cuts", CUTS, ids=len)
-def test_pieces_are_as_long_as_the_whole(meanflow: bool, extra_frames: int, cuts: tuple[int, ...]) -> None:
-    model, reference = build(meanflow), make_ref(extra_frames=extra_frames)
+def test_pieces_are_as_long_as_the_whole(kind: str, extra_frames: int, cuts: tuple[int, ...]) -> None:
+    model, reference = MODELS[kind](), make_ref(extra_frames=extra_frames)
     whole = S3GenStream(model, reference, seed=1).finish(speech_tokens())
     said = pieces(S3GenStream(model, reference, seed=1, context_len=8), speech_tokens(), cuts)
     assert torch.cat(said, dim=1).shape == whole.shape == (1, 60 * SAMPLES_PER_TOKEN - extra_frames * HOP)

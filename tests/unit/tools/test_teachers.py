@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,8 +43,21 @@ def test_what_the_front_end_reports(monkeypatch):
 @pytest.mark.parametrize(("stdout", "code"), [("", 255), (REPORT, 255), (REPORT, 0)])
 def test_a_text_that_fails_is_named(monkeypatch, stdout, code):
     answer(monkeypatch, stdout, code)
-    with pytest.raises(RuntimeError, match=r"festival failed at '(One|Two)\.': SIOD ERROR"):
+    with pytest.raises(RuntimeError, match=rf"festival ended with {code} at '(One|Two)\.': SIOD ERROR"):
         festival.read(["One.", "Two."])
+
+
+def test_many_texts_are_read_by_several_processes(monkeypatch):
+    """One that reads a thousand dies."""
+    monkeypatch.setattr(festival, "MOST_TEXTS", 2)
+    asked: list[int] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        asked.append(Path(command[-1]).read_text().count('(chatterbox_read "'))
+        return subprocess.CompletedProcess(command, 0, asked[-1] * REPORT, "")
+
+    monkeypatch.setattr(festival.subprocess, "run", run)
+    assert len(festival.read(["Hello."] * 5)) == 5 and asked == [2, 2, 1]
 
 
 def test_without_the_program_the_package_is_named(monkeypatch):

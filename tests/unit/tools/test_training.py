@@ -30,6 +30,7 @@ from tools.tiny_voice.recordings import (
     Utterance,
     Utterances,
     encode_text,
+    trimmed_symbols,
 )
 from tools.tiny_voice.speech import PHONES
 from tools.tiny_voice.tables import compact_state, factorize, fit
@@ -107,6 +108,18 @@ def test_pitch_levels(z: float, spread: float, level: int) -> None:
 def test_emotion_makes_speech_faster_and_livelier() -> None:
     assert stretch_of(NEUTRAL_EMOTION) == spread_of(NEUTRAL_EMOTION) == 1.0
     assert stretch_of(1.0) < 1.0 < spread_of(1.0)
+
+
+def test_a_drawn_rhythm_keeps_phones_and_length() -> None:
+    spoken, scale = utterance(0), PitchScale(np.zeros(len(VOICES)), np.ones(len(VOICES)))
+    plain = trimmed_symbols(spoken, scale)
+    drawn = [trimmed_symbols(spoken, scale, rhythm=0.3, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    for symbols in drawn:
+        assert abs(len(symbols) - len(plain)) <= 2 and not np.array_equal(symbols, plain)
+        assert set(symbols) == set(plain)
+    half = trimmed_symbols(spoken, scale, stretch=0.5, rhythm=0.3, rng=np.random.default_rng(1))
+    assert len(half) == pytest.approx(len(plain) / 2, abs=2)
 
 
 def test_segment_layout() -> None:
@@ -307,14 +320,15 @@ def recordings() -> Recordings:
 def test_resynthesis_has_the_frames_of_the_speech_tokens(recordings: Recordings) -> None:
     torch.manual_seed(0)
     speakers = SpeakerBank(torch.randn(len(VOICES), 5, 3, TINY.s3gen.flow.speaker_embed_size))
-    made = resynthesize(CausalMaskedDiffWithXvec(TINY.s3gen.flow).eval(), recordings, speakers, count=3)
+    made = resynthesize(CausalMaskedDiffWithXvec(TINY.s3gen.flow).eval(), recordings, speakers, (0, 2, 1))
     lengths = [2 * len(recordings.speech_tokens(i, NATURAL_SPEED)) for i in range(3)]
-    assert [m.shape for m in made] == [(80, n) for n in lengths]
-    assert all(m.isfinite().all() for m in made)
+    assert {i: m.shape for i, m in made.items()} == {i: (80, n) for i, n in enumerate(lengths)}
+    assert all(m.isfinite().all() for m in made.values())
 
 
 def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Recordings) -> None:
-    made = [torch.full((80, 2 * len(recordings.speech_tokens(i, NATURAL_SPEED))), 7.0) for i in range(len(recordings))]
+    lengths = [2 * len(recordings.speech_tokens(i, NATURAL_SPEED)) for i in range(len(recordings))]
+    made = {i: torch.full((80, length), 7.0) for i, length in enumerate(lengths)}
     schedule = Schedule(steps=1, learning_rate=0.0)
     stage = VocoderStage(TINY.s3gen.vocoder, recordings, recordings, schedule, made_mels=made, batch=24, crop_frames=8)
     wavs, mels, f0s = stage.draw(np.random.default_rng(0), 0)

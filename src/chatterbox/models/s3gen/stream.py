@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
+from chatterbox.models.s3gen.hifigan import draw_phase
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.runtime.replaceable import call, replacement
@@ -43,7 +44,7 @@ class FrameNoise:
         self._source = torch.Generator().manual_seed(seed ^ _SOURCE_SEED)
         self._device = s3gen.device
         self._num_harmonics = vocoder.num_harmonics + 1
-        self.phase = s3gen.mel2wav.m_source.l_sin_gen.draw_phase(1, self._source)
+        self.phase = draw_phase(vocoder, 1, self._source)
 
     def mel(self, num_frames: int) -> Tensor:
         """The next frames' (1, num_mels, num_frames)."""
@@ -116,7 +117,7 @@ class S3GenStream:
         # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
         self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0, dtype=torch.float32)
         self._mel_start = 0
-        self._source: Tensor | None = None  # (1, 1, samples) from `_mel_start` up to `_num_spoken`
+        self._source: Tensor | None = None  # (1, C, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
             self._prompt_noise = self._noise.mel(FRAMES_PER_TOKEN * self._prompt_len)
             self._token_noise = self._noise.mel(0)  # from token `_first` on
