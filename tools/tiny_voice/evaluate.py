@@ -28,6 +28,7 @@ from chatterbox.tts import ChatterboxTTS
 from tools.tiny_voice.corpus import EVALUATION_SETS, evaluation_set
 from tools.tiny_voice.speech_tokens import NUM_SYMBOLS, SILENCE, SYMBOL_NAMES, to_symbols
 from tools.tiny_voice.teacher import VOICES, speak
+from tools.tiny_voice.tiny import BUILT_IN_VOICE
 
 REFERENCE_TEXT = "My grandmother keeps seven copper kettles beside the window, and every one of them has a story."
 EMOTIONS, NUM_EMOTIONAL = (0.25, 0.5, 0.75, 1.0), 20
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_voice.evaluate", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--voice", choices=VOICES, default="rms", help="who taught the built-in voice")
+    parser.add_argument("--voice", choices=VOICES, default=BUILT_IN_VOICE, help="who taught the built-in voice")
     parser.add_argument("--sets", nargs="+", choices=EVALUATION_SETS, default=EVALUATION_SETS)
     parser.add_argument("--meters", nargs="+", choices=METERS, default=list(METERS))
     parser.add_argument("--limit", type=int, default=None, help="texts per set, for a quick look")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from chatterbox.checkpoints.code_tables import PARTS, code_table
 from chatterbox.checkpoints.loading import load_s3gen
 from chatterbox.config import to_dict
 from chatterbox.models.config import NUM_SPEECH_TOKENS
@@ -24,14 +26,14 @@ from tools.tiny_voice.loop import Stage, averaged_weights
 from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
 from tools.tiny_voice.tables import SymbolTable, compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
-from tools.tiny_voice.tiny import DEFAULT_VOICE, NATURAL_SPEED, SPECIAL_TOKENS, TINY
+from tools.tiny_voice.tiny import BUILT_IN_VOICE, NATURAL_SPEED, SPECIAL_TOKENS, TINY
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_SECONDS = 4.0
 
 
-def export(work: Path, recordings: Recordings, folder: Path, default_voice: str = DEFAULT_VOICE) -> None:
+def export(work: Path, recordings: Recordings, folder: Path, voice: str = BUILT_IN_VOICE) -> None:
     """Write config.json, tokenizer.json, the three weight files and the built-in voice to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     voice_encoder, s3gen, t3 = assemble(work)
@@ -40,7 +42,7 @@ def export(work: Path, recordings: Recordings, folder: Path, default_voice: str 
     s3gen = load_s3gen(folder / "s3gen.safetensors", torch.device("cpu"), TINY.s3gen)
     (folder / "config.json").write_text(json.dumps(to_dict(TINY), indent=1) + "\n")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_file(), indent=1) + "\n")
-    reference = reference_of(recordings, VOICES.index(default_voice))
+    reference = reference_of(recordings, VOICES.index(voice))
     conditionals = prepare_conditionals(s3gen, voice_encoder, reference, hp=TINY.t3)
     conditionals.save(folder / "conds.safetensors")
     stored = load_file(str(folder / "conds.safetensors"))
@@ -89,8 +91,8 @@ INSIDE, STORED = ".parametrizations.weight.", ".code_table."
 def warm_start(stage: Stage[Any], folder: Path) -> None:
     """Fill a stage's module with an exported folder's weights, so that training goes on without its checkpoint.
 
-    A dense token table of older folders becomes the parts that come nearest to it. What the export leaves out
-    (prototypes, derived buffers) keeps its fresh values.
+    A token table that is dense or of another rank becomes the parts that come nearest to it. What the export leaves
+    out (prototypes, derived buffers) keeps its fresh values.
     """
     for file, module_prefix, key_prefix in PLACES[stage.name]:
         stored = load_file(str(folder / f"{file}.safetensors"))
@@ -99,13 +101,26 @@ def warm_start(stage: Stage[Any], folder: Path) -> None:
                 continue
             name = key_prefix + key.removeprefix(module_prefix)
             table, inside, part = name.partition(INSIDE)
-            if inside and part.startswith(("0.", "original")) and f"{table}.weight" not in stored:
-                part = "special" if part == "original" else part.removeprefix("0.")
-                target.copy_(stored[f"{table}{STORED}{part}"])
-            elif inside and part == "original" and f"{table}.weight" in stored:
-                _fit_table(stage.module.get_submodule(key.partition(INSIDE)[0]), stored[f"{table}.weight"])
-            elif name in stored:
+            if inside and part == "original":  # of all parts, which come together
+                owner = stage.module.get_submodule(key.partition(INSIDE)[0])
+                if f"{table}.weight" in stored:
+                    _fit_table(owner, stored[f"{table}.weight"])
+                else:
+                    _take_table(owner, [stored[f"{table}{STORED}{one}"] for one in PARTS])
+            elif not inside and name in stored:
                 target.copy_(stored[name])
+
+
+def _take_table(module: nn.Module, parts: Sequence[Tensor]) -> None:
+    """The parts themselves, or of another rank what comes nearest to them."""
+    symbols = module.get_submodule("parametrizations.weight.0")
+    assert isinstance(symbols, SymbolTable)
+    if parts[PARTS.index("mix")].shape != symbols.mix.shape:
+        _fit_table(module, code_table(*(part.float() for part in parts)))
+        return
+    module.get_parameter("parametrizations.weight.original").copy_(parts[-1])
+    for name, value in zip(PARTS[:-1], parts, strict=False):
+        symbols.get_parameter(name).copy_(value)
 
 
 def _fit_table(module: nn.Module, weight: Tensor) -> None:
@@ -113,7 +128,7 @@ def _fit_table(module: nn.Module, weight: Tensor) -> None:
     assert isinstance(symbols, SymbolTable)
     missed = fit(symbols, weight)
     module.get_parameter("parametrizations.weight.original").copy_(weight[NUM_SPEECH_TOKENS:])
-    logger.info("a dense code table in parts: misses %.1f%% of its variance", 100 * missed)
+    logger.info("a code table of rank %d misses %.1f%% of its variance", symbols.mix.shape[0], 100 * missed)
 
 
 def compact(module: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ SPEEDS = (0.84, 0.92, 1.0, 1.09, 1.19)
 NATURAL_SPEED = SPEEDS.index(1.0)
 NATURAL_SHARE = 0.6  # of what the stages draw
 
-DEFAULT_VOICE = "kumo"
+BUILT_IN_VOICE = "rms"  # whose voice an export speaks in unless asked
+DEFAULT_VOICE = "kumo"  # whom the stages hear most, and is to follow it
 DEFAULT_SHARE = 0.3  # of what the stages draw is of the default voice, beside what it has of the rest
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-\":;()&%$"

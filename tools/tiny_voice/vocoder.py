@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.audio.recordings import mel_filters
@@ -37,11 +38,13 @@ F0_SCALE = 40.0  # Hz of error that cost as much as a nat of log magnitude
 
 
 class VocoderBatch(NamedTuple):
-    """Crops of recordings."""
+    """Crops of recordings, and all of their mels, of which F0 costs little to learn."""
 
     wav: Tensor  # (B, frames * hop)
     mel: Tensor  # (B, 80, frames), as the vocoder will get it
     f0: Tensor  # (B, frames), true Hz
+    whole_mel: Tensor  # (B, 80, longest)
+    whole_f0: Tensor  # (B, longest), NaN behind the end
 
 
 class VocoderStage(Stage[VocoderBatch]):
@@ -82,7 +85,8 @@ class VocoderStage(Stage[VocoderBatch]):
         wanted, one, other = (spectra(wav) for wav in (batch.wav, *answers.chunk(2)))
         near = distance(one, wanted) + distance(other, wanted)
         apart = distance(one, other)
-        f0_error = (self.module.f0_predictor(batch.mel) - batch.f0).abs().mean()
+        known = ~batch.whole_f0.isnan()
+        f0_error = (self.module.f0_predictor(batch.whole_mel) - batch.whole_f0)[known].abs().mean()
         loss = near - apart + f0_error / F0_SCALE
         figures = {"energy": near - apart, "distance": near / 2, "apart": apart, "f0_hz": f0_error}
         return loss, {key: float(value.detach()) for key, value in figures.items()}
@@ -92,6 +96,7 @@ class VocoderStage(Stage[VocoderBatch]):
         wavs: list[Tensor] = []
         mels: list[Tensor] = []
         f0s: list[Tensor] = []
+        whole: list[tuple[Tensor, Tensor]] = []
         while len(wavs) < self.batch:
             index, speed = source.draw(rng)
             audio = torch.from_numpy(source.audio(index, speed, self.module.config.sample_rate))
@@ -101,10 +106,15 @@ class VocoderStage(Stage[VocoderBatch]):
                 continue
             start = int(rng.integers(total - frames + 1))
             gain = float(rng.uniform(0.5, 1.2))
-            mels.append(mel[:, start : start + frames] + math.log(gain))
+            mel, f0 = mel[:, :total] + math.log(gain), torch.from_numpy(source.f0(index, speed, total))
+            mels.append(mel[:, start : start + frames])
             wavs.append(gain * audio[start * hop : (start + frames) * hop])
-            f0s.append(torch.from_numpy(source.f0(index, speed, total)[start : start + frames]))
-        return VocoderBatch(torch.stack(wavs), torch.stack(mels), torch.stack(f0s))
+            f0s.append(f0[start : start + frames])
+            whole.append((mel, f0))
+        longest = max(len(f0) for _, f0 in whole)
+        whole_mels = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel, _ in whole])
+        whole_f0s = torch.stack([F.pad(f0, (0, longest - len(f0)), value=math.nan) for _, f0 in whole])
+        return VocoderBatch(torch.stack(wavs), torch.stack(mels), torch.stack(f0s), whole_mels, whole_f0s)
 
     def _mel(self, source: Recordings, index: int, speed: int, audio: Tensor, rng: np.random.Generator) -> Tensor:
         """Mel (80, frames) of a recording: the flow's where there is one, mostly, else the true one and some noise."""

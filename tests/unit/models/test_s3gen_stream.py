@@ -11,7 +11,7 @@ from torch import Tensor
 from chatterbox import ChatterboxTTS
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
-from chatterbox.models.s3gen.stream import HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
+from chatterbox.models.s3gen.stream import FILTER_HELD_FRAMES, HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
 from tests.unit.models.test_s3gen import HOP, PULSED, SAMPLES_PER_TOKEN, build, make_ref
 
 CUTS = [(13, 20, 25), (1,) * 60, (4, 1, 1, 40), (30, 30), (59,), (3, 57)]
@@ -126,12 +126,12 @@ def test_the_vocoder_goes_on_where_it_was(tiny: ChatterboxTTS, cuts: tuple[int, 
 
 
 def test_nothing_is_said_that_may_change(tiny: ChatterboxTTS) -> None:
-    """Three tokens are looked ahead at, six frames held; the first piece of ten tokens is 14 frames long."""
+    """Three tokens are looked ahead at, eight frames held; the first piece of ten tokens is 12 frames long."""
     stream = S3GenStream(tiny.s3gen, tiny.conds.gen, seed=5)
     assert stream.push(speech_tokens(3)).shape == (1, 0) and stream.num_waiting == 3
-    assert stream.push(speech_tokens(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - HELD_FRAMES) * 480)
+    assert stream.push(speech_tokens(10)).shape == (1, (FRAMES_PER_TOKEN * 10 - FILTER_HELD_FRAMES) * 480)
     assert stream.num_waiting == stream.lookahead_len == 3
-    assert stream.finish().shape == (1, (HELD_FRAMES + FRAMES_PER_TOKEN * 3) * 480) and stream.num_waiting == 0
+    assert stream.finish().shape == (1, (FILTER_HELD_FRAMES + FRAMES_PER_TOKEN * 3) * 480) and stream.num_waiting == 0
     assert stream.finish().shape == (1, 0)
 
 

@@ -161,7 +161,7 @@ class PulseSource(nn.Module):
         at_pulse = sine.abs() < 1e-9
         ratio = torch.sin((2 * harmonics + 1) * angle) / sine.where(~at_pulse, 1.0)
         ratio = ratio.where(~at_pulse, 2.0 * harmonics + 1)
-        pulses = ((ratio - 1) / (2 * harmonics).sqrt()).float()
+        pulses = ((ratio - 1) * (f0.clamp_min(1.0) / rate).sqrt()).float()  # no step where a harmonic comes or goes
         return torch.cat([pulses.where(f0 > self.config.voiced_threshold, noise[:, :1]), noise[:, 1:]], dim=1)
 
 

@@ -30,6 +30,7 @@ from chatterbox.runtime.replaceable import call, replacement
 
 # Of the trained vocoder: one frame less and samples change by 1e-3 of their level, this many and by 1e-4 at most.
 HELD_FRAMES = 6
+FILTER_HELD_FRAMES = 8  # of one that filters pulses: its STFT is longer
 PAST_FRAMES = 8
 _SOURCE_SEED = 0x5EED  # makes the vocoder's generator another one than the flow's
 
@@ -105,7 +106,8 @@ class S3GenStream:
         self._prompt_len = prompt_len(reference)
         self._surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * self._prompt_len
         self._fade_len = round(fade * s3gen.config.vocoder.sample_rate)
-        self._held = max(HELD_FRAMES, -(-self._fade_len // self._hop_len))
+        held = FILTER_HELD_FRAMES if s3gen.config.vocoder.excitation == "pulses" else HELD_FRAMES
+        self._held = max(held, -(-self._fade_len // self._hop_len))
         # The flow must see again at least what blends.
         self._context_len = max(context_len, (self._held + self._surplus + 1) // FRAMES_PER_TOKEN)
         self._tokens = torch.zeros(0, dtype=torch.long)  # from token `_first` on
