@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
@@ -23,7 +24,7 @@ from tools.tiny_voice.corpus import (
     short_texts,
     word_lists,
 )
-from tools.tiny_voice.export import export, trained_flow, warm_start
+from tools.tiny_voice.export import FLOWS, compact, export, trained_flow, warm_start
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, train
 from tools.tiny_voice.recordings import PitchScale, Recordings, SpeakerBank, Utterance, Utterances, load
 from tools.tiny_voice.teacher import VOICES, build, rotate
@@ -34,13 +35,15 @@ KOKORO_SHARD = 25  # utterances: it takes about as long as they last
 OTHERS = (*flite.VOICES, *festival.VOICES)  # than the default voice's teacher
 NUM_MADE_MELS = 600
 ALIGNMENTS = Path(__file__).parent / "data" / "alignments"  # half of T3's texts by others, half by the default voice
-STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3")
+STAGES = ("speakers", "tokenizer", "flow", "vocoder", "t3", "judging_flow")
+JUDGING_WEIGHTS = Path(__file__).parents[2] / "benchmarks" / "quality" / "judging_flow.safetensors"
 
 SCHEDULES = {
     "speakers": Schedule(steps=1000, learning_rate=2e-3, warmup_steps=100),
     "tokenizer": Schedule(steps=8000, learning_rate=1.5e-3),
     "flow": Schedule(steps=15600, learning_rate=2e-3, warmup_steps=300),
     "vocoder": Schedule(steps=2500, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0, average_decay=0.995),
+    "judging_flow": Schedule(steps=6000, learning_rate=1.5e-3, warmup_steps=300),
     "t3": Schedule(steps=12000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
@@ -88,10 +91,10 @@ def make_stage(name: str, work: Path) -> Stage[Any]:
 
         return VocoderStage(TINY.s3gen.vocoder, recordings, held_out, schedule, made_mels=flow_mels(work, recordings))
     voices, xvectors = speaker_banks(work, recordings)
-    if name == "flow":
+    if name in FLOWS:
         from tools.tiny_voice.flow import FlowStage
 
-        return FlowStage(TINY.s3gen.flow, recordings, held_out, xvectors, schedule)
+        return FlowStage(FLOWS[name], recordings, held_out, xvectors, schedule, name=name)
     from tools.tiny_voice.text_to_speech import TextToSpeechStage
 
     learnt: list[Utterance] = []
@@ -153,7 +156,7 @@ def flow_mels(work: Path, recordings: Recordings) -> dict[int, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_voice", description=__doc__)
-    parser.add_argument("stage", choices=("data", *STAGES, "export"))
+    parser.add_argument("stage", choices=("data", *STAGES, "export", "export_judging_flow"))
     parser.add_argument(
         "--work", type=Path, required=True, help="folder of data and checkpoints; a stage resumes from it"
     )
@@ -169,6 +172,8 @@ def main() -> None:
         make_data(arguments.work)
     elif arguments.stage == "export":
         export(arguments.work, load_recordings(arguments.work)[0], EMBEDDED_VOICES / "tiny")
+    elif arguments.stage == "export_judging_flow":
+        save_file(compact(trained_flow(arguments.work, "judging_flow")), str(JUDGING_WEIGHTS))
     else:
         stage = make_stage(arguments.stage, arguments.work)
         if arguments.warm_start:

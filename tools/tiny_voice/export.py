@@ -26,7 +26,7 @@ from tools.tiny_voice.loop import Stage, averaged_weights
 from tools.tiny_voice.recordings import CHARACTER_IDS, Recordings
 from tools.tiny_voice.tables import SymbolTable, compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
-from tools.tiny_voice.tiny import BUILT_IN_VOICE, NATURAL_SPEED, SPECIAL_TOKENS, TINY
+from tools.tiny_voice.tiny import BUILT_IN_VOICE, JUDGING_FLOW, NATURAL_SPEED, SPECIAL_TOKENS, TINY
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,13 @@ def assemble(work: Path) -> tuple[VoiceEncoder, S3Gen, T3]:
     return voice_encoder.eval(), s3gen.eval(), t3.eval()
 
 
-def trained_flow(work: Path) -> CausalMaskedDiffWithXvec:
+FLOWS = {"flow": TINY.s3gen.flow, "judging_flow": JUDGING_FLOW}  # by stage
+
+
+def trained_flow(work: Path, stage: str = "flow") -> CausalMaskedDiffWithXvec:
     """The flow with its averaged weights, in evaluation mode; its speech token table is still factorised."""
-    state = averaged_weights(work, "flow")
-    flow = CausalMaskedDiffWithXvec(TINY.s3gen.flow)
+    state = averaged_weights(work, stage)
+    flow = CausalMaskedDiffWithXvec(FLOWS[stage])
     factorize(flow.input_embedding, std=0.0)
     flow.load_state_dict(state)
     return flow.eval()
@@ -81,6 +84,7 @@ PLACES = {
     "speakers": (("ve", "voice_encoder.", ""), ("s3gen", "campplus.", "speaker_encoder.")),
     "tokenizer": (("s3gen", "", "tokenizer."),),
     "flow": (("s3gen", "", "flow."),),
+    "judging_flow": (("s3gen", "", "flow."),),
     "vocoder": (("s3gen", "", "mel2wav."),),
     "t3": (("t3_cfg", "", ""),),
 }

@@ -22,7 +22,7 @@ from tools.tiny_voice.tiny import NATURAL_SPEED
 UNCONDITIONAL_SHARE = 0.15  # where the model is guided
 PROMPTED_SHARE = 0.6
 LONGEST_PROMPT_SHARE = 0.5
-START_SHARE = 0.8  # rows at time 0, where a solver of few steps does its work
+START_SHARE = 0.8  # rows at time 0, where a solver of one step does its work
 MISREAD_SHARE = 0.02  # speech tokens of a reference are recognised, not known
 
 
@@ -40,7 +40,6 @@ class FlowBatch(NamedTuple):
 
 
 class FlowStage(Stage[FlowBatch]):
-    name = "flow"
     module: CausalMaskedDiffWithXvec
 
     def __init__(
@@ -51,9 +50,11 @@ class FlowStage(Stage[FlowBatch]):
         speakers: SpeakerBank,
         schedule: Schedule,
         *,
+        name: str = "flow",
         batch: int = 8,
         crop_tokens: int = 90,
     ) -> None:
+        self.name = name
         self.recordings, self.held_out_recordings, self.speakers = recordings, held_out, speakers
         self.schedule, self.batch, self.crop_tokens = schedule, batch, crop_tokens
         self.module = CausalMaskedDiffWithXvec(config)
@@ -77,7 +78,9 @@ class FlowStage(Stage[FlowBatch]):
         t = batch.time[:, None, None]
         x = (1 - t) * batch.noise + t * mel
         predicted = flow.decoder.estimator(x, mask, mu * keep, batch.time, spks * keep[..., 0], batch.cond * keep)
-        velocity_error = masked_mean((predicted - (mel - batch.noise)).abs(), mask)
+        error = predicted - (mel - batch.noise)
+        # From noise the velocity is the mean of what may come; without it the answer is one, and the median is it.
+        velocity_error = masked_mean(error.square() if flow.config.noise_temperature else error.abs(), mask)
         figures = {"prior": float(prior.detach()), "velocity": float(velocity_error.detach())}
         return velocity_error + prior, figures
 
@@ -112,7 +115,8 @@ class FlowStage(Stage[FlowBatch]):
         mel, cond = mel[..., : FRAMES_PER_TOKEN * longest], cond[..., : FRAMES_PER_TOKEN * longest]
         # Dense where the solver's steps are short.
         time = 1 - torch.cos(torch.from_numpy(rng.random(self.batch)).float() * 0.5 * torch.pi)
-        time[torch.from_numpy(rng.random(self.batch) < START_SHARE)] = 0.0
+        start_share = START_SHARE if config.num_steps == 1 else 0.0
+        time[torch.from_numpy(rng.random(self.batch) < start_share)] = 0.0
         noise = config.noise_temperature * torch.from_numpy(rng.standard_normal(mel.shape, dtype=np.float32))
         keep = torch.from_numpy(rng.random(self.batch) >= unconditional_share).float()[:, None, None]
         return FlowBatch(tokens[:, :longest], torch.tensor(lens), mel, cond, torch.stack(embeddings), keep, time, noise)

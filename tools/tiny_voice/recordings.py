@@ -67,7 +67,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class PitchScale:
-    """Median and deviation of the log F0 of vowels, per voice."""
+    """Median and deviation of the log F0 of vowels, per voice; NaN where it says none."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -79,7 +79,8 @@ class PitchScale:
             vowels[u.voice] += [
                 f for phone, f in zip(u.phones, u.pitch, strict=True) if phone in VOWELS and not np.isnan(f)
             ]
-        return cls(np.array([np.median(v) for v in vowels]), np.array([np.std(v) for v in vowels]))
+        mean, deviation = (np.array([f(v) if v else np.nan for v in vowels]) for f in (np.median, np.std))
+        return cls(mean, deviation)
 
     def standardize(self, pitch: np.ndarray, voice: int) -> np.ndarray:
         return (pitch - self.mean[voice]) / self.deviation[voice]

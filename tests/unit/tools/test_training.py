@@ -17,12 +17,12 @@ from torch import nn
 
 from chatterbox.checkpoints.loading import load_module
 from chatterbox.evaluation.recognition import edit_distance, words_of
-from chatterbox.models.config import LlamaConfig, T3Config
+from chatterbox.models.config import FlowConfig, LlamaConfig, T3Config
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.tokenizers import EnTokenizer
 from tools.tiny_voice import speech_tokens
 from tools.tiny_voice.export import compact, tokenizer_file, warm_start
-from tools.tiny_voice.flow import resynthesize
+from tools.tiny_voice.flow import FlowStage, resynthesize
 from tools.tiny_voice.loop import Schedule, Stage, averaged_weights, held_out_figures, train
 from tools.tiny_voice.recordings import (
     CHARACTER_IDS,
@@ -48,7 +48,7 @@ from tools.tiny_voice.text_to_speech import (
     spread_of,
     stretch_of,
 )
-from tools.tiny_voice.tiny import CHARACTERS, NATURAL_SPEED, TINY
+from tools.tiny_voice.tiny import CHARACTERS, JUDGING_FLOW, NATURAL_SPEED, TINY
 from tools.tiny_voice.vocoder import VocoderStage
 
 SMALL = replace(
@@ -339,6 +339,22 @@ def test_resynthesis_has_the_frames_of_the_speech_tokens(recordings: Recordings)
     lengths = [2 * len(recordings.speech_tokens(i, NATURAL_SPEED)) for i in range(3)]
     assert {i: m.shape for i, m in made.items()} == {i: (80, n) for i, n in enumerate(lengths)}
     assert all(m.isfinite().all() for m in made.values())
+
+
+@pytest.mark.parametrize(("config", "guided"), [(TINY.s3gen.flow, False), (JUDGING_FLOW, True)])
+def test_a_flow_of_many_steps_learns_all_times_from_noise(
+    recordings: Recordings, config: FlowConfig, guided: bool
+) -> None:
+    torch.manual_seed(0)
+    speakers = SpeakerBank(torch.randn(len(VOICES), 5, 3, config.speaker_embed_size))
+    schedule = Schedule(steps=1, learning_rate=0.0)
+    stage = FlowStage(config, recordings, recordings, speakers, schedule, name="one", batch=40, crop_tokens=10)
+    batch = stage.draw(np.random.default_rng(0), 0)
+    assert stage.name == "one" and bool((batch.time == 0).sum() > 20) is not guided
+    assert batch.noise.std().item() == pytest.approx(float(guided), abs=0.05)
+    assert bool((batch.keep == 0).any()) is guided
+    loss, figures = stage.loss(batch)
+    assert loss.isfinite() and figures["velocity"] > 0
 
 
 def test_vocoder_hears_the_flows_mels_at_the_recordings_loudness(recordings: Recordings) -> None:

@@ -5,7 +5,7 @@ mel, excitation and phase where the vocoder goes on. Does not know: text, T3, ho
 
     tokens      [... context ...][ new tokens ][3 ahead]      the flow sees prompt, context, new and ahead
     mel         ..........[ blend ][ new frames        ]      frames of two calls blend where they overlap
-    vocoder     ....[ past ][ held ][ new      ][ held ]      held frames wait until 6 more are known
+    vocoder     ....[ past ][ held ][ new      ][ held ]      held frames wait until 6 more are known (8 with pulses)
 
 The flow attends to all that it is given, so a frame changes a little with how much that is; its noise is fixed by the
 frame's place in the stream, which keeps the change small, and the overlap of two calls is blended. The vocoder sees
