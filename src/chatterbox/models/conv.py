@@ -35,7 +35,11 @@ class CausalConv1d(nn.Conv1d):
     """Convolution padded with zeros on the left only, so that no output looks ahead."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv1d(F.pad(x, (self.kernel_size[0] - 1, 0)), self.weight, self.bias)
+        return self.behind(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+    def behind(self, x: Tensor) -> Tensor:
+        """(B, C', T) of inputs (B, C, kernel - 1 + T): those in front have no output."""
+        return conv1d(x, self.weight, self.bias)
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chatterbox.models.config import FlowConfig
 from chatterbox.models.s3gen.estimator import ConditionalDecoder
+from chatterbox.models.s3gen.memory import FlowPass, StepPass
 
 
 def cosine_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -51,6 +52,7 @@ class CausalConditionalCFM(nn.Module):
         *,
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
+        frames: FlowPass | None = None,
     ) -> Tensor:
         """Mel (B, num_mels, T) in the dtype of ``mu``.
 
@@ -60,6 +62,7 @@ class CausalConditionalCFM(nn.Module):
             noised_mels: (B or 1, num_mels, n), noise of the last n frames (upstream's mean-flow call draws it first).
             z: (B or 1, num_mels, T or more) standard normal noise, frame by frame; surplus frames are not used.
             generator: source of the noise when ``z`` is None; None is torch's global one.
+            frames: what was before these frames, and what of them is to be remembered; without a mask.
 
         Raises:
             ValueError: no step, or noise of a shape that does not fit ``mu``.
@@ -73,11 +76,18 @@ class CausalConditionalCFM(nn.Module):
             x = torch.cat([head, noised_mels.to(x).expand(x.shape[0], -1, -1)], dim=2)
         x = self.config.noise_temperature * x
         if self.meanflow:
-            return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
-        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps).to(mu.dtype)
+            return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps, frames).to(mu.dtype)
+        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps, frames).to(mu.dtype)
 
     def _solve_guided(
-        self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
+        self,
+        x: Tensor,
+        mu: Tensor,
+        mask: Tensor | None,
+        spks: Tensor,
+        cond: Tensor,
+        num_steps: int,
+        frames: FlowPass | None,
     ) -> Tensor:
         """Two estimator rows per request: with the conditions, and with zeros in their place; one without guidance."""
         dtype, rate = self.estimator.dtype, self.inference_cfg_rate
@@ -89,7 +99,7 @@ class CausalConditionalCFM(nn.Module):
         for i in range(num_steps):
             t = times[i].expand(mu.shape[0])
             rows = torch.cat([x, x]) if rate else x
-            velocity = self.estimator(rows.to(dtype), mask, mu, t, spks, cond).float()
+            velocity = self.estimator(rows.to(dtype), mask, mu, t, spks, cond, **_of_step(frames)).float()
             if rate:
                 conditional, unconditional = velocity.chunk(2)
                 velocity = (1 + rate) * conditional - rate * unconditional
@@ -97,7 +107,14 @@ class CausalConditionalCFM(nn.Module):
         return x
 
     def _solve_meanflow(
-        self, x: Tensor, mu: Tensor, mask: Tensor | None, spks: Tensor, cond: Tensor, num_steps: int
+        self,
+        x: Tensor,
+        mu: Tensor,
+        mask: Tensor | None,
+        spks: Tensor,
+        cond: Tensor,
+        num_steps: int,
+        frames: FlowPass | None,
     ) -> Tensor:
         """Average velocity from t to r in one estimator row; guidance is distilled into the weights."""
         dtype = self.estimator.dtype
@@ -105,8 +122,14 @@ class CausalConditionalCFM(nn.Module):
         times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=x.device)
         for i in range(num_steps):
             t, r = times[i].expand(mu.shape[0]), times[i + 1].expand(mu.shape[0])
-            x = x + (r[0] - t[0]) * self.estimator(x.to(dtype), mask, mu, t, spks, cond, r).float()
+            velocity = self.estimator(x.to(dtype), mask, mu, t, spks, cond, r, **_of_step(frames))
+            x = x + (r[0] - t[0]) * velocity.float()
         return x
+
+
+def _of_step(frames: FlowPass | None) -> dict[str, StepPass]:
+    """The estimator's own argument, left out where there is none: another one in its place need not know it."""
+    return {} if frames is None else {"frames": frames.next_step()}
 
 
 def _noise(mu: Tensor, z: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chatterbox.models.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
 from chatterbox.models.linear import LinearSequential, apply_linear
+from chatterbox.models.s3gen.memory import StepPass
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -33,8 +34,12 @@ class CausalBlock(nn.Module):
         # Index 2 is the norm's place in the checkpoint.
         self.block = nn.Sequential(conv, nn.Identity(), ChannelNorm(width_out), nn.Mish())
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return _masked(self.block(_masked(x, mask)), mask)
+    def forward(self, x: Tensor, mask: Tensor | None, frames: StepPass | None = None) -> Tensor:
+        conv, *rest = self.block
+        x = _convolved(conv, _masked(x, mask), frames)
+        for layer in rest:
+            x = layer(x)
+        return _masked(x, mask)
 
 
 class ResnetBlock(nn.Module):
@@ -45,9 +50,9 @@ class ResnetBlock(nn.Module):
         self.block2 = CausalBlock(width_out, width_out)
         self.res_conv = Conv1d(width_in, width_out, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
-        h = self.block1(x, mask) + self.mlp(time)[..., None]
-        return self.block2(h, mask) + self.res_conv(_masked(x, mask))
+    def forward(self, x: Tensor, mask: Tensor | None, time: Tensor, frames: StepPass | None = None) -> Tensor:
+        h = self.block1(x, mask, frames) + self.mlp(time)[..., None]
+        return self.block2(h, mask, frames) + self.res_conv(_masked(x, mask))
 
 
 class Attention(nn.Module):
@@ -59,10 +64,12 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(width, num_heads * head_dim, bias=False)
         self.to_out = LinearSequential(nn.Linear(num_heads * head_dim, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, frames: StepPass | None = None) -> Tensor:
         heads = (self.num_heads, -1)
         parts = (apply_linear(proj, x) for proj in (self.to_q, self.to_k, self.to_v))
         q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
+        if frames is not None:
+            k, v = frames.extended(k, v)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, d)
         return self.to_out(out.transpose(1, 2).flatten(-2))
 
@@ -96,8 +103,8 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width, config.feed_forward_factor)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None, frames: StepPass | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), mask, frames)
         return x + self.ff(self.norm3(x))
 
 
@@ -154,7 +161,16 @@ class ConditionalDecoder(nn.Module):
         return apply_linear(self.time_embed_mixer, torch.cat([time, self.time_mlp(r)], dim=1))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        t: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        r: Tensor | None = None,
+        *,
+        frames: StepPass | None = None,
     ) -> Tensor:
         """Velocity (B, num_mels, T).
 
@@ -166,19 +182,22 @@ class ConditionalDecoder(nn.Module):
             spks: (B, num_mels), the speaker.
             cond: (B, num_mels, T), known frames, zero elsewhere.
             r: (B,), end of the step; mean-flow only.
+            frames: what was before these frames, and what of them is to be remembered; without a mask. None is
+                neither.
         """
+        assert frames is None or mask is None
         time = self.embed_time(t, r)
         keys = None if mask is None else mask.bool()[:, None]  # (B, 1, 1, T)
         x = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[2]), cond], dim=1)
         for resnet, transformers, conv in self.down_blocks:
-            x = skip = _stage(resnet, transformers, x, mask, keys, time)
-            x = conv(_masked(x, mask))
+            x = skip = _stage(resnet, transformers, x, mask, keys, time, frames)
+            x = _convolved(conv, _masked(x, mask), frames)
         for resnet, transformers in self.mid_blocks:
-            x = _stage(resnet, transformers, x, mask, keys, time)
+            x = _stage(resnet, transformers, x, mask, keys, time, frames)
         for resnet, transformers, conv in self.up_blocks:
-            x = _stage(resnet, transformers, torch.cat([x, skip], dim=1), mask, keys, time)
-            x = conv(_masked(x, mask))
-        x = self.final_block(x, mask)
+            x = _stage(resnet, transformers, torch.cat([x, skip], dim=1), mask, keys, time, frames)
+            x = _convolved(conv, _masked(x, mask), frames)
+        x = self.final_block(x, mask, frames)
         return _masked(self.final_proj(x), mask)
 
     @property
@@ -187,12 +206,27 @@ class ConditionalDecoder(nn.Module):
 
 
 def _stage(
-    resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None, keys: Tensor | None, time: Tensor
+    resnet: ResnetBlock,
+    transformers: nn.ModuleList,
+    x: Tensor,
+    mask: Tensor | None,
+    keys: Tensor | None,
+    time: Tensor,
+    frames: StepPass | None,
 ) -> Tensor:
-    x = resnet(x, mask, time).transpose(1, 2)  # (B, T, C)
+    x = resnet(x, mask, time, frames).transpose(1, 2)  # (B, T, C)
     for block in transformers:
-        x = block(x, keys)
+        x = block(x, keys, frames)
     return x.transpose(1, 2)
+
+
+def _convolved(conv: nn.Module, x: Tensor, frames: StepPass | None) -> Tensor:
+    """``x`` (B, C, T) through a causal convolution, behind the frames before it where they are known."""
+    if frames is None:
+        out: Tensor = conv(x)
+        return out
+    assert isinstance(conv, CausalConv1d)
+    return conv.behind(frames.continued(x, conv.kernel_size[0]))
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
