@@ -83,13 +83,13 @@ def test_memories_follow_each_other(model: S3Gen, inputs: dict[str, Tensor]) -> 
     solve(model, inputs, slice(0, 8), voice)
     piece = FlowPass([voice.kept], keep=4)
     solve(model, inputs, slice(8, 12), piece)
-    joined = voice.kept.followed_by(piece.kept, max_len=100)
+    joined = voice.kept.followed_by(piece.kept)
     assert joined.num_frames == 12
     both, one = (
         solve(model, inputs, slice(12, 20), FlowPass(past, keep=0)) for past in ([voice.kept, piece.kept], [joined])
     )
     assert torch.equal(both, one)
-    short = voice.kept.followed_by(piece.kept, max_len=5)
+    short = joined.last(5)
     assert short.num_frames == 5 and short.nbytes < joined.nbytes
     assert torch.equal(short.steps[0].keys[0], joined.steps[0].keys[0][:, :, -5:])
     assert all(map(torch.equal, short.steps[0].tails, joined.steps[0].tails))

@@ -11,7 +11,16 @@ from torch import Tensor
 from chatterbox import ChatterboxTTS
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
-from chatterbox.models.s3gen.stream import FILTER_HELD_FRAMES, HELD_FRAMES, FrameNoise, S3GenStream, prompt_len
+from chatterbox.models.s3gen.stream import (
+    FILTER_HELD_FRAMES,
+    HELD_FRAMES,
+    MEMORIES,
+    FrameNoise,
+    S3GenStream,
+    prompt_len,
+    prompt_noise,
+    remember_prompt,
+)
 from tests.unit.models.test_s3gen import HOP, PULSED, SAMPLES_PER_TOKEN, build, make_ref
 
 CUTS = [(13, 20, 25), (1,) * 60, (4, 1, 1, 40), (30, 30), (59,), (3, 57)]
@@ -68,6 +77,104 @@ def test_pieces_are_as_long_as_the_whole(kind: str, extra_frames: int, cuts: tup
     said = pieces(S3GenStream(model, reference, seed=1, context_len=8), speech_tokens(), cuts)
     assert torch.cat(said, dim=1).shape == whole.shape == (1, 60 * SAMPLES_PER_TOKEN - extra_frames * HOP)
     assert whole.isfinite().all() and all(part.isfinite().all() for part in said)
+
+
+REMEMBERED = pytest.mark.parametrize("memory", ["prompt", "past"])
+
+
+@REMEMBERED
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("extra_frames", [-1, 0, 1])
+@pytest.mark.parametrize("cuts", [(13, 20, 25), (4, 1, 1, 40), (59,)], ids=len)
+def test_pieces_are_as_long_as_the_whole_where_frames_are_remembered(
+    kind: str, extra_frames: int, cuts: tuple[int, ...], memory: str
+) -> None:
+    model, reference = MODELS[kind](), make_ref(extra_frames=extra_frames)
+    said = pieces(S3GenStream(model, reference, seed=1, context_len=8, memory=memory), speech_tokens(), cuts)
+    assert torch.cat(said, dim=1).shape == (1, 60 * SAMPLES_PER_TOKEN - extra_frames * HOP)
+    assert all(part.isfinite().all() for part in said)
+
+
+@REMEMBERED
+def test_what_is_remembered_of_a_voice_serves_all_its_streams(s3gen: S3Gen, memory: str) -> None:
+    reference, cuts = make_ref(), (20, 20)
+    voice = remember_prompt(s3gen, reference)
+    for seed in (1, 2):
+        alone, shared = (
+            torch.cat(
+                pieces(S3GenStream(s3gen, reference, seed=seed, memory=memory, voice=known), speech_tokens(), cuts),
+                dim=1,
+            )
+            for known in (None, voice)
+        )
+        assert torch.equal(alone, shared)
+    assert not torch.equal(prompt_noise(s3gen, reference), prompt_noise(s3gen, make_ref(seed=9)))
+
+
+def test_with_the_past_remembered_only_new_frames_are_integrated(s3gen: S3Gen) -> None:
+    """The estimator sees the frames that blend and the new ones; with the prompt alone the context as well."""
+    seen: dict[str, list[int]] = {}
+    forward = s3gen.flow.decoder.estimator.forward
+    voice = remember_prompt(s3gen, make_ref())
+    for memory in ("none", "prompt", "past"):
+        lengths = seen[memory] = []
+
+        def counted(x: Tensor, *rest: object, lengths: list[int] = lengths, **names: object) -> Tensor:
+            lengths.append(x.shape[2])
+            return forward(x, *rest, **names)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(s3gen.flow.decoder.estimator, "forward", counted)
+            stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=8, memory=memory, voice=voice)
+            pieces(stream, speech_tokens(), (23, 20))
+    steps = s3gen.flow.decoder.num_steps(None)
+    per_piece = {memory: lengths[::steps] for memory, lengths in seen.items()}
+    prompt, held = 10, HELD_FRAMES
+    assert per_piece["none"] == [prompt + 40, prompt + 16 + 40, prompt + 16 + 40]
+    assert per_piece["prompt"] == [40, 16 + 40, 16 + 40]
+    assert per_piece["past"] == [40, held + 40, held + 40]
+
+
+@REMEMBERED
+def test_a_program_that_makes_mels_itself_is_asked_for_them(memory: str) -> None:
+    model, calls = build(), []
+    flow_inference = model.flow_inference
+
+    def mine(**given: object) -> Tensor:
+        calls.append(1)
+        return flow_inference(**given)
+
+    model.flow_inference = mine
+    pieces(S3GenStream(model, make_ref(), seed=1, memory=memory), speech_tokens(), (20, 20))
+    assert len(calls) == 3
+
+
+@REMEMBERED
+def test_the_embedded_voice_sounds_nearly_the_same_where_frames_are_remembered(
+    tiny: ChatterboxTTS, memory: str
+) -> None:
+    """Mels of real tokens in pieces: remembering moves them less than to cut them into pieces does, twice over."""
+    tokens = tiny.conds.gen["prompt_token"][0][:75]
+    whole, cut, kept = (
+        mel_of(S3GenStream(tiny.s3gen, tiny.conds.gen, seed=1, memory=how), tokens, cuts)
+        for how, cuts in (("none", ()), ("none", (25, 25)), (memory, (25, 25)))
+    )
+    assert kept.shape == whole.shape
+    assert (kept - cut).abs().mean() < 2 * (cut - whole).abs().mean() < 0.2
+
+
+def mel_of(stream: S3GenStream, tokens: Tensor, cuts: tuple[int, ...]) -> Tensor:
+    """What the vocoder was given of each frame, the last time that it got it."""
+    frames: dict[int, Tensor] = {}
+    vocode = stream._vocode
+
+    def noted(noise: FrameNoise, spoken_end: int, end: int) -> Tensor:
+        frames.update({stream._mel_start + i: column for i, column in enumerate(stream._mel[0].T)})
+        return vocode(noise, spoken_end, end)
+
+    stream._vocode = noted
+    pieces(stream, tokens, cuts)
+    return torch.stack([frames[place] for place in sorted(frames)])
 
 
 def test_a_stream_of_one_piece_is_upstreams_call(s3gen: S3Gen) -> None:
@@ -135,16 +242,21 @@ def test_nothing_is_said_that_may_change(tiny: ChatterboxTTS) -> None:
     assert stream.finish().shape == (1, 0)
 
 
-def test_what_is_kept_does_not_grow(s3gen: S3Gen) -> None:
-    """Two thousand tokens in pieces of 25: tokens, mel, excitation and noise of the last seconds are held, no more."""
-    stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=20)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_is_kept_does_not_grow(s3gen: S3Gen, memory: str) -> None:
+    """A thousand tokens in pieces of 25: tokens, mel, excitation, noise and memory of the last seconds are held."""
+    stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=20, memory=memory)
 
     def held() -> int:
-        tensors = (value for value in vars(stream).values() if isinstance(value, Tensor))
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        tensors = [value for value in vars(stream).values() if isinstance(value, Tensor)]
+        for step in () if stream._past is None else stream._past.steps:
+            tensors += [*step.keys, *step.values, *step.tails]
+        return sum(
+            {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()
+        )
 
     sizes = []
-    for index in range(80):
+    for index in range(40):
         stream.push(speech_tokens(25, seed=index))
         sizes.append(held())
     assert max(sizes[4:]) <= sizes[3]

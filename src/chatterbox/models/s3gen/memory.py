@@ -33,13 +33,18 @@ class StepMemory:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (*self.keys, *self.values, *self.tails))
 
-    def followed_by(self, later: StepMemory, max_len: int) -> StepMemory:
-        """This and ``later`` frames, the last ``max_len`` of them."""
+    def last(self, num_frames: int) -> StepMemory:
+        """Of so many frames at the end."""
+        keys, values = (tuple(part[:, :, -num_frames:] for part in parts) for parts in (self.keys, self.values))
+        return StepMemory(keys, values, self.tails)
 
-        def joined(ones: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tuple(torch.cat(pair, dim=2)[:, :, -max_len:] for pair in zip(ones, others, strict=True))
-
-        return StepMemory(joined(self.keys, later.keys), joined(self.values, later.values), later.tails)
+    def followed_by(self, later: StepMemory) -> StepMemory:
+        """Of these frames and ``later`` ones."""
+        keys, values = (
+            tuple(torch.cat(pair, dim=2) for pair in zip(*pairs, strict=True))
+            for pairs in ((self.keys, later.keys), (self.values, later.values))
+        )
+        return StepMemory(keys, values, later.tails)
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,14 @@ class FlowMemory:
     def nbytes(self) -> int:
         return sum(step.nbytes for step in self.steps)
 
-    def followed_by(self, later: FlowMemory, max_len: int) -> FlowMemory:
-        """See `StepMemory.followed_by`."""
+    def last(self, num_frames: int) -> FlowMemory:
+        """Of so many frames at the end."""
+        return FlowMemory(tuple(step.last(num_frames) for step in self.steps))
+
+    def followed_by(self, later: FlowMemory) -> FlowMemory:
+        """Of these frames and ``later`` ones."""
         pairs = zip(self.steps, later.steps, strict=True)
-        return FlowMemory(tuple(one.followed_by(other, max_len) for one, other in pairs))
+        return FlowMemory(tuple(one.followed_by(other) for one, other in pairs))
 
 
 class StepPass:

@@ -8,13 +8,16 @@ mel, excitation and phase where the vocoder goes on. Does not know: text, T3, ho
     vocoder     ....[ past ][ held ][ new      ][ held ]      held frames wait until 6 more are known (8 with pulses)
 
 The flow attends to all that it is given, so a frame changes a little with how much that is; its noise is fixed by the
-frame's place in the stream, which keeps the change small, and the overlap of two calls is blended. The vocoder sees
+frame's place in the stream, which keeps the change small, and the overlap of two calls is blended. What the flow's
+estimator shall remember it does not integrate again: the prompt, or the frames before those that blend as well; the
+prompt's noise is then the voice's, and the same for every stream. The vocoder sees
 some 6 frames either way: it gets `PAST_FRAMES` of what it vocoded before and holds back `HELD_FRAMES`, so that each
 sample is what one pass over the same mel gives.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.hifigan import draw_phase
+from chatterbox.models.s3gen.memory import FlowMemory
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.runtime.replaceable import call, replacement
@@ -32,6 +36,7 @@ from chatterbox.runtime.replaceable import call, replacement
 HELD_FRAMES = 6
 FILTER_HELD_FRAMES = 8  # of one that filters pulses: its STFT is longer
 PAST_FRAMES = 8
+MEMORIES = ("none", "prompt", "past")  # what the flow's estimator remembers; each what the one before it does
 _SOURCE_SEED = 0x5EED  # makes the vocoder's generator another one than the flow's
 
 
@@ -66,6 +71,24 @@ def prompt_len(reference: Mapping[str, Any]) -> int:
     return tokens.shape[1] if given is None else min(tokens.shape[1], int(torch.as_tensor(given).max()))
 
 
+def prompt_noise(s3gen: S3Gen, reference: Mapping[str, Any]) -> Tensor:
+    """(1, num_mels, 2p) of a voice's prompt, where it is remembered: by its tokens alone, on every machine the same."""
+    tokens = torch.atleast_2d(torch.as_tensor(reference["prompt_token"]))[:1, : prompt_len(reference)].long().cpu()
+    seed = int.from_bytes(hashlib.sha256(tokens.numpy().tobytes()).digest()[:7], "big")
+    return FrameNoise(s3gen, seed).mel(FRAMES_PER_TOKEN * tokens.shape[1])
+
+
+def remember_prompt(s3gen: S3Gen, reference: Mapping[str, Any]) -> FlowMemory:
+    """What the flow's estimator keeps of a voice, of `S3Gen.embed_ref`, for every stream in it."""
+    return s3gen.flow.remember(**_prompt_of(reference), z=prompt_noise(s3gen, reference))
+
+
+def _prompt_of(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The flow's arguments that describe a voice."""
+    given = {key: reference.get(key) for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
+    return {key: None if value is None else torch.as_tensor(value) for key, value in given.items()}
+
+
 def waveform_len(s3gen: S3Gen, reference: Mapping[str, Any], num_tokens: int) -> int:
     """Samples of ``num_tokens`` speech tokens in a voice, of `S3Gen.embed_ref`."""
     surplus = reference["prompt_feat"].shape[1] - FRAMES_PER_TOKEN * prompt_len(reference)
@@ -87,6 +110,8 @@ class S3GenStream:
         seed: int | None = None,
         context_len: int = 50,
         fade: float = 0.02,
+        memory: str = "none",
+        voice: FlowMemory | None = None,
     ) -> None:
         """Args:
         reference: the voice, of `S3Gen.embed_ref`.
@@ -94,6 +119,8 @@ class S3GenStream:
             which only a stream of one piece, `finish` alone, can.
         context_len: tokens before a piece that the flow sees again.
         fade: seconds over which a piece takes over from the one before; at most 0.1.
+        memory: of `MEMORIES`; other than "none" needs a seed.
+        voice: what `remember_prompt` made of ``reference``; None makes it when it is needed.
 
         Raises:
             ValueError: the voice lacks something.
@@ -119,9 +146,13 @@ class S3GenStream:
         # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
         self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0, dtype=torch.float32)
         self._mel_start = 0
+        self._remembers, self._voice = memory, voice
+        self._past: FlowMemory | None = None  # frames up to `_num_spoken`
         self._source: Tensor | None = None  # (1, C, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
             self._prompt_noise = self._noise.mel(FRAMES_PER_TOKEN * self._prompt_len)
+            if memory != "none":
+                self._prompt_noise = prompt_noise(s3gen, reference)
             self._token_noise = self._noise.mel(0)  # from token `_first` on
             self._source_noise = self._noise.source(0)  # from frame `_num_spoken` on
 
@@ -185,21 +216,42 @@ class S3GenStream:
         return torch.zeros(1, 0, dtype=torch.float32, device=self._s3gen.device)
 
     def _render(self, noise: FrameNoise, *, is_last: bool) -> Tensor:
-        mel, end = self._flow(is_last)
-        self._blend(mel, end)
-        return self._vocode(noise, end if is_last else max(self._num_spoken, end - self._held), end)
-
-    def _flow(self, is_last: bool) -> tuple[Tensor, int]:
-        """Mel (1, num_mels, frames) of context and new tokens, and the frame that it ends before."""
         start = max(self._first, self._num_rendered - self._context_len)
         self._tokens = self._tokens[start - self._first :]
         self._token_noise = self._token_noise[..., FRAMES_PER_TOKEN * (start - self._first) :]
         self._first = start
+        self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
+        end = FRAMES_PER_TOKEN * self._num_rendered - self._surplus
+        spoken_end = end if is_last else max(self._num_spoken, end - self._held)
+        resumes = self._remembers != "none" and not _is_replaced(self._s3gen)
+        mel = self._resumed(is_last, spoken_end) if resumes else self._flow(is_last)
+        self._blend(self._checked(mel, "S3Gen's flow"), end)
+        return self._vocode(noise, spoken_end, end)
+
+    def _flow(self, is_last: bool) -> Tensor:
+        """Mel (1, num_mels, frames) of context and new tokens."""
         noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)
         arguments = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
-        mel = call(self._s3gen.flow_inference, {**arguments, "finalize": is_last}, {"z": noise})
-        self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
-        return self._checked(mel, "S3Gen's flow"), FRAMES_PER_TOKEN * self._num_rendered - self._surplus
+        return call(self._s3gen.flow_inference, {**arguments, "finalize": is_last}, {"z": noise})
+
+    def _resumed(self, is_last: bool, spoken_end: int) -> Tensor:
+        """Mel (1, num_mels, frames) behind what is remembered; with "past" the frames up to ``spoken_end`` are too."""
+        if self._voice is None:
+            self._voice = remember_prompt(self._s3gen, self._reference)
+        # Places in the sequence of prompt and tokens: of the stream's frame 0, and of the first one to be integrated.
+        origin = FRAMES_PER_TOKEN * (self._prompt_len - self._first) + self._surplus
+        start = self._voice.num_frames if self._past is None else origin + self._num_spoken
+        keep = origin + spoken_end - start if self._remembers == "past" else 0
+        noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)[..., start:]
+        past = [self._voice, *([] if self._past is None else [self._past])]
+        mel, kept = self._s3gen.flow.resume(
+            self._tokens[None], **_prompt_of(self._reference), finalize=is_last, z=noise, past=past, start=start,
+            keep=keep,
+        )  # fmt: skip
+        if keep and spoken_end > self._num_spoken:
+            whole = kept if self._past is None else self._past.followed_by(kept)
+            self._past = whole.last(FRAMES_PER_TOKEN * self._context_len)
+        return mel
 
     def _blend(self, mel: Tensor, end: int) -> None:
         """Take ``mel``, whose frames end before ``end``: what the last call knew of them turns into it by and by."""
@@ -264,3 +316,8 @@ class S3GenStream:
         if not bool(torch.isfinite(values).all()):
             raise RuntimeError(f"{stage} computed NaN or infinite values; check the weights and their dtype")
         return values
+
+
+def _is_replaced(s3gen: S3Gen) -> bool:
+    """Whether a program's own function makes mels, which then knows nothing of memories."""
+    return replacement(s3gen, "flow_inference") is not None or replacement(s3gen.flow, "inference") is not None
