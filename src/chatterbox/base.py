@@ -26,6 +26,7 @@ from chatterbox.checkpoints import Files, Layout, LoadedModels, fetch_base, fold
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
+    S3GenOptions,
     SamplingConfig,
     SpeechOptions,
     StreamingConfig,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENGINE = EngineConfig()
+ENGINE, S3GEN = EngineConfig(), S3GenOptions()
 FILTER = "drop_invalid_tokens"  # a function that upstream's `generate` calls
 Method = TypeVar("Method", bound=Callable[..., Any])
 _SAMPLING, _SPEECH, _STREAMING = (
@@ -152,12 +153,14 @@ class SpeechModel(abc.ABC):
         sampling: SamplingConfig | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
         cache: GlobalKVCacheManager | None = None,
     ) -> None:
         """Args:
             sampling: the checkpoint's own settings; None is the published model's.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share steps, and what their rows may take.
+            s3gen_options: what S3Gen remembers, and in how many steps it solves.
             cache: a manager that several models share, in place of one made of the settings.
 
         Raises:
@@ -169,7 +172,7 @@ class SpeechModel(abc.ABC):
         self.conds = conds
         self.layout: Layout | None = None  # of the folder that it was loaded from
         self.sampling = self.published if sampling is None else sampling
-        config = SynthesizerConfig(cache_config(kvcache), engine)
+        config = SynthesizerConfig(cache_config(kvcache), engine, s3gen_options)
         watermarker = watermarker_of(sys.modules[self.facade])
         self._model = Reloadable(Synthesizer(t3, s3gen, tokenizer, ve, config, manager=cache, watermarker=watermarker))
 
@@ -205,6 +208,7 @@ class SpeechModel(abc.ABC):
         config = self.synthesizer.config
         parts = (self.t3, self.s3gen, self.ve, self.tokenizer, self.device)
         options = {"sampling": self.sampling, "kvcache": config.kvcache, "engine": config.engine}
+        options["s3gen_options"] = config.s3gen
         own = {name: value for name, value in vars(self).items() if name not in ("_model", "_notices")}
         return _rebuilt, (type(self), parts, options), {**own, "watermarker": self.watermarker}
 

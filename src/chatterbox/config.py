@@ -170,6 +170,24 @@ class EngineConfig:
         own.switch("batch_invariant")
 
 
+MEMORIES = ("none", "prompt", "past")
+
+
+@dataclass(frozen=True)
+class S3GenOptions:
+    """How S3Gen makes audio of speech tokens. docs/streaming.md, Memory, has what each costs and what it changes."""
+
+    memory: str = option("none", 'what it does not compute again: "none", "prompt" (the voice\'s), "past" (and before)')
+    steps: int | None = option(None, "of its solver; fewer are faster and less exact; null is the model's own number")
+
+    def __post_init__(self) -> None:
+        own = Fields(self, none_is_default=True)
+        own.word("memory", f"choose from {', '.join(MEMORIES)}")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
+        own.whole_or_none("steps", 1, "null is the model's own number")
+
+
 EXAGGERATION = (0.0, 10.0, "0.5 is neutral")
 
 

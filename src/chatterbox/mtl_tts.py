@@ -26,6 +26,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    S3GenOptions,
     SpeechArguments,
     StreamArguments,
     StreamingConfig,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 SUPPORTED_LANGUAGES = LANGUAGES  # a program may add to it
 PUBLISHED, LAYOUTS = MULTILINGUAL.config.sampling, (MULTILINGUAL, *layouts_of("ChatterboxMultilingualTTS"))
 V2, THE_MODELS = DefaultName("v2"), DefaultName("")
-STREAMING, ENGINE = StreamingConfig(), EngineConfig()
+STREAMING, ENGINE, S3GEN = StreamingConfig(), EngineConfig(), S3GenOptions()
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals", "punc_norm"]
@@ -78,6 +79,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxMultilingualTTS:
         """Load a checkpoint folder.
 
@@ -87,12 +89,13 @@ class ChatterboxMultilingualTTS(SpeechModel):
             tokenizer: a file of the folder; None finds it.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
+            s3gen_options: what S3Gen remembers, and in how many steps it solves.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
         """
         given = Files(t3_model, s3gen_model, tokenizer)
-        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine)
+        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
 
     @classmethod
     def from_pretrained(
@@ -106,6 +109,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxMultilingualTTS:
         """Load the published model ("multilingual", from the hub), a Single Language Pack ("zh-cmn", "es-mx-latam",
         "es-es", "pt-br", "pt-pt", "hi") or a folder; the rest is `from_local`'s.

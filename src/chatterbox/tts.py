@@ -18,6 +18,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    S3GenOptions,
     SpeechArguments,
     StreamArguments,
     StreamingConfig,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 PUBLISHED, LAYOUTS = ENGLISH.config.sampling, layouts_of("ChatterboxTTS")
-STREAMING, ENGINE = StreamingConfig(), EngineConfig()
+STREAMING, ENGINE, S3GEN = StreamingConfig(), EngineConfig(), S3GenOptions()
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "punc_norm"]
@@ -62,6 +63,7 @@ class ChatterboxTTS(SpeechModel):
         tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxTTS:
         """Load a checkpoint folder.
 
@@ -69,12 +71,13 @@ class ChatterboxTTS(SpeechModel):
             t3_model: T3 file of the folder, by name; None finds it. So are ``s3gen_model`` and ``tokenizer``.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
+            s3gen_options: what S3Gen remembers, and in how many steps it solves.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
         given = Files(t3_model, s3gen_model, tokenizer)
-        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine)
+        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
 
     @classmethod
     def from_pretrained(
@@ -88,6 +91,7 @@ class ChatterboxTTS(SpeechModel):
         tokenizer: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxTTS:
         """Load a model: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
 
@@ -101,7 +105,7 @@ class ChatterboxTTS(SpeechModel):
         layout = with_files(ENGLISH, t3_model, s3gen_model, tokenizer)
         folder = find_checkpoint(model, layout, repo=REPO_ID, local_files_only=local_files_only)
         files = {"t3_model": t3_model, "s3gen_model": s3gen_model, "tokenizer": tokenizer}
-        return cls.from_local(folder, device, **files, kvcache=kvcache, engine=engine)
+        return cls.from_local(folder, device, **files, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
 
     @by_name(SpeechArguments)
     def generate(

@@ -20,6 +20,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    S3GenOptions,
     SpeechArguments,
     StreamArguments,
     StreamingConfig,
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = TURBO.repo
 PUBLISHED = TURBO.config.sampling
-STREAMING, ENGINE = StreamingConfig(), EngineConfig()
+STREAMING, ENGINE, S3GEN = StreamingConfig(), EngineConfig(), S3GenOptions()
 TOP_K: Any = ModelDefault(PUBLISHED.top_k)  # a float where whole numbers stand
 
 __getattr__ = names_of(__name__)  # what upstream's module has because it imports it
@@ -76,6 +77,7 @@ class ChatterboxTurboTTS(SpeechModel):
         s3gen_model: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxTurboTTS:
         """Load a checkpoint folder of Turbo, or of Nano.
 
@@ -83,12 +85,15 @@ class ChatterboxTurboTTS(SpeechModel):
             t3_model: T3 file of the folder, by name; None finds it. So is ``s3gen_model``.
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
+            s3gen_options: what S3Gen remembers, and in how many steps it solves.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
         given = Files(NANO.t3 if nano and t3_model is None else t3_model, s3gen_model)
-        tts = cls._load(ckpt_dir, device, (TURBO, NANO), given, kvcache=kvcache, engine=engine)
+        tts = cls._load(
+            ckpt_dir, device, (TURBO, NANO), given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options
+        )
         tts.model_label = "Nano" if tts.layout is not None and tts.layout.repo == NANO.repo else "Turbo"
         return tts
 
@@ -104,6 +109,7 @@ class ChatterboxTurboTTS(SpeechModel):
         s3gen_model: str | None = None,
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
+        s3gen_options: S3GenOptions = S3GEN,
     ) -> ChatterboxTurboTTS:
         """Load a published model ("turbo" or "nano", from the hub) or a folder; the rest is `from_local`'s.
 
@@ -122,7 +128,9 @@ class ChatterboxTurboTTS(SpeechModel):
         repo = None if nano else REPO_ID
         folder = find_checkpoint(model, layout, repo=repo, local_files_only=local_files_only)
         files = {"t3_model": t3_model, "s3gen_model": s3gen_model}
-        return cls.from_local(folder, device, nano, **files, kvcache=kvcache, engine=engine)
+        return cls.from_local(
+            folder, device, nano, **files, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options
+        )
 
     @replaceable
     def prepare_conditionals(

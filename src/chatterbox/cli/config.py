@@ -11,6 +11,7 @@ from typing import Any
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
+    S3GenOptions,
     SamplingConfig,
     SpeechOptions,
     StreamingConfig,
@@ -38,6 +39,7 @@ class SayCommandConfig(SpeechOptions):
     model: ModelChoice = field(default_factory=ModelChoice)
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    s3gen: S3GenOptions = field(default_factory=S3GenOptions)
     # Fields that replace the checkpoint's own.
     sampling: dict[str, Any] = field(default_factory=dict, metadata={"of": SamplingConfig})
     language: str | None = option(None, "of the text, for a multilingual model alone")

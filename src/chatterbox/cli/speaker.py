@@ -155,7 +155,8 @@ def make_speaker(models: LoadedModels, config: SayCommandConfig, report: Progres
             models.layout.check_language(config.language)
     voice = load_voice(models, config, report)
     parts = models.t3, models.s3gen, models.tokenizer, models.voice_encoder
-    return Speaker(config, models, voice, Synthesizer(*parts, SynthesizerConfig(config.kvcache, config.engine)))
+    own = SynthesizerConfig(config.kvcache, config.engine, config.s3gen)
+    return Speaker(config, models, voice, Synthesizer(*parts, own))
 
 
 def checked(config: Config) -> Config:

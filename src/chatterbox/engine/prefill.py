@@ -75,14 +75,16 @@ class Prefiller:
         *,
         prefill_len: int | None = None,
         batch_invariant: bool = False,
+        beside_bytes: int = 0,
     ) -> None:
         """Args:
         manager: one that several models may share, or the settings of one for this model alone.
         prefill_len: as `chatterbox.engine.engine.DecodeEngine` has it.
         batch_invariant: as `chatterbox.config.EngineConfig` has it; what differs in last bits is never served.
+        beside_bytes: of the default budget, for what is kept beside T3's prefixes.
         """
         if isinstance(manager, KVCacheConfig):
-            default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS
+            default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS + beside_bytes
             manager = make_manager(manager, default_bytes, t3.device)
         self.t3, self.manager, self._prefill_len = t3, manager, prefill_len
         self._batch_invariant = batch_invariant

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox.config import StreamingConfig
+from chatterbox.config import S3GenOptions, StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.reshaping import Reshape, within_full_scale
+from chatterbox.synthesis.voice_memory import VoiceMemories
 from chatterbox.watermark.perth import Watermarker, WatermarkStream, mark_with
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
@@ -118,12 +119,18 @@ class SpeechRenderer:
         config: StreamingConfig | None,
         watermarker: Watermarker | None,
         reshape: Reshape | None = None,
+        memories: VoiceMemories | None = None,
     ) -> None:
         """Args:
         gen: the voice, of `S3Gen.embed_ref`.
         watermarker: None leaves the audio unmarked.
         reshape: what each utterance goes through before it is marked, where ``config`` is None; None: nothing.
+        memories: what S3Gen remembers, and how many steps it takes; None is its own number and nothing.
         """
+        options = S3GenOptions() if memories is None else memories.options
+        self._solving: dict[str, Any] = {"num_steps": options.steps, "memory": options.memory}
+        if memories is not None and options.memory != "none":
+            self._solving["voice"] = memories.of(gen)
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()
         self._lookahead_len = s3gen.config.flow.encoder.lookahead_len
         self._lens = iter([WHOLE]) if config is None else chunk_lens(config)
@@ -144,7 +151,9 @@ class SpeechRenderer:
     def begin(self, seed: int | None) -> None:
         """The next speech tokens are another utterance's. ``seed``: of its noise, as `S3GenStream`."""
         context_len, fade = self._config.context_window, self._config.fade_duration
-        self._stream = S3GenStream(self._s3gen, self._gen, seed=seed, context_len=context_len, fade=fade)
+        self._stream = S3GenStream(
+            self._s3gen, self._gen, seed=seed, context_len=context_len, fade=fade, **self._solving
+        )
 
     @property
     def num_missing(self) -> int:

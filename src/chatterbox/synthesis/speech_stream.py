@@ -28,6 +28,7 @@ from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed, with_seed
 from chatterbox.synthesis.reshaping import check_streamed, reshape_of
 from chatterbox.synthesis.utterances import TokenChunk, Utterances
+from chatterbox.synthesis.voice_memory import VoiceMemories
 from chatterbox.watermark.perth import Watermarker
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class SpeechStream:
         request: SynthesisRequest,
         streaming: StreamingConfig | None,
         watermarker: Watermarker,
+        memories: VoiceMemories,
         *,
         has_own_seed: bool = False,
     ) -> None:
@@ -88,11 +90,12 @@ class SpeechStream:
         self._utterances = Utterances(
             scheduler, tokenizer, request, streaming, on_change=self._go_on, wants=self._wants
         )
+        has_own_seed |= memories.options.memory != "none"  # upstream's call, which draws its noise, remembers nothing
         if has_own_seed or streaming is not None or not self._utterances.is_one:
             request = with_seed(request)
         self._request = request
         marker = watermarker if request.watermark else None
-        self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, marker, reshape_of(request))
+        self._renderer = SpeechRenderer(s3gen, voice.gen, streaming, marker, reshape_of(request), memories)
         self._is_on_cpu = scheduler.prefixes.t3.device.type == "cpu"
         # An utterance of a text that is still being written may be long in coming: nothing is held back for it.
         self._may_stall = not isinstance(request.text, str)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
+from chatterbox.config import EngineConfig, KVCacheConfig, S3GenOptions, StreamingConfig
 from chatterbox.engine.prefill import Prefiller
 from chatterbox.engine.request import Request
 from chatterbox.engine.scheduler import Scheduler
@@ -49,10 +49,11 @@ from chatterbox.synthesis.request import (
 from chatterbox.synthesis.reshaping import reshape_of
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
+from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes
 from chatterbox.text import Utterance
 from chatterbox.values import Fields
 from chatterbox.voice.cache import VoiceCache
-from chatterbox.voice.conditionals import Conditionals, Hearing, Reference, prepare_conditionals
+from chatterbox.voice.conditionals import DEC_COND_SECONDS, Conditionals, Hearing, Reference, prepare_conditionals
 from chatterbox.voice.recipe import VoiceRecipe
 from chatterbox.watermark.perth import PerthWatermarker, Watermarker
 
@@ -60,19 +61,22 @@ logger = logging.getLogger(__name__)
 
 DEFAULTS = StreamingConfig()
 PERTH = PerthWatermarker()
+NUM_REMEMBERED = 2  # voices that the default budget has room for, where S3Gen remembers them
 
 
 @dataclass(frozen=True)
 class SynthesizerConfig:
-    """What a model keeps and shares: `kvcache` of its rows and prefixes, `engine` of its steps."""
+    """What a model keeps and shares: `kvcache` of rows and prefixes, `engine` of steps, `s3gen` of rendering."""
 
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    s3gen: S3GenOptions = field(default_factory=S3GenOptions)
 
     def __post_init__(self) -> None:
         own = Fields(self)
         own.table("kvcache", KVCacheConfig)
         own.table("engine", EngineConfig)
+        own.table("s3gen", S3GenOptions)
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ class Synthesizer:
         self.config, self.watermarker, self.voices = config, watermarker, VoiceCache()
         self.recipe = VoiceRecipe()
         self._warned: set[str] = set()  # replaced functions that were named
-        self._render_by(s3gen)
         self._drive(config.kvcache if manager is None else manager)
+        self._render_by(s3gen)
         release_idle_threads()  # of the thread that loaded the model, which may only wait from now on
 
     def replace(self, part: str, value: Any) -> None:
@@ -232,6 +236,8 @@ class Synthesizer:
         """Compute ahead of time what texts begin with. ``pin``: keep the voices' own parts on the device."""
         decodes = [decode for request in requests for decode in self.decode_requests(request)]
         self.scheduler.call(lambda between: self.prefixes.warm(decodes, pin=pin, between=between))
+        for request in requests:
+            self.memories.warm(request.conditionals.gen, pin=pin)
 
     def conditionals(self, reference: Reference, hearing: Hearing = Hearing()) -> Conditionals:
         """The voice of a recording, prepared once for the same content.
@@ -261,6 +267,7 @@ class Synthesizer:
         self.clear()
         self.t3.weights_changed()
         self.recipe.forget()
+        self.memories.forget()
         forget_products(self.s3gen)
 
     def close(self) -> None:
@@ -271,14 +278,21 @@ class Synthesizer:
 
     def _drive(self, manager: GlobalKVCacheManager | KVCacheConfig) -> None:
         """Let requests from now on be decoded by `t3`."""
-        engine = self.config.engine
+        engine, s3gen, beside = self.config.engine, self.config.s3gen, 0
+        if s3gen.memory != "none":
+            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, s3gen.steps, DEC_COND_SECONDS)
         self.prefixes = Prefiller(
-            self.t3, manager, prefill_len=engine.prefill_len, batch_invariant=engine.batch_invariant
+            self.t3,
+            manager,
+            prefill_len=engine.prefill_len,
+            batch_invariant=engine.batch_invariant,
+            beside_bytes=beside,
         )
         self.scheduler = Scheduler(self.prefixes, engine)
 
     def _render_by(self, s3gen: S3Gen) -> None:
         """Let requests from now on be rendered by ``s3gen``."""
+        self.memories = VoiceMemories(s3gen, self.prefixes.manager, self.config.s3gen)
         self.whole_renders = self.chunk_renders = RenderQueue()
         if is_small(s3gen.flow, s3gen.mel2wav):
             self.chunk_renders = RenderQueue(runs_alone=True)
@@ -312,7 +326,7 @@ class Synthesizer:
         requests = self._decode_requests(request, found)
         voice = request.conditionals.with_exaggeration(request.exaggeration)
         watermarker = self.watermarker if request.watermark else None
-        renderer = SpeechRenderer(self.s3gen, voice.gen, None, watermarker, reshape_of(request))
+        renderer = SpeechRenderer(self.s3gen, voice.gen, None, watermarker, reshape_of(request), self.memories)
         return chunks_by(inference, self.t3, renderer, requests, on_token)
 
     def _warn_of_replaced(self, *, is_streamed: bool) -> None:
@@ -343,6 +357,7 @@ class Synthesizer:
             request,
             streaming,
             self.watermarker,
+            self.memories,
             has_own_seed=has_own_seed,
         )
 

@@ -22,6 +22,7 @@ from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
     PressureConfig,
+    S3GenOptions,
     SamplingConfig,
     StreamingConfig,
     from_dict,
@@ -68,6 +69,7 @@ GIVEN = {
         "stop_stride": 2,
         "batch_invariant": True,
     },
+    "s3gen": {"memory": "past", "steps": 4},
     "sampling": {
         "temperature": 0.5,
         "cfg_weight": 0.25,
@@ -104,6 +106,7 @@ TABLES = {
     "model": ModelChoice,
     "kvcache": KVCacheConfig,
     "engine": EngineConfig,
+    "s3gen": S3GenOptions,
     "streaming": StreamingConfig,
     "benchmark": MeasurementConfig,
     "sampling": dict,
@@ -151,6 +154,7 @@ def test_every_group_has_a_choice_for_each_table_and_yaml_repeats_no_number():
     mirrors = {
         "kvcache": "static",
         "engine": "default",
+        "s3gen": "default",
         "sampling": "checkpoint",
         "streaming": "default",
         "benchmark": "default",
@@ -200,7 +204,7 @@ def test_folder_needs_its_source():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, engine, sampling"),
+        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, engine, s3gen, sampling"),
         ("stream", "benchmark.repeats=1", "stream has no setting 'benchmark.repeats'"),
         ("stream", "streaming=fast", "streaming has no choice 'fast'; it has append, default, history, low_latency"),
         ("stream", "streaming.chunk=1", "streaming has no setting 'chunk'; it has chunk_size, first_chunk"),

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.flow import Prompt
 from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from tests.unit.models.test_s3gen import build, make_ref, make_tokens
 
+KEYS = ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")
 KINDS = pytest.mark.parametrize("meanflow", [False, True])
 
 
@@ -99,42 +101,45 @@ def test_memories_follow_each_other(model: S3Gen, inputs: dict[str, Tensor]) -> 
 @pytest.mark.parametrize("extra_frames", [-2, -1, 0, 1])
 def test_the_flow_resumes_behind_its_prompt(meanflow: bool, extra_frames: int) -> None:
     model, ref, tokens = build(meanflow), make_ref(6, extra_frames=extra_frames), make_tokens(1, 7)
-    voice = {key: ref[key] for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
+    prompt = Prompt(*(ref[key] for key in KEYS))
     z = normal(1, 80, 26)
-    memory = model.flow.remember(**voice, z=z)
+    memory = model.flow.remember(prompt, z=z)
     num_known = 12 + min(0, extra_frames)
     assert memory.num_frames == num_known
     for finalize in (True, False):
-        mel, kept = model.flow.resume(
-            tokens, **voice, finalize=finalize, z=z[..., num_known:], past=[memory], start=num_known, keep=3
+        frames = FlowPass([memory], keep=3)
+        mel = model.flow.resume(tokens, prompt, finalize, frames, z=z[..., num_known:], start=num_known)
+        exact, other = (
+            model.flow(tokens, None, *prompt, finalize, z=noise)
+            for noise in (z, torch.cat([z[..., :12], -z[..., 12:]], 2))
         )
-        exact = model.flow(tokens, None, **voice, finalize=finalize, z=z)
-        assert mel.shape == exact.shape and kept.num_frames == 3
-        assert (mel - exact).abs().mean() < 0.5 * (
-            exact - model.flow(tokens, None, **voice, finalize=finalize, z=-z)
-        ).abs().mean()
+        assert mel.shape == exact.shape and frames.kept.num_frames == 3
+        assert (mel - exact).abs().mean() < 0.5 * (exact - other).abs().mean()
 
 
 def test_a_piece_goes_on_behind_the_last(model: S3Gen) -> None:
     """The second piece sees prompt and first piece by their memories; its frames are those of one pass, nearly."""
     ref, tokens, z = make_ref(6), make_tokens(1, 12), normal(1, 80, 36)
-    voice = {key: ref[key] for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
-    memory = model.flow.remember(**voice, z=z)
-    common = {"finalize": True, **voice}
-    whole, _ = model.flow.resume(tokens, **common, z=z[..., 12:], past=[memory], start=12)
-    first, kept = model.flow.resume(tokens, **common, z=z[..., 12:], past=[memory], start=12, keep=16)
-    second, _ = model.flow.resume(tokens, **common, z=z[..., 28:], past=[memory, kept], start=28)
+    prompt = Prompt(*(ref[key] for key in KEYS))
+    memory = model.flow.remember(prompt, z=z)
+    remembering = FlowPass([memory], keep=16)
+    whole, first = (
+        model.flow.resume(tokens, prompt, True, frames, z=z[..., 12:], start=12)
+        for frames in (FlowPass([memory], keep=0), remembering)
+    )
+    later = FlowPass([memory, remembering.kept], keep=0)
+    second = model.flow.resume(tokens, prompt, True, later, z=z[..., 28:], start=28)
     assert torch.equal(first, whole) and second.shape == (1, 80, 8)
     torch.testing.assert_close(second, whole[..., 16:], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_remembered_is_written_to(model: S3Gen) -> None:
     ref, tokens, z = make_ref(6), make_tokens(1, 7), normal(1, 80, 26)
-    voice = {key: ref[key] for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
-    memory = model.flow.remember(**voice, z=z)
+    prompt = Prompt(*(ref[key] for key in KEYS))
+    memory = model.flow.remember(prompt, z=z)
     before = [part.clone() for part in parts_of(memory)]
     for _ in range(2):
-        model.flow.resume(tokens, **voice, finalize=True, z=z[..., 12:], past=[memory], start=12, keep=14)
+        model.flow.resume(tokens, prompt, True, FlowPass([memory], keep=14), z=z[..., 12:], start=12)
     assert all(map(torch.equal, before, parts_of(memory)))
 
 

@@ -136,6 +136,7 @@ class GlobalKVCacheManager:
         *,
         device: torch.device | str = "cpu",
         form: Form | None = None,
+        counts: bool = True,
     ) -> Lease:
         """Lease the prefix ``labels`` of a voice, computing what is not known of it.
 
@@ -147,18 +148,20 @@ class GlobalKVCacheManager:
                 same prefix; what it raises reaches its caller alone, and one of those that wait for it tries next.
             device: where segments from disk go.
             form: of the model's segments: what the disk has of another form is a miss; None takes what is there.
+            counts: whether its positions count in the hit rate, which is of T3's; times always do.
         """
         labels = tuple(labels)
         with self._lock:
             known = self._known(voice, labels)
             if known.is_whole:
-                return self._hit(known)
-        lease, waited = self._flights.run((voice, labels), partial(self._prefill, voice, labels, prefill, device, form))
+                return self._hit(known, counts)
+        compute = partial(self._prefill, voice, labels, prefill, device, form, counts)
+        lease, waited = self._flights.run((voice, labels), compute)
         if waited:
             with self._lock:
                 self._stats.waits += 1
                 known = self._known(voice, labels)
-                return self._hit(known) if known.is_whole else self._served(lease.segments, None, 0.0)
+                return self._hit(known, counts) if known.is_whole else self._served(lease.segments, None, 0.0, counts)
         if lease.num_cached_tokens < lease.segments[-1].end:
             try:
                 self._store(voice, labels, lease.segments)
@@ -311,14 +314,16 @@ class GlobalKVCacheManager:
             self._tiers.promote(self.tree.find(voice, labels))
         return self.tree.match(voice, labels)
 
-    def _hit(self, known: Match) -> Lease:
+    def _hit(self, known: Match, counts: bool) -> Lease:
         self._stats.hits += 1
-        return self._served(known.segments, known.node, known.prefill_ms)
+        return self._served(known.segments, known.node, known.prefill_ms, counts)
 
-    def _served(self, segments: tuple[Segment, ...], node: Node | None, prefill_ms: float) -> Lease:
+    def _served(
+        self, segments: tuple[Segment, ...], node: Node | None, prefill_ms: float, counts: bool = True
+    ) -> Lease:
         num_cached_tokens = sum(map(len, segments))
         self._stats.lookups += 1
-        self._stats.cached_tokens += num_cached_tokens
+        self._stats.cached_tokens += num_cached_tokens * counts
         self._stats.saved_ms += prefill_ms
         return self._leased(segments, num_cached_tokens, node)
 
@@ -335,16 +340,17 @@ class GlobalKVCacheManager:
         prefill: Prefill,
         device: torch.device | str,
         form: Form | None,
+        counts: bool,
     ) -> Lease:
         """Load or compute what is missing, and keep it. Nobody else does so for the same prefix meanwhile."""
         with self._lock:
             known = self._known(voice, labels)
             if known.is_whole:  # since the caller looked
-                return self._hit(known)
+                return self._hit(known, counts)
             if known.node is not None:
                 self.tree.ref(known.node)  # what is to be continued must not go meanwhile
         try:
-            return self._continued(voice, labels, known, prefill, device, form)
+            return self._continued(voice, labels, known, prefill, device, form, counts)
         except BaseException:
             with self._lock:
                 self._stats.failed_prefills += 1
@@ -362,6 +368,7 @@ class GlobalKVCacheManager:
         prefill: Prefill,
         device: torch.device | str,
         form: Form | None,
+        counts: bool,
     ) -> Lease:
         started = self._clock()
         loaded = None if self._archive is None else self._archive.load(voice, labels, known, device, form)
@@ -385,8 +392,8 @@ class GlobalKVCacheManager:
             if not is_whole:
                 self._stats.prefills += 1
                 self._stats.prefill_ms += prefill_ms
-            self._stats.cached_tokens += num_cached_tokens
-            self._stats.tokens_computed += rest.end - num_cached_tokens
+            self._stats.cached_tokens += num_cached_tokens * counts
+            self._stats.tokens_computed += (rest.end - num_cached_tokens) * counts
             node = self._kept(voice, labels, rest, load_ms + prefill_ms)
             return self._leased((*known.segments, rest), num_cached_tokens, node)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chatterbox.models.config import FlowConfig
 from chatterbox.models.s3gen.estimator import ConditionalDecoder
-from chatterbox.models.s3gen.memory import FlowPass, StepPass
+from chatterbox.models.s3gen.memory import FlowPass, MemoryShape
 
 
 def cosine_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -40,6 +40,11 @@ class CausalConditionalCFM(nn.Module):
         if n_timesteps < 1:
             raise ValueError(f"n_timesteps must be at least 1, got {n_timesteps}; None is the model's default")
         return n_timesteps
+
+    def memory_shape(self, n_timesteps: int | None) -> MemoryShape:
+        """Of what a solve of so many steps remembers, with guidance as it is now."""
+        num_rows = 2 if self.inference_cfg_rate and not self.meanflow else 1
+        return self.estimator.memory_shape(self.num_steps(n_timesteps), num_rows)
 
     def forward(
         self,
@@ -99,7 +104,7 @@ class CausalConditionalCFM(nn.Module):
         for i in range(num_steps):
             t = times[i].expand(mu.shape[0])
             rows = torch.cat([x, x]) if rate else x
-            velocity = self.estimator(rows.to(dtype), mask, mu, t, spks, cond, **_of_step(frames)).float()
+            velocity = self._velocity(frames, rows.to(dtype), mask, mu, t, spks, cond).float()
             if rate:
                 conditional, unconditional = velocity.chunk(2)
                 velocity = (1 + rate) * conditional - rate * unconditional
@@ -122,14 +127,16 @@ class CausalConditionalCFM(nn.Module):
         times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=x.device)
         for i in range(num_steps):
             t, r = times[i].expand(mu.shape[0]), times[i + 1].expand(mu.shape[0])
-            velocity = self.estimator(x.to(dtype), mask, mu, t, spks, cond, r, **_of_step(frames))
-            x = x + (r[0] - t[0]) * velocity.float()
+            x = x + (r[0] - t[0]) * self._velocity(frames, x.to(dtype), mask, mu, t, spks, cond, r).float()
         return x
 
-
-def _of_step(frames: FlowPass | None) -> dict[str, StepPass]:
-    """The estimator's own argument, left out where there is none: another one in its place need not know it."""
-    return {} if frames is None else {"frames": frames.next_step()}
+    def _velocity(self, frames: FlowPass | None, x: Tensor, mask: Tensor | None, *conditions: Tensor) -> Tensor:
+        """The estimator's, of frames that follow others where ``frames`` says so."""
+        if frames is None:
+            velocity: Tensor = self.estimator(x, mask, *conditions)
+            return velocity
+        assert mask is None
+        return self.estimator.resume(frames.next_step(), x, *conditions)
 
 
 def _noise(mu: Tensor, z: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chatterbox.models.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
 from chatterbox.models.linear import LinearSequential, apply_linear
-from chatterbox.models.s3gen.memory import StepPass
+from chatterbox.models.s3gen.memory import NUM_TAIL_FRAMES, MemoryShape, StepPass
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -30,7 +30,7 @@ class ChannelNorm(nn.LayerNorm):
 class CausalBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        conv = CausalConv1d(width_in, width_out, 3)
+        conv = CausalConv1d(width_in, width_out, 1 + NUM_TAIL_FRAMES)
         # Index 2 is the norm's place in the checkpoint.
         self.block = nn.Sequential(conv, nn.Identity(), ChannelNorm(width_out), nn.Mish())
 
@@ -132,7 +132,7 @@ class ConditionalDecoder(nn.Module):
         super().__init__()
         c = config.estimator
         num_inputs, width, time_size = 4 * config.num_mels, c.channels, 4 * c.channels
-        self.meanflow = meanflow
+        self.meanflow, self._config = meanflow, c
         self.time_mlp = TimeEmbedding(num_inputs, time_size)
         self.time_embed_mixer = nn.Linear(2 * time_size, time_size, bias=False) if meanflow else None
 
@@ -141,15 +141,26 @@ class ConditionalDecoder(nn.Module):
             return [ResnetBlock(width_in, width, time_size), transformers]
 
         # Any: torch's types do not say what stands in a ModuleList.
-        self.down_blocks: Any = nn.ModuleList([nn.ModuleList([*stage(num_inputs), CausalConv1d(width, width, 3)])])
+        self.down_blocks: Any = nn.ModuleList(
+            [nn.ModuleList([*stage(num_inputs), CausalConv1d(width, width, 1 + NUM_TAIL_FRAMES)])]
+        )
         self.mid_blocks: Any = nn.ModuleList(nn.ModuleList(stage(width)) for _ in range(c.num_mid_blocks))
-        self.up_blocks: Any = nn.ModuleList([nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 3)])])
+        self.up_blocks: Any = nn.ModuleList(
+            [nn.ModuleList([*stage(2 * width), CausalConv1d(width, width, 1 + NUM_TAIL_FRAMES)])]
+        )
         self.final_block = CausalBlock(width, width)
         self.final_proj = Conv1d(width, config.num_mels, 1)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.final_proj.weight.dtype
+
+    def memory_shape(self, num_steps: int, num_rows: int) -> MemoryShape:
+        """Of what so many Euler steps of so many rows remember."""
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        widths = [module.in_channels for module in self.modules() if isinstance(module, CausalConv1d)]
+        tails = tuple(NUM_TAIL_FRAMES * width for width in widths)
+        return MemoryShape(num_steps, num_rows, len(layers), self._config.num_heads, self._config.head_dim, tails)
 
     def embed_time(self, t: Tensor, r: Tensor | None = None) -> Tensor:
         """Time vector (B, time_size) of times ``t`` (B,); ``r`` (B,) is needed by mean-flow models and by no other."""
@@ -161,16 +172,7 @@ class ConditionalDecoder(nn.Module):
         return apply_linear(self.time_embed_mixer, torch.cat([time, self.time_mlp(r)], dim=1))
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        mu: Tensor,
-        t: Tensor,
-        spks: Tensor,
-        cond: Tensor,
-        r: Tensor | None = None,
-        *,
-        frames: StepPass | None = None,
+        self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None
     ) -> Tensor:
         """Velocity (B, num_mels, T).
 
@@ -182,11 +184,25 @@ class ConditionalDecoder(nn.Module):
             spks: (B, num_mels), the speaker.
             cond: (B, num_mels, T), known frames, zero elsewhere.
             r: (B,), end of the step; mean-flow only.
-            frames: what was before these frames, and what of them is to be remembered; without a mask. None is
-                neither.
         """
-        assert frames is None or mask is None
-        time = self.embed_time(t, r)
+        return self._run(x, mask, mu, self.embed_time(t, r), spks, cond, None)
+
+    def resume(
+        self, frames: StepPass, x: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, r: Tensor | None = None
+    ) -> Tensor:
+        """:meth:`forward` of frames that follow others; ``frames`` knows those, and remembers some of these."""
+        return self._run(x, None, mu, self.embed_time(t, r), spks, cond, frames)
+
+    def _run(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        time: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        frames: StepPass | None,
+    ) -> Tensor:
         keys = None if mask is None else mask.bool()[:, None]  # (B, 1, 1, T)
         x = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[2]), cond], dim=1)
         for resnet, transformers, conv in self.down_blocks:
@@ -226,7 +242,7 @@ def _convolved(conv: nn.Module, x: Tensor, frames: StepPass | None) -> Tensor:
         out: Tensor = conv(x)
         return out
     assert isinstance(conv, CausalConv1d)
-    return conv.behind(frames.continued(x, conv.kernel_size[0]))
+    return conv.behind(frames.continued(x))
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

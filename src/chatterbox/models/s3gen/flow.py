@@ -6,8 +6,7 @@ Does not know: waveforms, T3, chunks of a stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,15 @@ from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from chatterbox.runtime.replaceable import replaceable
 
 FRAMES_PER_TOKEN = 2
+
+
+class Prompt(NamedTuple):
+    """A voice's recording, of `S3Gen.embed_ref`, as :meth:`CausalMaskedDiffWithXvec.forward` has it."""
+
+    token: Tensor
+    token_len: Tensor | None
+    feat: Tensor
+    embedding: Tensor
 
 
 class CausalMaskedDiffWithXvec(nn.Module):
@@ -162,70 +170,55 @@ class CausalMaskedDiffWithXvec(nn.Module):
         return mel, None
 
     @torch.inference_mode()
-    def remember(
-        self,
-        prompt_token: Tensor,
-        prompt_token_len: Tensor | None,
-        prompt_feat: Tensor,
-        embedding: Tensor,
-        *,
-        z: Tensor,
-        n_timesteps: int | None = None,
-    ) -> FlowMemory:
+    def remember(self, prompt: Prompt, *, z: Tensor, n_timesteps: int | None = None) -> FlowMemory:
         """What the estimator knows of a voice's prompt when nothing follows it: of the frames of its tokens.
 
         Args: see :meth:`forward`; ``z`` (1, num_mels, 2p or more) noise of the prompt's frames.
         """
-        tokens, _ = self._sequence(prompt_token, prompt_token_len, prompt_token[:, :0], None)
+        tokens, _ = self._sequence(prompt.token, prompt.token_len, prompt.token[:, :0], None)
         mu, _ = self.encode(tokens.to(self.input_embedding.weight.device))
-        num_frames = min(mu.shape[2], prompt_feat.shape[1])
-        known = prompt_feat[:, :num_frames].to(mu).transpose(1, 2)
+        num_frames = min(mu.shape[2], prompt.feat.shape[1])
         frames = FlowPass(keep=num_frames)
-        spks = self.embed_speaker(torch.atleast_2d(embedding).to(mu.device))
-        self.decoder(mu[..., :num_frames], None, spks, known, n_timesteps, z=z, frames=frames)
+        self._solve(mu[..., :num_frames], prompt, 0, frames, n_timesteps, z)
         return frames.kept
 
     @torch.inference_mode()
     def resume(
         self,
         token: Tensor,
-        prompt_token: Tensor,
-        prompt_token_len: Tensor | None,
-        prompt_feat: Tensor,
-        embedding: Tensor,
+        prompt: Prompt,
         finalize: bool,
-        n_timesteps: int | None = None,
+        frames: FlowPass,
         *,
         z: Tensor,
-        past: Sequence[FlowMemory],
         start: int,
-        keep: int = 0,
-    ) -> tuple[Tensor, FlowMemory]:
+        n_timesteps: int | None = None,
+    ) -> Tensor:
         """Mel (1, num_mels, T) of :meth:`forward` from a frame on, after frames that are remembered.
 
-        The encoder sees prompt and tokens; the estimator the frames from ``start`` on, and ``past``.
+        The encoder sees prompt and tokens; the estimator the frames from ``start`` on, and what ``frames`` knows. The
+        prompt's own frames are left out of the mel.
 
         Args: see :meth:`forward`, and
+            frames: of memories that :meth:`remember` and this made with as many steps.
             z: (1, num_mels, T or more), noise from ``start`` on.
-            past: in the order of their frames, as :meth:`remember` and this made them with as many steps.
             start: frame of prompt and tokens, two a token, from which on the mel is wanted.
-            keep: of these frames, how many are remembered.
-
-        Returns:
-            The mel, that of the prompt left out, and what is remembered of the first ``keep`` frames.
         """
-        device = self.input_embedding.weight.device
-        sequence, _ = self._sequence(token, None, prompt_token, prompt_token_len)
-        mu, _ = self.encode(sequence.to(device))
+        sequence, _ = self._sequence(token, None, prompt.token, prompt.token_len)
+        mu, _ = self.encode(sequence.to(self.input_embedding.weight.device))
         if not finalize:
             mu = mu[..., : -FRAMES_PER_TOKEN * self.config.encoder.lookahead_len]
-        mu = mu[..., start:]
-        known = prompt_feat[:, start:].to(mu).transpose(1, 2)
+        mel = self._solve(mu[..., start:], prompt, start, frames, n_timesteps, z)
+        return mel[..., max(0, prompt.feat.shape[1] - start) :]
+
+    def _solve(
+        self, mu: Tensor, prompt: Prompt, start: int, frames: FlowPass, n_timesteps: int | None, z: Tensor
+    ) -> Tensor:
+        """Mel (1, num_mels, T) of ``mu``, the frames from ``start`` on; of some of them the prompt knows it."""
+        known = prompt.feat[:, start : start + mu.shape[2]].to(mu).transpose(1, 2)
         cond = F.pad(known, (0, mu.shape[2] - known.shape[2]))
-        frames = FlowPass(past, keep=keep)
-        spks = self.embed_speaker(torch.atleast_2d(embedding).to(device))
-        mel = self.decoder(mu, None, spks, cond, n_timesteps, z=z, frames=frames)
-        return mel[..., known.shape[2] :], frames.kept
+        spks = self.embed_speaker(torch.atleast_2d(prompt.embedding).to(mu.device))
+        return self.decoder(mu, None, spks, cond, n_timesteps, z=z, frames=frames)
 
     def _sequence(
         self, token: Tensor, token_len: Tensor | None, prompt_token: Tensor, prompt_token_len: Tensor | None

@@ -20,6 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox.kvcache.base import Segment
+
+NUM_TAIL_FRAMES = 2  # of every convolution: they see two frames back
+
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -27,7 +31,7 @@ class StepMemory:
 
     keys: tuple[Tensor, ...]  # (R, H, F, d)
     values: tuple[Tensor, ...]  # (R, H, F, d)
-    tails: tuple[Tensor, ...]  # (R, C, kernel - 1), inputs of the convolutions at the last frames
+    tails: tuple[Tensor, ...]  # (R, C, NUM_TAIL_FRAMES), inputs of the convolutions at the last frames
 
     @property
     def nbytes(self) -> int:
@@ -45,6 +49,29 @@ class StepMemory:
             for pairs in ((self.keys, later.keys), (self.values, later.values))
         )
         return StepMemory(keys, values, later.tails)
+
+
+@dataclass(frozen=True)
+class MemoryShape:
+    """Of memories of one estimator, whatever they are of: what a `Segment` of one is made of."""
+
+    num_steps: int
+    num_rows: int
+    num_layers: int  # of attention
+    num_heads: int
+    head_dim: int
+    tail_widths: tuple[int, ...]  # channels of each convolution, times the frames of its tail
+
+    @property
+    def num_tail_positions(self) -> int:
+        """Positions behind the frames that hold the tails."""
+        numbers = self.num_steps * self.num_rows * sum(self.tail_widths)
+        return -(-numbers // (self.num_stored_layers * self.num_heads * self.head_dim))
+
+    @property
+    def num_stored_layers(self) -> int:
+        """Of a segment, which has no steps and rows."""
+        return self.num_steps * self.num_layers * self.num_rows
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,38 @@ class FlowMemory:
         return FlowMemory(tuple(one.followed_by(other) for one, other in pairs))
 
 
+def to_segment(memory: FlowMemory, shape: MemoryShape) -> Segment:
+    """A memory in the form of T3's prefixes, as a copy: steps, layers and rows are layers, frames are positions.
+
+    The tails stand in the values of the last positions: a codec scales those one by one.
+    """
+    parts = [torch.stack([torch.stack(side) for side in (step.keys, step.values)]) for step in memory.steps]
+    whole = torch.stack(parts, dim=1)  # (2, S, N, R, H, F, d)
+    keys, values = whole.flatten(1, 3).unbind()  # (S * N * R, H, F, d)
+    flat = torch.cat([tail.flatten() for step in memory.steps for tail in step.tails])
+    behind = keys.new_zeros(*keys.shape[:2], shape.num_tail_positions, keys.shape[3])
+    tails = F.pad(flat, (0, behind.numel() - flat.numel())).view_as(behind)
+    return Segment(torch.cat([keys, behind], dim=2), torch.cat([values, tails], dim=2), 0)
+
+
+def from_segment(segment: Segment, shape: MemoryShape) -> FlowMemory:
+    """What `to_segment` was given; keys and values are views of ``segment``."""
+    num_frames, grid = len(segment) - shape.num_tail_positions, (shape.num_steps, shape.num_layers, shape.num_rows)
+    keys, values = (
+        part[:, :, :num_frames].unflatten(0, grid) for part in (segment.keys, segment.values)
+    )  # (S, N, R, H, F, d)
+    flat = segment.values[:, :, num_frames:].flatten()
+    sizes = [shape.num_rows * width for width in shape.tail_widths] * shape.num_steps
+    tails = [part.view(shape.num_rows, -1, NUM_TAIL_FRAMES) for part in flat[: sum(sizes)].split(sizes)]
+    per_step = len(shape.tail_widths)
+    return FlowMemory(
+        tuple(
+            StepMemory(keys[i].unbind(), values[i].unbind(), tuple(tails[i * per_step : (i + 1) * per_step]))
+            for i in range(shape.num_steps)
+        )
+    )
+
+
 class StepPass:
     """The estimator's way over new frames at one Euler step; its layers ask it for what was before them."""
 
@@ -91,14 +150,13 @@ class StepPass:
         whole = (torch.cat([*parts, new], dim=2) for parts, new in zip(before, (k, v), strict=True))
         return next(whole), next(whole)
 
-    def continued(self, x: Tensor, kernel: int) -> Tensor:
-        """``x`` (R, C, T) behind the ``kernel`` - 1 frames that a causal convolution of it needs."""
-        num_before = kernel - 1
+    def continued(self, x: Tensor) -> Tensor:
+        """``x`` (R, C, T) behind the `NUM_TAIL_FRAMES` that a causal convolution of it needs."""
         if self._past_tails is None:
-            whole = F.pad(x, (num_before, 0))
+            whole = F.pad(x, (NUM_TAIL_FRAMES, 0))
         else:
             whole = torch.cat([next(self._past_tails).expand(x.shape[0], -1, -1), x], dim=2)
-        self._kept[2].append(whole[..., self._keep : self._keep + num_before].clone())
+        self._kept[2].append(whole[..., self._keep : self._keep + NUM_TAIL_FRAMES].clone())
         return whole
 
     @property

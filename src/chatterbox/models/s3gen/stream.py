@@ -18,16 +18,17 @@ sample is what one pass over the same mel gives.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
+from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, Prompt
 from chatterbox.models.s3gen.hifigan import draw_phase
-from chatterbox.models.s3gen.memory import FlowMemory
+from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.runtime.replaceable import call, replacement
@@ -36,7 +37,7 @@ from chatterbox.runtime.replaceable import call, replacement
 HELD_FRAMES = 6
 FILTER_HELD_FRAMES = 8  # of one that filters pulses: its STFT is longer
 PAST_FRAMES = 8
-MEMORIES = ("none", "prompt", "past")  # what the flow's estimator remembers; each what the one before it does
+Voice = Callable[[], AbstractContextManager[FlowMemory]]  # lends what is remembered of a voice's prompt
 _SOURCE_SEED = 0x5EED  # makes the vocoder's generator another one than the flow's
 
 
@@ -78,15 +79,15 @@ def prompt_noise(s3gen: S3Gen, reference: Mapping[str, Any]) -> Tensor:
     return FrameNoise(s3gen, seed).mel(FRAMES_PER_TOKEN * tokens.shape[1])
 
 
-def remember_prompt(s3gen: S3Gen, reference: Mapping[str, Any]) -> FlowMemory:
-    """What the flow's estimator keeps of a voice, of `S3Gen.embed_ref`, for every stream in it."""
-    return s3gen.flow.remember(**_prompt_of(reference), z=prompt_noise(s3gen, reference))
+def remember_prompt(s3gen: S3Gen, reference: Mapping[str, Any], num_steps: int | None = None) -> FlowMemory:
+    """What the flow's estimator keeps of a voice, of `S3Gen.embed_ref`, for every stream in it of so many steps."""
+    return s3gen.flow.remember(_prompt_of(reference), z=prompt_noise(s3gen, reference), n_timesteps=num_steps)
 
 
-def _prompt_of(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The flow's arguments that describe a voice."""
-    given = {key: reference.get(key) for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
-    return {key: None if value is None else torch.as_tensor(value) for key, value in given.items()}
+def _prompt_of(reference: Mapping[str, Any]) -> Prompt:
+    token, feat, embedding = (torch.as_tensor(reference[key]) for key in ("prompt_token", "prompt_feat", "embedding"))
+    given = reference.get("prompt_token_len")
+    return Prompt(torch.atleast_2d(token), None if given is None else torch.as_tensor(given), feat, embedding)
 
 
 def waveform_len(s3gen: S3Gen, reference: Mapping[str, Any], num_tokens: int) -> int:
@@ -110,8 +111,9 @@ class S3GenStream:
         seed: int | None = None,
         context_len: int = 50,
         fade: float = 0.02,
+        num_steps: int | None = None,
         memory: str = "none",
-        voice: FlowMemory | None = None,
+        voice: Voice | None = None,
     ) -> None:
         """Args:
         reference: the voice, of `S3Gen.embed_ref`.
@@ -119,8 +121,9 @@ class S3GenStream:
             which only a stream of one piece, `finish` alone, can.
         context_len: tokens before a piece that the flow sees again.
         fade: seconds over which a piece takes over from the one before; at most 0.1.
-        memory: of `MEMORIES`; other than "none" needs a seed.
-        voice: what `remember_prompt` made of ``reference``; None makes it when it is needed.
+        num_steps: of the solver; None is the model's own number.
+        memory: what the flow's estimator does not integrate again: "none", "prompt", or "past" too, which need a seed.
+        voice: lends what `remember_prompt` makes of ``reference`` with as many steps; None makes it when needed.
 
         Raises:
             ValueError: the voice lacks something.
@@ -146,7 +149,7 @@ class S3GenStream:
         # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
         self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0, dtype=torch.float32)
         self._mel_start = 0
-        self._remembers, self._voice = memory, voice
+        self._num_steps, self._remembers, self._voice = num_steps, memory, voice
         self._past: FlowMemory | None = None  # frames up to `_num_spoken`
         self._source: Tensor | None = None  # (1, C, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
@@ -203,7 +206,9 @@ class S3GenStream:
         """Waveform (1, N) of all tokens by `S3Gen.inference`."""
         arguments: dict[str, Any] = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
         if self._s3gen.meanflow:
-            arguments["n_cfm_timesteps"] = self._s3gen.flow.decoder.num_steps(None)
+            arguments["n_cfm_timesteps"] = self._s3gen.flow.decoder.num_steps(self._num_steps)
+        elif self._num_steps is not None:
+            arguments["n_cfm_timesteps"] = self._num_steps
         ours = {}
         if self._noise is not None:
             z = torch.cat([self._prompt_noise, self._token_noise], dim=2)
@@ -231,25 +236,36 @@ class S3GenStream:
     def _flow(self, is_last: bool) -> Tensor:
         """Mel (1, num_mels, frames) of context and new tokens."""
         noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)
-        arguments = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
+        arguments: dict[str, Any] = {
+            "speech_tokens": self._tokens.to(self._s3gen.device),
+            "ref_dict": self._reference,
+        }
+        if self._num_steps is not None:
+            arguments["n_cfm_timesteps"] = self._num_steps
         return call(self._s3gen.flow_inference, {**arguments, "finalize": is_last}, {"z": noise})
 
     def _resumed(self, is_last: bool, spoken_end: int) -> Tensor:
         """Mel (1, num_mels, frames) behind what is remembered; with "past" the frames up to ``spoken_end`` are too."""
         if self._voice is None:
-            self._voice = remember_prompt(self._s3gen, self._reference)
-        # Places in the sequence of prompt and tokens: of the stream's frame 0, and of the first one to be integrated.
-        origin = FRAMES_PER_TOKEN * (self._prompt_len - self._first) + self._surplus
-        start = self._voice.num_frames if self._past is None else origin + self._num_spoken
-        keep = origin + spoken_end - start if self._remembers == "past" else 0
-        noise = torch.cat([self._prompt_noise, self._token_noise], dim=2)[..., start:]
-        past = [self._voice, *([] if self._past is None else [self._past])]
-        mel, kept = self._s3gen.flow.resume(
-            self._tokens[None], **_prompt_of(self._reference), finalize=is_last, z=noise, past=past, start=start,
-            keep=keep,
-        )  # fmt: skip
+            own = remember_prompt(self._s3gen, self._reference, self._num_steps)
+            self._voice = lambda: nullcontext(own)
+        with self._voice() as voice:
+            # Places in the sequence of prompt and tokens: of the stream's frame 0, and of the first to be integrated.
+            origin = FRAMES_PER_TOKEN * (self._prompt_len - self._first) + self._surplus
+            start = voice.num_frames if self._past is None else origin + self._num_spoken
+            keep = origin + spoken_end - start if self._remembers == "past" else 0
+            frames = FlowPass([voice, *([] if self._past is None else [self._past])], keep=keep)
+            mel = self._s3gen.flow.resume(
+                self._tokens[None],
+                _prompt_of(self._reference),
+                is_last,
+                frames,
+                z=torch.cat([self._prompt_noise, self._token_noise], dim=2)[..., start:],
+                start=start,
+                n_timesteps=self._num_steps,
+            )
         if keep and spoken_end > self._num_spoken:
-            whole = kept if self._past is None else self._past.followed_by(kept)
+            whole = frames.kept if self._past is None else self._past.followed_by(frames.kept)
             self._past = whole.last(FRAMES_PER_TOKEN * self._context_len)
         return mel
 
