@@ -179,6 +179,7 @@ class S3GenOptions:
 
     memory: str = option("none", 'what it does not compute again: "none", "prompt" (the voice\'s), "past" (and before)')
     steps: int | None = option(None, "of its solver; fewer are faster and less exact; null is the model's own number")
+    prompt_seconds: float | None = option(None, "of a voice's recording that it integrates; null is all, 10 at most")
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
@@ -186,6 +187,8 @@ class S3GenOptions:
         if self.memory not in MEMORIES:
             raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
         own.whole_or_none("steps", 1, "null is the model's own number")
+        if self.prompt_seconds is not None:
+            own.number("prompt_seconds", 0.5, 60.0, "null is the whole recording; 4 is usual where it is to be fast")
 
 
 EXAGGERATION = (0.0, 10.0, "0.5 is neutral")

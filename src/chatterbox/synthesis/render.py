@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chatterbox.config import S3GenOptions, StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
-from chatterbox.models.s3gen.stream import S3GenStream, prompt_len
+from chatterbox.models.s3gen.stream import S3GenStream, prompt_len, with_prompt_seconds
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.reshaping import Reshape, within_full_scale
 from chatterbox.synthesis.voice_memory import VoiceMemories
@@ -128,6 +128,7 @@ class SpeechRenderer:
         memories: what S3Gen remembers, and how many steps it takes; None is its own number and nothing.
         """
         options = S3GenOptions() if memories is None else memories.options
+        gen = with_prompt_seconds(gen, options.prompt_seconds)
         self._solving: dict[str, Any] = {"num_steps": options.steps, "memory": options.memory}
         if memories is not None and options.memory != "none":
             self._solving["voice"] = memories.of(gen)

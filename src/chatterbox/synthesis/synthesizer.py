@@ -280,7 +280,8 @@ class Synthesizer:
         """Let requests from now on be decoded by `t3`."""
         engine, s3gen, beside = self.config.engine, self.config.s3gen, 0
         if s3gen.memory != "none":
-            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, s3gen.steps, DEC_COND_SECONDS)
+            seconds = min(DEC_COND_SECONDS, s3gen.prompt_seconds or DEC_COND_SECONDS)
+            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, s3gen.steps, seconds)
         self.prefixes = Prefiller(
             self.t3,
             manager,

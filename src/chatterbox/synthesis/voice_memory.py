@@ -20,7 +20,7 @@ from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.memory import FlowMemory, MemoryShape, from_segment, to_segment
-from chatterbox.models.s3gen.stream import prompt_len, remember_prompt
+from chatterbox.models.s3gen.stream import prompt_len, remember_prompt, with_prompt_seconds
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime.torch_context import own_context
 
@@ -38,6 +38,7 @@ class VoiceMemories:
 
     def of(self, gen: Mapping[str, Any]) -> VoiceMemory:
         """Of the voice ``gen``, of `S3Gen.embed_ref`."""
+        gen = with_prompt_seconds(gen, self.options.prompt_seconds)
         return VoiceMemory(self._s3gen, self._manager, self._watch, gen, self.options.steps)
 
     def warm(self, gen: Mapping[str, Any], *, pin: bool = False) -> None:

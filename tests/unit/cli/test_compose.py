@@ -69,7 +69,7 @@ GIVEN = {
         "stop_stride": 2,
         "batch_invariant": True,
     },
-    "s3gen": {"memory": "past", "steps": 4},
+    "s3gen": {"memory": "past", "steps": 4, "prompt_seconds": 4.0},
     "sampling": {
         "temperature": 0.5,
         "cfg_weight": 0.25,

@@ -21,6 +21,7 @@ from chatterbox.models.s3gen.stream import (
     prompt_len,
     prompt_noise,
     remember_prompt,
+    with_prompt_seconds,
 )
 from tests.unit.models.test_s3gen import HOP, PULSED, SAMPLES_PER_TOKEN, build, make_ref
 
@@ -184,6 +185,19 @@ def mel_of(stream: S3GenStream, tokens: Tensor, cuts: tuple[int, ...]) -> Tensor
     stream._vocode = noted
     pieces(stream, tokens, cuts)
     return torch.stack([frames[place] for place in sorted(frames)])
+
+
+@pytest.mark.parametrize("extra_frames", [0, 1])
+def test_a_prompt_of_fewer_seconds(s3gen: S3Gen, extra_frames: int) -> None:
+    reference = make_ref(60, extra_frames=extra_frames)
+    short = with_prompt_seconds(reference, 1.0)
+    assert prompt_len(short) == 25 and short["prompt_feat"].shape[1] == 50
+    assert torch.equal(short["prompt_token"], reference["prompt_token"][:, :25])
+    assert short["embedding"] is reference["embedding"] and prompt_len(reference) == 60
+    for seconds in (None, 2.4, 10):
+        assert with_prompt_seconds(reference, seconds) is reference
+    whole = torch.cat(pieces(S3GenStream(s3gen, short, seed=1), speech_tokens(), (20, 20)), dim=1)
+    assert whole.shape == (1, 60 * SAMPLES_PER_TOKEN)
 
 
 def test_a_stream_of_one_piece_is_upstreams_call(s3gen: S3Gen) -> None:

@@ -163,12 +163,32 @@ def test_nothing_is_remembered_unless_asked() -> None:
     assert spare == 2 * memory_nbytes(tts.s3gen, None, 10)
 
 
+@pytest.mark.parametrize("memory", ["none", "prompt"])
+def test_a_shorter_prompt_is_integrated_and_remembered(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = S3GenOptions(memory, prompt_seconds=1)
+    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny", s3gen_options=options)
+    sequence, seen = tts.s3gen.flow._sequence, []
+
+    def noted(token: Tensor, token_len: Tensor | None, prompt_token: Tensor, *rest: object) -> object:
+        seen.append(prompt_token.shape[1])
+        return sequence(token, token_len, prompt_token, *rest)
+
+    monkeypatch.setattr(tts.s3gen.flow, "_sequence", noted)
+    wav = tts.generate(TEXT, seed=1)
+    assert wav.isfinite().all() and wav.shape[1] > 24_000
+    assert seen and max(seen) == 25
+    whole = tts.conds.gen
+    assert whole["prompt_token"].shape[1] > 25  # nothing of the caller's was cut
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"memory": "all"}, "memory must be one of none, prompt, past, got 'all'"),
         ({"steps": 0}, "steps must be"),
         ({"steps": 2.5}, "steps must be"),
+        ({"prompt_seconds": 0}, "prompt_seconds must be a number from 0.5 to 60, got 0"),
+        ({"prompt_seconds": "short"}, "prompt_seconds must be"),
     ],
 )
 def test_wrong_options_are_named(values: dict, message: str) -> None:

@@ -38,6 +38,7 @@ HELD_FRAMES = 6
 FILTER_HELD_FRAMES = 8  # of one that filters pulses: its STFT is longer
 PAST_FRAMES = 8
 Voice = Callable[[], AbstractContextManager[FlowMemory]]  # lends what is remembered of a voice's prompt
+TOKENS_PER_SECOND = 25
 _SOURCE_SEED = 0x5EED  # makes the vocoder's generator another one than the flow's
 
 
@@ -88,6 +89,22 @@ def _prompt_of(reference: Mapping[str, Any]) -> Prompt:
     token, feat, embedding = (torch.as_tensor(reference[key]) for key in ("prompt_token", "prompt_feat", "embedding"))
     given = reference.get("prompt_token_len")
     return Prompt(torch.atleast_2d(token), None if given is None else torch.as_tensor(given), feat, embedding)
+
+
+def with_prompt_seconds(reference: Mapping[str, Any], seconds: float | None) -> Mapping[str, Any]:
+    """A voice, of `S3Gen.embed_ref`, with the first ``seconds`` of its recording as the prompt; its x-vector stays.
+
+    The voice itself where that is no less than all of it, or None.
+    """
+    if seconds is None or (num_tokens := max(1, round(seconds * TOKENS_PER_SECOND))) >= prompt_len(reference):
+        return reference
+    token, feat = (torch.as_tensor(reference[key]) for key in ("prompt_token", "prompt_feat"))
+    return {
+        **reference,
+        "prompt_token": torch.atleast_2d(token)[:, :num_tokens],
+        "prompt_token_len": torch.tensor([num_tokens], device=token.device),
+        "prompt_feat": feat[:, : FRAMES_PER_TOKEN * num_tokens],
+    }
 
 
 def waveform_len(s3gen: S3Gen, reference: Mapping[str, Any], num_tokens: int) -> int:
