@@ -103,12 +103,16 @@ def trimmed_symbols(
     spread: float = 1.0,
     rhythm: float = 0.0,
     rng: np.random.Generator | None = None,
+    even: bool = False,
 ) -> np.ndarray:
     """(2 * tokens,) symbols of the trimmed utterance, ``stretch`` times as long, its pitch range ``spread`` times.
 
-    ``rhythm`` is the deviation of the logarithm of a factor that ``rng`` draws for the duration of each phone.
+    ``rhythm`` is the deviation of the logarithm of a factor that ``rng`` draws for the duration of each phone. With
+    ``even`` every phone is one speech token long.
     """
     phones, ends, pitch, _, _ = utterance.trimmed()
+    if even:
+        ends = 2 * SECONDS_PER_FRAME * np.arange(1, len(phones) + 1)
     if rng is not None:
         lengths = np.diff(ends, prepend=0.0) * np.exp(rhythm * rng.standard_normal(len(ends)))
         ends = np.cumsum(lengths) * (ends[-1] / lengths.sum())
@@ -141,9 +145,9 @@ class Utterances:
         space = [CHARACTER_IDS["[SPACE]"]]
         return [token for k, text in enumerate(texts) for token in (space * (k > 0) + text)]
 
-    def approximate_len(self, index: int) -> int:
+    def approximate_len(self, index: int, *, even: bool = False) -> int:
         item = self._items[index]
-        return len(item.text) + int(25 * item.ends[-1]) + 10
+        return len(item.text) + (len(item.phones) if even else int(25 * item.ends[-1])) + 10
 
     def speech_tokens(self, index: int, **changes: Any) -> np.ndarray:
         """(N,) speech tokens at 25 Hz, as spoken but for ``changes``, the options of :func:`trimmed_symbols`."""
@@ -161,11 +165,12 @@ class Utterances:
         pool = self._by_voice[voice]
         return [pool[int(i)] for i in rng.integers(0, max(1, len(pool) // 2), size=count)]
 
-    def prompt(self, voice: int, length: int, rng: np.random.Generator) -> np.ndarray:
-        """(length,) speech tokens of other utterances of a voice."""
+    def prompt(self, voice: int, length: int, rng: np.random.Generator, **changes: Any) -> np.ndarray:
+        """(length,) speech tokens of other utterances of a voice; ``changes`` as of :meth:`speech_tokens`."""
         pool, speech_tokens = self._by_voice[voice], np.zeros(0, dtype=np.int64)
         while len(speech_tokens) < length:
-            speech_tokens = np.concatenate([speech_tokens, self.speech_tokens(pool[int(rng.integers(len(pool)))])])
+            other = self.speech_tokens(pool[int(rng.integers(len(pool)))], **changes)
+            speech_tokens = np.concatenate([speech_tokens, other])
         return speech_tokens[:length]
 
 

@@ -28,6 +28,7 @@ from tools.tiny_voice.tables import factorize
 
 NEUTRAL_EMOTION = 0.5
 GUIDED_LAYERS = (1, 3)
+EVEN_EMOTION = 2.0  # says so, beside the prompt: as lively as nobody asks for
 LAYOUTS = ("single", "history", "append")
 IGNORE = -100
 
@@ -39,6 +40,8 @@ class T3Recipe:
     unconditional_share: float = 0.12  # text embedding zeroed, as guidance does at inference
     emotional_share: float = 0.5
     emotional_rhythm: float = 0.35  # so that what was heard does not tell the tempo, and emotion must
+    even_share: float = 0.5  # batches whose phones last one token each: more words for the work, all of it spelling
+    max_even_batch: int = 32
     corrupted_share: float = 0.06
     joined_share: float = 0.25  # batches of several sentences, half `history`, half `append`
     single_only_steps: int = 1500
@@ -136,13 +139,17 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         joined = step >= recipe.single_only_steps and rng.random() < recipe.joined_share
         layout = ("history" if rng.random() < 0.5 else "append") if joined else "single"
         guide_left = max(0.0, 1.0 - step / recipe.guide_steps)
-        return self._draw(self.utterances, rng, layout, guide_weight=recipe.guide_weight * guide_left)
+        even = layout == "single" and rng.random() < recipe.even_share
+        return self._draw(self.utterances, rng, layout, guide_weight=recipe.guide_weight * guide_left, even=even)
 
     def held_out(self) -> Iterator[tuple[str, TextToSpeechBatch]]:
         for layout in LAYOUTS:
             rng = np.random.default_rng(1)
             for _ in range(4):
                 yield f"{layout}_", self._draw(self.held_out_utterances, rng, layout, plain=True)
+        rng = np.random.default_rng(1)
+        for _ in range(4):
+            yield "even_", self._draw(self.held_out_utterances, rng, "single", plain=True, even=True)
 
     def loss(self, batch: TextToSpeechBatch) -> tuple[Tensor, dict[str, float]]:
         x, offset = self._embed(batch)
@@ -164,17 +171,23 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         *,
         guide_weight: float = 0.0,
         plain: bool = False,
+        even: bool = False,
     ) -> TextToSpeechBatch:
-        """A batch of one layout; ``plain`` leaves out emotion, corruption and guidance dropout."""
+        """A batch of one layout; ``plain`` leaves out emotion, corruption and guidance dropout.
+
+        ``even``: all phones are one token long.
+        """
         recipe, parts = self.recipe, 1 if layout == "single" else int(rng.integers(2, 4))
         anchor = int(rng.integers(len(source)))
-        length = source.approximate_len(anchor) * parts
-        size = int(np.clip(recipe.positions_per_batch // length, 2, recipe.max_batch))
+        length = source.approximate_len(anchor, even=even) * parts
+        most = recipe.max_even_batch if even else recipe.max_batch
+        size = int(np.clip(recipe.positions_per_batch // length, 2, most))
         sequences, voices, emotions = [], [], []
         for index in source.near(anchor, size, rng):
             voice = source.voice(index)
-            emotion, changes = NEUTRAL_EMOTION, {}
-            if not plain and rng.random() < recipe.emotional_share:
+            emotion = EVEN_EMOTION if even else NEUTRAL_EMOTION
+            changes: dict[str, Any] = {"even": even}
+            if not (plain or even) and rng.random() < recipe.emotional_share:
                 emotion = float(rng.uniform(0.25, 1.25))
                 changes = {
                     "stretch": stretch_of(emotion),
@@ -196,7 +209,8 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
             sequences.append(sequence)
             voices.append(voice)
             emotions.append(emotion)
-        prompts = [source.prompt(voice, self.module.hp.speech_cond_prompt_len, rng) for voice in voices]
+        prompt_len = self.module.hp.speech_cond_prompt_len
+        prompts = [source.prompt(voice, prompt_len, rng, even=even) for voice in voices]
         embeddings = torch.stack([self.speakers.draw(voice, rng) for voice in voices])
         dropped = torch.from_numpy(rng.random(len(sequences)) < (0.0 if plain else recipe.unconditional_share))
         longest = max(len(s) for s in sequences)

@@ -38,6 +38,7 @@ from tools.tiny_voice.speech import PHONES
 from tools.tiny_voice.tables import SymbolTable, compact_state, factorize, fit
 from tools.tiny_voice.teacher import VOICES
 from tools.tiny_voice.text_to_speech import (
+    EVEN_EMOTION,
     IGNORE,
     NEUTRAL_EMOTION,
     Sequence,
@@ -110,6 +111,23 @@ def test_pitch_levels(z: float, spread: float, level: int) -> None:
 def test_emotion_makes_speech_faster_and_livelier() -> None:
     assert stretch_of(NEUTRAL_EMOTION) == spread_of(NEUTRAL_EMOTION) == 1.0
     assert stretch_of(1.0) < 1.0 < spread_of(1.0)
+
+
+def test_even_phones_are_one_speech_token_long(utterances: Utterances) -> None:
+    spoken, scale = utterance(0), PitchScale(np.zeros(len(VOICES)), np.ones(len(VOICES)))
+    names = [speech_tokens.SYMBOL_NAMES[s] for s in trimmed_symbols(spoken, scale, even=True)]
+    assert names == [phone for phone in spoken.phones for _ in range(2)]
+    assert utterances.approximate_len(0, even=True) == len("a bad cab") + len(spoken.phones) + 10
+    speakers = SpeakerBank(torch.randn(len(VOICES), 5, 2, SMALL.speaker_embed_size))
+    recipe = T3Recipe(even_share=1.0, single_only_steps=100, max_even_batch=7)
+    stage = TextToSpeechStage(SMALL, utterances, utterances, speakers, Schedule(1, 0.0), recipe)
+    batch = stage.draw(np.random.default_rng(0), 0)
+    assert len(batch.ids) == 7 and torch.equal(batch.emotions, torch.full((7,), EVEN_EMOTION))
+    wanted = batch.targets[batch.targets != IGNORE]
+    spoken_tokens = wanted[wanted < 6561]
+    assert len(spoken_tokens) == 7 * len(spoken.phones)  # and a stop token each
+    assert torch.equal(spoken_tokens % speech_tokens.NUM_SYMBOLS, spoken_tokens // speech_tokens.NUM_SYMBOLS)
+    assert "even_" in {label for label, _ in stage.held_out()}
 
 
 def test_a_drawn_rhythm_keeps_phones_and_length() -> None:
