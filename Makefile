@@ -32,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -76,6 +76,10 @@ teachers-env: $(TEACHERS_READY)
 
 meters: $(QUALITY_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.known_material -o $(RESULTS)/meters.json $(ARGS)
+
+# A flow to judge S3Gen by, which `make train-tiny STAGES="judging_flow export_judging_flow"` makes; needs flite.
+judging-flow: $(QUALITY_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.judging_flow -o $(RESULTS)/judging_flow.json $(ARGS)
 
 # What each cache policy costs in speech: needs flite, takes about an hour on one core, goes on where it stopped.
 QUALITY_WORK ?= quality-work
