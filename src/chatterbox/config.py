@@ -175,7 +175,7 @@ MEMORIES = ("none", "prompt", "past")
 
 @dataclass(frozen=True)
 class S3GenOptions:
-    """How S3Gen makes audio of speech tokens. docs/streaming.md, Memory, has what each costs and what it changes."""
+    """How S3Gen makes audio of speech tokens. See docs/streaming.md, What S3Gen remembers."""
 
     memory: str = option("none", 'what it does not compute again: "none", "prompt" (the voice\'s), "past" (and before)')
     steps: int | None = option(None, "of its solver; fewer are faster and less exact; null is the model's own number")

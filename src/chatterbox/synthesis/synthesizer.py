@@ -29,6 +29,7 @@ from chatterbox.engine.scheduler import Scheduler
 from chatterbox.kvcache import GlobalKVCacheManager, check_names
 from chatterbox.models.parallel import unwrapped
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.stream import can_remember
 from chatterbox.models.s3gen.weight_norm import forget_products
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
@@ -340,6 +341,11 @@ class Synthesizer:
                 "s3gen.inference",
                 "streams call the replaced %s for utterances of one chunk alone; generate and batches do for all",
             )
+
+        memory = self.config.s3gen.memory
+        if memory != "none" and "memory" not in self._warned and not can_remember(self.s3gen):
+            self._warned.add("memory")
+            logger.warning("s3gen.memory=%s has no effect: a replaced function of s3gen's flow makes the mels", memory)
 
     def _warn_if_replaced(self, name: str, message: str) -> None:
         part, _, method = name.partition(".")

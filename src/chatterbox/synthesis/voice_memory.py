@@ -37,14 +37,13 @@ class VoiceMemories:
         self._watch = WeightsWatch()
 
     def of(self, gen: Mapping[str, Any]) -> VoiceMemory:
-        """Of the voice ``gen``, of `S3Gen.embed_ref`."""
-        gen = with_prompt_seconds(gen, self.options.prompt_seconds)
+        """Of the voice ``gen``, of `S3Gen.embed_ref`, as it is to be integrated."""
         return VoiceMemory(self._s3gen, self._manager, self._watch, gen, self.options.steps)
 
     def warm(self, gen: Mapping[str, Any], *, pin: bool = False) -> None:
         """Compute what is remembered of a voice ahead of time. ``pin``: keep it on the device."""
         if self.options.memory != "none":
-            self.of(gen).warm(pin=pin)
+            self.of(with_prompt_seconds(gen, self.options.prompt_seconds)).warm(pin=pin)
 
     def forget(self) -> None:
         """Weights have changed in a way that is not noticed."""

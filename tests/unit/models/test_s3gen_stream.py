@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from chatterbox import ChatterboxTTS
-from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen import S3Gen, cfm
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.stream import (
     FILTER_HELD_FRAMES,
     HELD_FRAMES,
     FrameNoise,
     S3GenStream,
+    can_remember,
     prompt_len,
     prompt_noise,
     remember_prompt,
@@ -122,27 +123,24 @@ def test_what_is_remembered_of_a_voice_serves_all_its_streams(s3gen: S3Gen, memo
 def test_with_the_past_remembered_only_new_frames_are_integrated(s3gen: S3Gen) -> None:
     """The estimator sees the frames that blend and the new ones; with the prompt alone the context as well."""
     seen: dict[str, list[int]] = {}
-    run = s3gen.flow.decoder.estimator._run
+    noise = cfm._noise
     voice = remember_prompt(s3gen, make_ref())
     for memory in ("none", "prompt", "past"):
         lengths = seen[memory] = []
 
-        def counted(x: Tensor, *rest: object, lengths: list[int] = lengths, **names: object) -> Tensor:
-            lengths.append(x.shape[2])
-            return run(x, *rest, **names)
+        def counted(mu: Tensor, *rest: object, lengths: list[int] = lengths) -> Tensor:
+            lengths.append(mu.shape[2])
+            return noise(mu, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(s3gen.flow.decoder.estimator, "_run", counted)
-            stream = S3GenStream(
-                s3gen, make_ref(), seed=1, context_len=8, memory=memory, voice=partial(nullcontext, voice)
-            )
+            patch.setattr(cfm, "_noise", counted)  # called once a solve
+            lent = partial(nullcontext, voice)
+            stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=8, memory=memory, voice=lent)
             pieces(stream, speech_tokens(), (23, 20))
-    steps = s3gen.flow.decoder.num_steps(None)
-    per_piece = {memory: lengths[::steps] for memory, lengths in seen.items()}
     prompt, held = 10, HELD_FRAMES
-    assert per_piece["none"] == [prompt + 40, prompt + 16 + 40, prompt + 16 + 40]
-    assert per_piece["prompt"] == [40, 16 + 40, 16 + 40]
-    assert per_piece["past"] == [40, held + 40, held + 40]
+    assert seen["none"] == [prompt + 40, prompt + 16 + 40, prompt + 16 + 40]
+    assert seen["prompt"] == [40, 16 + 40, 16 + 40]
+    assert seen["past"] == [40, held + 40, held + 40]
 
 
 @REMEMBERED
@@ -157,6 +155,17 @@ def test_a_program_that_makes_mels_itself_is_asked_for_them(memory: str) -> None
     model.flow_inference = mine
     pieces(S3GenStream(model, make_ref(), seed=1, memory=memory), speech_tokens(), (20, 20))
     assert len(calls) == 3
+
+
+@REMEMBERED
+@pytest.mark.parametrize("part", ["flow", "flow.decoder", "flow.decoder.estimator"])
+def test_what_a_program_puts_on_the_flow_is_called(memory: str, part: str) -> None:
+    model, calls = build(), []
+    assert can_remember(model)
+    module = model.get_submodule(part)
+    module.register_forward_hook(lambda *_: calls.append(1))
+    pieces(S3GenStream(model, make_ref(), seed=1, memory=memory), speech_tokens(), (20, 20))
+    assert len(calls) >= 3 and not can_remember(model)
 
 
 @REMEMBERED

@@ -163,6 +163,16 @@ def test_nothing_is_remembered_unless_asked() -> None:
     assert spare == 2 * memory_nbytes(tts.s3gen, None, 10)
 
 
+def test_a_memory_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny", s3gen_options=S3GenOptions("prompt"))
+    tts.s3gen.flow.decoder.estimator.register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        tts.generate(TEXT, seed=1)
+    assert [r.getMessage() for r in caplog.records if "s3gen.memory" in r.getMessage()] == [
+        "s3gen.memory=prompt has no effect: a replaced function of s3gen's flow makes the mels"
+    ]
+
+
 @pytest.mark.parametrize("memory", ["none", "prompt"])
 def test_a_shorter_prompt_is_integrated_and_remembered(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = S3GenOptions(memory, prompt_seconds=1)

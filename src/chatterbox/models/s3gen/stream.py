@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox.models.s3gen.estimator import ConditionalDecoder
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, Prompt
 from chatterbox.models.s3gen.hifigan import draw_phase
 from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from chatterbox.models.s3gen.s3gen import S3Token2Wav as S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
-from chatterbox.runtime.replaceable import call, replacement
+from chatterbox.runtime.replaceable import call, has_functions_of_others, replacement
 
 # Of the trained vocoder: one frame less and samples change by 1e-3 of their level, this many and by 1e-4 at most.
 HELD_FRAMES = 6
@@ -245,7 +246,7 @@ class S3GenStream:
         self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
         end = FRAMES_PER_TOKEN * self._num_rendered - self._surplus
         spoken_end = end if is_last else max(self._num_spoken, end - self._held)
-        resumes = self._remembers != "none" and not _is_replaced(self._s3gen)
+        resumes = self._remembers != "none" and can_remember(self._s3gen)
         mel = self._resumed(is_last, spoken_end) if resumes else self._flow(is_last)
         self._blend(self._checked(mel, "S3Gen's flow"), end)
         return self._vocode(noise, spoken_end, end)
@@ -351,6 +352,10 @@ class S3GenStream:
         return values
 
 
-def _is_replaced(s3gen: S3Gen) -> bool:
-    """Whether a program's own function makes mels, which then knows nothing of memories."""
-    return replacement(s3gen, "flow_inference") is not None or replacement(s3gen.flow, "inference") is not None
+def can_remember(s3gen: S3Gen) -> bool:
+    """Whether mels are made by this package's own functions: a program's know nothing of memories, and are called."""
+    flow = s3gen.flow
+    estimator = flow.decoder.estimator
+    if replacement(s3gen, "flow_inference") is not None or not isinstance(estimator, ConditionalDecoder):
+        return False
+    return not any(map(has_functions_of_others, (flow, flow.decoder, estimator)))
