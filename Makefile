@@ -32,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -88,6 +88,10 @@ quality: $(READY)
 		-o $(RESULTS)/quality.json $(ARGS)
 
 # Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
+# What each precision buys and costs: minutes; nothing else should run.
+bench-precision: $(READY)
+	$(BIN)/python -m benchmarks.speed.precision -o $(RESULTS)/precision.json $(ARGS)
+
 bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python -m benchmarks.speed.linear -o $(RESULTS)/linear.json
 	$(BIN)/python -m benchmarks.kvcache.prefill -o $(RESULTS)/prefill.json

@@ -26,11 +26,13 @@ from chatterbox.checkpoints import Files, Layout, LoadedModels, fetch_base, fold
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     S3GenOptions,
     SamplingConfig,
     SpeechOptions,
     StreamingConfig,
     exaggeration_of,
+    precision_config,
 )
 from chatterbox.engine.guards import check_guard
 from chatterbox.engine.scheduler import EngineClosedError
@@ -185,6 +187,7 @@ class SpeechModel(abc.ABC):
         given: Files,
         *,
         local_files_only: bool = False,
+        precision: str | PrecisionConfig = "auto",
         **options: Any,
     ) -> Self:
         """``options`` are the constructor's."""
@@ -194,6 +197,7 @@ class SpeechModel(abc.ABC):
             resolve_device(device),
             layouts,
             given,
+            precision=precision_config(precision),
             fetch_base=partial(fetch_base, local_files_only=local_files_only),
         )
         m = load()

@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
-from chatterbox.values import Fields, number, number_of, seed_of, shown, whole, whole_of
+from chatterbox.values import Fields, number, number_of, seed_of, shown, whole, whole_of, word
 
 T = TypeVar("T")
 
@@ -189,6 +189,31 @@ class S3GenOptions:
         own.whole_or_none("steps", 1, "null is the model's own number")
         if self.prompt_seconds is not None:
             own.number("prompt_seconds", 0.5, 60.0, "null is the whole recording; 4 is usual where it is to be fast")
+
+
+PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """The type of the weights of each network's linear layers. See docs/performance.md."""
+
+    t3: str = option("auto", 'of T3: "float32", "float16", "bfloat16", "int8"; "auto" is float32 on CPUs')
+    s3gen: str | None = option(None, "of S3Gen; null is what suits T3's on this machine")
+
+    def __post_init__(self) -> None:
+        own = Fields(self)
+        for name in ("t3",) if self.s3gen is None else ("t3", "s3gen"):
+            own.word(name, f"choose from {', '.join(PRECISIONS)}")
+            if (value := getattr(self, name)) not in PRECISIONS:
+                raise ValueError(f"precision of {name} must be one of {', '.join(PRECISIONS)}, got {value!r}")
+
+
+def precision_config(precision: str | PrecisionConfig) -> PrecisionConfig:
+    """Settings as they are; one name is for both networks. Raises ValueError if it is neither."""
+    if isinstance(precision, PrecisionConfig):
+        return precision
+    return PrecisionConfig(word("precision", precision, f"choose from {', '.join(PRECISIONS)}"))
 
 
 EXAGGERATION = (0.0, 10.0, "0.5 is neutral")

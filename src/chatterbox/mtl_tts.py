@@ -26,6 +26,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     S3GenOptions,
     SpeechArguments,
     StreamArguments,
@@ -80,6 +81,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxMultilingualTTS:
         """Load a checkpoint folder.
 
@@ -90,12 +92,14 @@ class ChatterboxMultilingualTTS(SpeechModel):
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
             s3gen_options: what S3Gen remembers, and in how many steps it solves.
+            precision: type of the weights, "auto", "float32", "float16", "bfloat16", "int8", or of each network.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the model, device or policy does not exist.
         """
         given = Files(t3_model, s3gen_model, tokenizer)
-        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        return cls._load(ckpt_dir, device, LAYOUTS, given, precision=precision, **options)
 
     @classmethod
     def from_pretrained(
@@ -110,6 +114,7 @@ class ChatterboxMultilingualTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxMultilingualTTS:
         """Load the published model ("multilingual", from the hub), a Single Language Pack ("zh-cmn", "es-mx-latam",
         "es-es", "pt-br", "pt-pt", "hi") or a folder; the rest is `from_local`'s.
@@ -119,8 +124,9 @@ class ChatterboxMultilingualTTS(SpeechModel):
         """
         device, given = resolve_device(device), Files(t3_model, s3gen_model, tokenizer)
         folder = find_checkpoint(model, MULTILINGUAL, given, repo=REPO_ID, local_files_only=local_files_only)
-        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine}
-        return cls._load(folder, device, LAYOUTS, given, local_files_only=local_files_only, **options)
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        options |= {"local_files_only": local_files_only, "precision": precision}
+        return cls._load(folder, device, LAYOUTS, given, **options)
 
     def _language(self, language_id: str | None) -> str | None:
         """The code of what a call says.

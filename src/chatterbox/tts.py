@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     S3GenOptions,
     SpeechArguments,
     StreamArguments,
@@ -64,6 +65,7 @@ class ChatterboxTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxTTS:
         """Load a checkpoint folder.
 
@@ -72,12 +74,14 @@ class ChatterboxTTS(SpeechModel):
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
             s3gen_options: what S3Gen remembers, and in how many steps it solves.
+            precision: type of the weights, "auto", "float32", "float16", "bfloat16", "int8", or of each network.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
         given = Files(t3_model, s3gen_model, tokenizer)
-        return cls._load(ckpt_dir, device, LAYOUTS, given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        return cls._load(ckpt_dir, device, LAYOUTS, given, precision=precision, **options)
 
     @classmethod
     def from_pretrained(
@@ -92,6 +96,7 @@ class ChatterboxTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxTTS:
         """Load a model: "chatterbox" (published, from the hub), "tiny" (part of this package) or a folder.
 
@@ -104,8 +109,9 @@ class ChatterboxTTS(SpeechModel):
         device = resolve_device(device)
         layout = with_files(ENGLISH, t3_model, s3gen_model, tokenizer)
         folder = find_checkpoint(model, layout, repo=REPO_ID, local_files_only=local_files_only)
-        files = {"t3_model": t3_model, "s3gen_model": s3gen_model, "tokenizer": tokenizer}
-        return cls.from_local(folder, device, **files, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options)
+        files: dict[str, Any] = {"t3_model": t3_model, "s3gen_model": s3gen_model, "tokenizer": tokenizer}
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        return cls.from_local(folder, device, **files, precision=precision, **options)
 
     @by_name(SpeechArguments)
     def generate(

@@ -20,6 +20,7 @@ from chatterbox.config import (
     BatchArguments,
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     S3GenOptions,
     SpeechArguments,
     StreamArguments,
@@ -78,6 +79,7 @@ class ChatterboxTurboTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxTurboTTS:
         """Load a checkpoint folder of Turbo, or of Nano.
 
@@ -86,14 +88,14 @@ class ChatterboxTurboTTS(SpeechModel):
             kvcache: what T3 keeps, settings or the name of a policy.
             engine: how requests share decode steps, and what their rows may take.
             s3gen_options: what S3Gen remembers, and in how many steps it solves.
+            precision: type of the weights, "auto", "float32", "float16", "bfloat16", "int8", or of each network.
 
         Raises:
             ValueError: a file is missing, broken or of another model, or the device or policy does not exist.
         """
         given = Files(NANO.t3 if nano and t3_model is None else t3_model, s3gen_model)
-        tts = cls._load(
-            ckpt_dir, device, (TURBO, NANO), given, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options
-        )
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        tts = cls._load(ckpt_dir, device, (TURBO, NANO), given, precision=precision, **options)
         tts.model_label = "Nano" if tts.layout is not None and tts.layout.repo == NANO.repo else "Turbo"
         return tts
 
@@ -110,6 +112,7 @@ class ChatterboxTurboTTS(SpeechModel):
         kvcache: str | KVCacheConfig = "static",
         engine: EngineConfig = ENGINE,
         s3gen_options: S3GenOptions = S3GEN,
+        precision: str | PrecisionConfig = "auto",
     ) -> ChatterboxTurboTTS:
         """Load a published model ("turbo" or "nano", from the hub) or a folder; the rest is `from_local`'s.
 
@@ -127,10 +130,9 @@ class ChatterboxTurboTTS(SpeechModel):
         layout = with_files(NANO if nano else TURBO, t3_model, s3gen_model)
         repo = None if nano else REPO_ID
         folder = find_checkpoint(model, layout, repo=repo, local_files_only=local_files_only)
-        files = {"t3_model": t3_model, "s3gen_model": s3gen_model}
-        return cls.from_local(
-            folder, device, nano, **files, kvcache=kvcache, engine=engine, s3gen_options=s3gen_options
-        )
+        files: dict[str, Any] = {"t3_model": t3_model, "s3gen_model": s3gen_model}
+        options: dict[str, Any] = {"kvcache": kvcache, "engine": engine, "s3gen_options": s3gen_options}
+        return cls.from_local(folder, device, nano, **files, precision=precision, **options)
 
     @replaceable
     def prepare_conditionals(

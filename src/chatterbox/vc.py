@@ -26,6 +26,7 @@ from chatterbox.checkpoints import (
     read_s3gen,
     resolve_device,
 )
+from chatterbox.config import PrecisionConfig, precision_config
 from chatterbox.models.config import T3Config
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3tokenizer import S3_SR
@@ -65,17 +66,24 @@ class ChatterboxVC:
 
     @classmethod
     def from_local(
-        cls, ckpt_dir: str | Path, device: str | torch.device, *, s3gen_model: str | None = None
+        cls,
+        ckpt_dir: str | Path,
+        device: str | torch.device,
+        *,
+        s3gen_model: str | None = None,
+        precision: str = "auto",
     ) -> ChatterboxVC:
         """Load the S3Gen part of a checkpoint folder; its built-in voice, if any, is the first target.
 
-        ``s3gen_model``: a file of the folder, "v1" or "v3"; None finds it.
+        Args:
+            s3gen_model: a file of the folder, "v1" or "v3"; None finds it.
+            precision: type of its weights, as `chatterbox.tts.ChatterboxTTS.from_local`.
 
         Raises:
-            ValueError: a file is missing, broken or of another model, or the device does not exist.
+            ValueError: a file is missing, broken or of another model, or the device or precision does not exist.
         """
         folder, given = folder_at(ckpt_dir), Files(s3gen_model=s3gen_model)
-        return cls._load(folder, resolve_device(device), given, None, folder)
+        return cls._load(folder, resolve_device(device), given, None, folder, precision)
 
     @classmethod
     def from_pretrained(
@@ -85,6 +93,7 @@ class ChatterboxVC:
         model: str | Path = "chatterbox",
         local_files_only: bool = False,
         s3gen_model: str | None = None,
+        precision: str = "auto",
     ) -> ChatterboxVC:
         """Load the S3Gen of a model: "chatterbox", "multilingual", "turbo" or "nano" (published, from the hub), "tiny"
         (part of this package) or a folder of any of them.
@@ -95,14 +104,14 @@ class ChatterboxVC:
         device, given = resolve_device(device), Files(s3gen_model=s3gen_model)
         found = find_s3gen(model, given.s3gen_model, repo=REPO_ID, local_files_only=local_files_only)
         folder, layout, voice = found
-        return cls._load(folder, device, given, layout, voice)
+        return cls._load(folder, device, given, layout, voice, precision)
 
     @classmethod
     def _load(
-        cls, folder: Path, device: torch.device, given: Files, layout: Layout | None, voice: Path
+        cls, folder: Path, device: torch.device, given: Files, layout: Layout | None, voice: Path, precision: str
     ) -> ChatterboxVC:
         """``voice``: the folder that has one. Of the folders no more is read than S3Gen and that."""
-        load = partial(_s3gen_of, folder.absolute(), device, given, layout)
+        load = partial(_s3gen_of, folder.absolute(), device, given, layout, precision_config(precision))
         s3gen, conds = load({}), load_conditionals((folder, voice), device)
         vc = cls(s3gen, str(device), None if conds is None else conds.gen)
         vc._model.load_by(load, state_of)
@@ -190,7 +199,12 @@ class ChatterboxVC:
 
 
 def _s3gen_of(
-    folder: Path, device: torch.device, given: Files, layout: Layout | None, kept: Mapping[str, Any]
+    folder: Path,
+    device: torch.device,
+    given: Files,
+    layout: Layout | None,
+    precision: PrecisionConfig,
+    kept: Mapping[str, Any],
 ) -> S3Gen:
     path, config = read_s3gen(folder, given.s3gen_model, layout)
-    return load_s3gen(path, device, config)
+    return load_s3gen(path, device, config, precision)

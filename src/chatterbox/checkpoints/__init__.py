@@ -35,6 +35,7 @@ from chatterbox.checkpoints.loading import (
     load_s3gen,
     resolve_device,
 )
+from chatterbox.checkpoints.packing import pack_folder
 
 __all__ = [
     "EMBEDDED_VOICES",
@@ -67,6 +68,7 @@ __all__ = [
     "load_s3gen",
     "multilingual",
     "named_models",
+    "pack_folder",
     "read_folder",
     "read_s3gen",
     "resolve_device",

@@ -19,8 +19,19 @@ from torch.overrides import TorchFunctionMode
 
 from chatterbox.checkpoints.contents import Contents, config_of, read_folder
 from chatterbox.checkpoints.layouts import NONE_GIVEN, CheckpointError, Files, Layout
+from chatterbox.checkpoints.packed_files import packed_in
 from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of, without_prefix
-from chatterbox.models.config import ModelConfig, S3GenConfig
+from chatterbox.config import PrecisionConfig
+from chatterbox.models.config import ModelConfig, S3GenConfig, T3Config
+from chatterbox.models.precision import (
+    ESTIMATOR,
+    S3GEN_LAYERS,
+    T3_LAYERS,
+    Packing,
+    packing_of,
+    s3gen_precision,
+    t3_precision,
+)
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
@@ -31,6 +42,7 @@ from chatterbox.voice.conditionals import Conditionals
 
 logger = logging.getLogger(__name__)
 
+AS_STORED = PrecisionConfig()
 CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
 # Computed by the tokenizer itself; older files lack them.
@@ -103,6 +115,7 @@ def load_models(
     layouts: Sequence[Layout] | Layout = (),
     given: Files = NONE_GIVEN,
     *,
+    precision: PrecisionConfig = AS_STORED,
     fetch_base: Callable[[Layout], Path] | None = None,
 ) -> LoadedModels:
     """Load a text-to-speech checkpoint folder (upstream's layout; ``config.json`` optional).
@@ -110,11 +123,12 @@ def load_models(
     Args:
         layouts: that the caller can use, the likeliest first; none given is all.
         given: files that the caller names.
+        precision: of the weights; no more of them is in memory at a time than one block's in float32.
         fetch_base: as `read_folder`.
 
     Raises:
         CheckpointError: a file is missing, unreadable or of another model.
-        ValueError: the device does not exist.
+        ValueError: the device does not exist, or has no such precision.
         TypeError: ``folder`` is no path.
     """
     folder, device = folder_at(folder), resolve_device(device)
@@ -129,8 +143,8 @@ def load_models(
             f"{config.t3.text_tokens_dict_size} text tokens; the two belong to different models"
         )
     return LoadedModels(
-        t3=load_module(lambda: T3(config.t3), t3, device, ignored=UNUSED),
-        s3gen=load_s3gen(s3gen, device, config.s3gen),
+        t3=load_t3(t3, device, config.t3, precision),
+        s3gen=load_s3gen(s3gen, device, config.s3gen, precision),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
         tokenizer=tokenizer,
         device=device,
@@ -153,11 +167,33 @@ def _load_tokenizer(contents: Contents, vocabulary: Path, *, spells_numbers: boo
     return tokenizer
 
 
-def load_s3gen(path: Path, device: torch.device, config: S3GenConfig) -> S3Gen:
-    """An S3Gen of any published kind: the file's keys say whether it is the one of two steps."""
+def load_t3(path: Path, device: torch.device, config: T3Config, precision: PrecisionConfig = AS_STORED) -> T3:
+    """``precision``: of the layers of its backbone and its head on a CPU; elsewhere of all of it."""
+    kind = t3_precision(precision, device, packed_in(path))
+    t3 = load_module(lambda: T3(config), path, device, ignored=UNUSED, packing=packing_of(kind, T3_LAYERS, device))
+    return t3 if device.type == "cpu" else t3.to(getattr(torch, kind))
+
+
+def load_s3gen(path: Path, device: torch.device, config: S3GenConfig, precision: PrecisionConfig = AS_STORED) -> S3Gen:
+    """An S3Gen of any published kind: the file's keys say whether it is the one of two steps.
+
+    ``precision``: of the flow's layers. In bfloat16, and on a GPU, it is that of its estimator, all of it; the solver,
+    the encoder and the vocoder stay in float32.
+    """
+    kind = s3gen_precision(precision, device, packed_in(path))
+    casts = device.type != "cpu" or kind == "bfloat16"
+    packing = None if casts else packing_of(kind, S3GEN_LAYERS, device)
+    s3gen = load_module(make_s3gen(path, config), path, device, MAY_LACK, packing=packing)
+    if casts:
+        s3gen.get_submodule(ESTIMATOR).to(getattr(torch, kind))
+    return s3gen
+
+
+def make_s3gen(path: Path, config: S3GenConfig) -> Callable[[], S3Gen]:
+    """What builds the S3Gen of a file, without its weights."""
     with open_tensors(path) as (shapes, _):
         meanflow = any(key.endswith(MEANFLOW_KEY) for key in shapes)
-    return load_module(lambda: S3Gen(meanflow, config=config), path, device, MAY_LACK)
+    return lambda: S3Gen(meanflow, config=config)
 
 
 def load_conditionals(folders: Sequence[Path], device: torch.device) -> Conditionals | None:
@@ -178,6 +214,7 @@ def load_module(
     device: torch.device,
     may_lack: frozenset[str] = frozenset(),
     ignored: frozenset[str] = frozenset(),
+    packing: Packing | None = None,
 ) -> Module:
     """Build a module and fill it from a file, safetensors or (``.pt``) a pickled state dict.
 
@@ -185,33 +222,56 @@ def load_module(
     numbers where the model has others are refused: a quantised file without what scales it.
 
     Tensors are read one at a time, from the mapped file, into the module's own memory and cast to float32, whatever
-    torch's default dtype: no second copy of the model is allocated. All keys and shapes are compared before the first
-    is read.
+    torch's default dtype: no second copy of the model is allocated. Those that ``packing`` names are packed block by
+    block. All keys and shapes are compared before the first is read.
     """
     with open_tensors(path) as (stored, read):
-        wanted = _shapes_of(build, path)
-        prefix = prefix_of(path, stored, wanted)
-        shapes = without_prefix(stored, prefix)
-        shapes = {key: shape for key, shape in shapes.items() if key in wanted or key not in ignored}
-        _compare(path, shapes, wanted, may_lack)
+        prefix, shapes = check_tensors(path, stored, shapes_of(build, path), may_lack, ignored)
         with _WithoutInitialisation():
             module = build()
         module = module.to(device, torch.float32).eval()
-        targets = module.state_dict()
+        left = dict.fromkeys(shapes)
         with torch.no_grad():
-            for key in shapes:
-                tensor = read(prefix + key)
-                if targets[key].is_floating_point() and not tensor.is_floating_point():
-                    kind = str(tensor.dtype).removeprefix("torch.")
-                    raise CheckpointError(
-                        f"{path}: {prefix}{key} is of {kind}, this model needs floating-point numbers; quantised files "
-                        "cannot be loaded, take the one that it was made of"
-                    )
-                targets[key].copy_(tensor)
+            if packing is not None:
+                for before, parent in packing.parents(module):
+                    own = tuple(f"{before}{name}." for name, _ in parent.named_children())
+                    for key in [key for key in left if key.startswith(own)]:
+                        _fill(module, key, read(prefix + key), path)
+                        del left[key]
+                    packing.pack(before, parent)
+            for key in left:
+                _fill(module, key, read(prefix + key), path)
     return module.requires_grad_(False)
 
 
-def _shapes_of(build: Callable[[], nn.Module], path: Path) -> Shapes:
+def _fill(module: nn.Module, key: str, tensor: Tensor, path: Path) -> None:
+    owner, _, name = key.rpartition(".")
+    target: Tensor = getattr(module.get_submodule(owner), name)
+    if target.is_floating_point() and not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{path}: {key} is of {kind}, this model needs floating-point numbers; quantised files of other programs "
+            "cannot be loaded, take the one that it was made of (`chatterbox pack` makes those that can)"
+        )
+    target.copy_(tensor)
+
+
+def check_tensors(
+    path: Path, stored: Shapes, wanted: Shapes, may_lack: frozenset[str], ignored: frozenset[str]
+) -> tuple[str, Shapes]:
+    """What stands before a model's keys in a file, and its shapes by the model's keys, without those ``ignored``.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    prefix = prefix_of(path, stored, wanted)
+    shapes = without_prefix(stored, prefix)
+    shapes = {key: shape for key, shape in shapes.items() if key in wanted or key not in ignored}
+    _compare(path, shapes, wanted, may_lack)
+    return prefix, shapes
+
+
+def shapes_of(build: Callable[[], nn.Module], path: Path) -> Shapes:
     """Shapes by key of a module that is not built: it has no memory."""
     try:
         with _WithoutInitialisation(), torch.device("meta"):

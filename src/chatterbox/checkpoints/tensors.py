@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chatterbox.checkpoints.code_tables import with_plain_tables
 from chatterbox.checkpoints.layouts import CheckpointError
+from chatterbox.checkpoints.packed_files import with_plain_weights
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def open_tensors(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]
         with safe_open(str(path), "pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             try:
-                plain = with_plain_tables(shapes, file.get_tensor)
+                plain = with_plain_weights(*with_plain_tables(shapes, file.get_tensor))
             except ValueError as error:
                 raise CheckpointError(f"{path}: {error}; copy or download it again") from None
             yield plain

@@ -11,6 +11,7 @@ from typing import Any
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     S3GenOptions,
     SamplingConfig,
     SpeechOptions,
@@ -40,6 +41,7 @@ class SayCommandConfig(SpeechOptions):
     kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     s3gen: S3GenOptions = field(default_factory=S3GenOptions)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     # Fields that replace the checkpoint's own.
     sampling: dict[str, Any] = field(default_factory=dict, metadata={"of": SamplingConfig})
     language: str | None = option(None, "of the text, for a multilingual model alone")

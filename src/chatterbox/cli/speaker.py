@@ -119,7 +119,7 @@ def models_of(config: SayCommandConfig, report: Progress, *, any_language: bool 
     if not any_language:
         _check_language(config, folder, layout)
     fetch = partial(checkpoints.fetch_base, local_files_only=choice.local_files_only)
-    return checkpoints.load_models(folder, choice.device, layout, given, fetch_base=fetch)
+    return checkpoints.load_models(folder, choice.device, layout, given, precision=config.precision, fetch_base=fetch)
 
 
 def _check_language(config: SayCommandConfig, folder: Path, layout: Layout) -> None:

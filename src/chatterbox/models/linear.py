@@ -49,15 +49,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def is_untouched(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> bool:
+def is_called_as(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether calling ``layer`` is ``kind.forward`` and nothing else. Backward hooks act in training alone."""
     if type(layer) is not kind:
         return False
     own = layer.__dict__  # attributes of modules are slow to read, and this is asked at every call
-    if "forward" in own or "_compiled_call_impl" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-        return False
-    # Subclasses of Parameter, as quantised ones, have products of their own.
-    return type(own["_parameters"].get("weight")) is nn.Parameter
+    return not ("forward" in own or "_compiled_call_impl" in own or own["_forward_hooks"] or own["_forward_pre_hooks"])
+
+
+def is_untouched(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> bool:
+    """`is_called_as` of a layer with a plain weight: subclasses of Parameter, as quantised ones, have products of
+    their own.
+    """
+    return is_called_as(layer, kind) and type(layer.__dict__["_parameters"].get("weight")) is nn.Parameter
 
 
 def has_global_hooks() -> bool:

@@ -4,7 +4,8 @@ Owns: the joined matrix, and when its product stands for the layers: while nobod
 what the layers are for.
 
 The layers are modules of their own under the published names, and views of the matrix, so state dicts are as published.
-A layer that was replaced, wrapped or hooked, or has a ``forward`` of its own, is called, and so are those beside it.
+Where weights take fewer bits, the layers share a `PackedMatrix` instead. A layer that was replaced, wrapped or hooked,
+or has a ``forward`` of its own, is called, and so are those beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chatterbox.models.linear import apply_linear, has_global_hooks, is_untouched, linear
+from chatterbox.models.linear import apply_linear, has_global_hooks, is_called_as, is_untouched, linear
+from chatterbox.models.packed import PackedLinear, PackedMatrix, multiply
 
 
 class _Member(NamedTuple):
@@ -50,12 +52,26 @@ class SharedInput(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs of all layers named in ``JOINED``, in that order."""
         if not torch.is_grad_enabled():
+            if (shared := self._shared_matrix()) is not None:
+                return multiply(shared, x).split([getattr(self, name).out_features for name in self.JOINED], dim=-1)
             joined = self._joined
             if joined is None or not self._is_current(joined):
                 joined = self.join()
             if joined is not None:
                 return linear(x, joined.weight).split(joined.sizes, dim=-1)
         return tuple(apply_linear(getattr(self, name), x) for name in self.JOINED)
+
+    def _shared_matrix(self) -> PackedMatrix | None:
+        """The matrix whose rows are the weights of all members, in their order, while nobody touched one."""
+        stop, matrix = 0, None
+        for name in self.JOINED:
+            member = self._modules.get(name)
+            if not isinstance(member, PackedLinear) or not is_called_as(member, PackedLinear):
+                return None
+            if member.rows.start != stop or member.matrix is not (matrix or member.matrix) or member.bias is not None:
+                return None
+            stop, matrix = member.rows.stop, member.matrix
+        return matrix if matrix is not None and stop == matrix.num_out and not has_global_hooks() else None
 
     def _is_current(self, joined: _Joined) -> bool:
         """Whether all members are in their places, untouched, and still views of the matrix."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.models.linear import has_global_hooks
+from chatterbox.models.packed import PackedLinear
 from chatterbox.models.shared_input import SharedInput
 from chatterbox.runtime.replaceable import functions_on
 
@@ -180,6 +181,8 @@ def _runs_of(module: nn.Module) -> list[Tensor]:
 def _about(module: nn.Module) -> list[str]:
     """What shapes the results beside weights and this package's own modules; nothing where nobody touched a layer."""
     about = [] if not has_global_hooks() else [uuid.uuid4().hex]
+    # The same numbers give other last bits in other products.
+    about += sorted({type(one.matrix).__name__ for one in module.modules() if isinstance(one, PackedLinear)})
     for one in module.modules():
         kind = type(one)
         if not _is_ours(kind):

@@ -21,6 +21,7 @@ from chatterbox.cli.schema import PRIMARY, configs_folder, groups_of, settings_o
 from chatterbox.config import (
     EngineConfig,
     KVCacheConfig,
+    PrecisionConfig,
     PressureConfig,
     S3GenOptions,
     SamplingConfig,
@@ -70,6 +71,7 @@ GIVEN = {
         "batch_invariant": True,
     },
     "s3gen": {"memory": "past", "steps": 4, "prompt_seconds": 4.0},
+    "precision": {"t3": "int8", "s3gen": "float16"},
     "sampling": {
         "temperature": 0.5,
         "cfg_weight": 0.25,
@@ -107,6 +109,7 @@ TABLES = {
     "kvcache": KVCacheConfig,
     "engine": EngineConfig,
     "s3gen": S3GenOptions,
+    "precision": PrecisionConfig,
     "streaming": StreamingConfig,
     "benchmark": MeasurementConfig,
     "sampling": dict,
@@ -155,6 +158,7 @@ def test_every_group_has_a_choice_for_each_table_and_yaml_repeats_no_number():
         "kvcache": "static",
         "engine": "default",
         "s3gen": "default",
+        "precision": "auto",
         "sampling": "checkpoint",
         "streaming": "default",
         "benchmark": "default",
@@ -176,7 +180,7 @@ def test_every_choice_composes_and_says_what_it_is(group, choice):
     given = [f"{group}={choice}", *(["model.source=here"] if choice == "folder" else [])]
     default, config = to_dict(BenchmarkCommandConfig()), to_dict(compose_config("benchmark", given))
     differs = {key for key in config if config[key] != default[key]}
-    is_default = choice in ("tiny", "static", "checkpoint", "default")
+    is_default = choice in ("tiny", "static", "checkpoint", "default", "auto")
     assert differs == (set() if is_default else {group})
     assert all(one.about.endswith(".") or one.name == "folder" for one in groups_of(BenchmarkCommandConfig)[group])
 
@@ -204,7 +208,7 @@ def test_folder_needs_its_source():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, engine, s3gen, sampling"),
+        ("say", "streaming=smooth", "say has no setting 'streaming'; it has model, kvcache, engine, s3gen, precision"),
         ("stream", "benchmark.repeats=1", "stream has no setting 'benchmark.repeats'"),
         ("stream", "streaming=fast", "streaming has no choice 'fast'; it has append, default, history, low_latency"),
         ("stream", "streaming.chunk=1", "streaming has no setting 'chunk'; it has chunk_size, first_chunk"),

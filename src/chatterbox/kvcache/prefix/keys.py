@@ -37,12 +37,20 @@ def weights_fingerprint(module: nn.Module) -> str:
     The same on every machine for the same file; reads the weights once.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in _tensors_of(sorted(module.state_dict().items())):
+    for name, weight in _tensors_of(_entries_of(module)):
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // NUM_SAMPLES)].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)};".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _entries_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Of the state dict, a module's at a time: of packed layers it is computed, and all of them may not fit."""
+    for prefix, one in sorted(module.named_modules()):
+        own: dict[str, Any] = {}
+        one._save_to_state_dict(own, f"{prefix}." if prefix else "", keep_vars=False)
+        yield from sorted(own.items())
 
 
 def _tensors_of(entries: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,133 @@
+"""The type of a model's weights, and so of its products.
+
+Owns: what the name of a type means on a device and a CPU, for T3 and for S3Gen, and which layers get it. Does not know:
+how packed layers compute (`chatterbox.models.packed`), files.
+
+What is chosen follows from what the CPU can do, never from a timing: two processes on one machine compute the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatterbox.config import PRECISIONS, PrecisionConfig
+from chatterbox.models.packed import MATRICES, PackedLinear, PackedMatrix, has_fbgemm
+from chatterbox.models.shared_input import SharedInput
+from chatterbox.models.t3.gpt2 import conv1d
+
+logger = logging.getLogger(__name__)
+
+AUTO, FLOAT32, FLOAT16, BFLOAT16, INT8 = PRECISIONS
+T3_LAYERS = ("tfmr.", "speech_head", "text_head")  # how their names begin
+ESTIMATOR = "flow.decoder.estimator"  # in bfloat16 it is that as a whole, and S3Gen's other parts stay in float32
+S3GEN_LAYERS = ("flow.encoder.", f"{ESTIMATOR}.")
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 (AVX-512 BF16, AMX, ARM's)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+
+
+def t3_precision(wanted: PrecisionConfig, device: torch.device, stored: str | None = None) -> str:
+    """What a caller's choice means for T3 here; ``stored``: that its file was packed in, for "auto".
+
+    Raises:
+        ValueError: not on such a device.
+    """
+    return _one(wanted.t3, device, stored)
+
+
+def s3gen_precision(wanted: PrecisionConfig, device: torch.device, stored: str | None = None) -> str:
+    """As `t3_precision`, for S3Gen."""
+    found = _one(wanted.t3 if wanted.s3gen is None else wanted.s3gen, device, stored)
+    # Its rows are many, and what is around its layers counts as much: bfloat16 halves all of that.
+    if found == INT8 and wanted.s3gen is None and stored is None and has_bfloat16():
+        return BFLOAT16
+    return found
+
+
+def _one(wanted: str, device: torch.device, stored: str | None) -> str:
+    if wanted == AUTO:
+        if device.type == "cuda":
+            return BFLOAT16
+        return FLOAT32 if stored is None or device.type != "cpu" else stored
+    if device.type == "cpu":
+        _warn_if_slow(wanted)
+    elif wanted == INT8:
+        raise ValueError(f"precision int8 is for CPUs, and the model is on {device}; take 'bfloat16' or 'float16'")
+    return wanted
+
+
+@cache
+def _warn_if_slow(precision: str) -> None:  # once for each
+    if precision == BFLOAT16 and not has_bfloat16():
+        faster = "float16 and int8 are" if has_fbgemm() else "float32 is"
+        logger.warning("precision bfloat16 is slow on this CPU, which has no such products; %s faster", faster)
+    if precision in (FLOAT16, INT8) and not has_fbgemm():
+        logger.warning("precision %s is slow here: this torch has no such products; float32 is faster", precision)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Layers that get packed weights: those whose names begin so, and the kind of matrix."""
+
+    layers: tuple[str, ...]
+    matrix: Callable[[Tensor], PackedMatrix]
+
+    def parents(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Modules that have such layers as children, with the names that the layers' begin with."""
+        for name, parent in list(module.named_modules()):
+            prefix = f"{name}." if name else ""
+            if any(self._wants(prefix + child, layer) for child, layer in parent.named_children()):
+                yield prefix, parent
+
+    def pack(self, prefix: str, parent: nn.Module) -> None:
+        """Put packed layers in the places of a parent's children; those that share an input share a matrix."""
+        wanted = [name for name, layer in parent.named_children() if self._wants(prefix + name, layer)]
+        together = parent.JOINED if isinstance(parent, SharedInput) and set(parent.JOINED) <= set(wanted) else ()
+        for names in [together, *((name,) for name in wanted if name not in together)]:
+            for name, layer in zip(names, self._packed([getattr(parent, name) for name in names]), strict=True):
+                setattr(parent, name, layer)
+
+    def layers_of(self, module: nn.Module) -> dict[str, bool]:
+        """Names of the layers that get packed weights, and whether each is `is_conv1d`."""
+        named = module.named_modules()
+        return {name: is_conv1d(layer) for name, layer in named if self._wants(name, layer)}
+
+    def _wants(self, name: str, layer: nn.Module | None) -> bool:
+        return type(layer) in (nn.Linear, conv1d()) and name.startswith(self.layers)
+
+    @torch.no_grad()
+    def _packed(self, layers: Sequence[Any]) -> Iterator[PackedLinear]:
+        weights: list[Tensor] = [layer.weight.T if is_conv1d(layer) else layer.weight for layer in layers]
+        if not weights:
+            return
+        matrix, stop = self.matrix(torch.cat(weights) if len(weights) > 1 else weights[0]), 0
+        for layer, weight in zip(layers, weights, strict=True):
+            start, stop = stop, stop + len(weight)
+            yield PackedLinear(matrix, slice(start, stop), layer.bias, is_transposed=is_conv1d(layer))
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether a layer's weight is (in, out), as GPT-2's."""
+    return isinstance(layer, conv1d())
+
+
+def packing_of(precision: str, layers: tuple[str, ...], device: torch.device) -> Packing | None:
+    """How a model's layers are packed; None: they stay as torch has them."""
+    is_packed = device.type == "cpu" and precision in MATRICES
+    return Packing(layers, MATRICES[precision]) if is_packed else None
+
+
+def pack(module: nn.Module, packing: Packing | None) -> None:
+    """Pack a whole model that is loaded."""
+    if packing is not None:
+        for prefix, parent in packing.parents(module):
+            packing.pack(prefix, parent)
