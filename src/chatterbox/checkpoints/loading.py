@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from chatterbox.checkpoints.contents import Contents, config_of, read_folder
 from chatterbox.checkpoints.layouts import NONE_GIVEN, CheckpointError, Files, Layout
-from chatterbox.checkpoints.packed_files import packed_in
-from chatterbox.checkpoints.tensors import Shapes, open_tensors, prefix_of, without_prefix
+from chatterbox.checkpoints.packed_files import Reader, packed_in
+from chatterbox.checkpoints.tensors import HeldFile, Shapes, open_tensors, prefix_of, without_prefix
 from chatterbox.config import PrecisionConfig
 from chatterbox.models.config import ModelConfig, S3GenConfig, T3Config
+from chatterbox.models.late import LateParts
+from chatterbox.models.packed import Int8Matrix
 from chatterbox.models.precision import (
     ESTIMATOR,
     S3GEN_LAYERS,
@@ -37,6 +40,7 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenizer, TurboTokenizer
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.runtime.allocator import return_freed_memory
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.voice.conditionals import Conditionals
 
@@ -47,6 +51,7 @@ CONDITIONALS_FILES = ("conds.safetensors", "conds.pt")
 
 # Computed by the tokenizer itself; older files lack them.
 MAY_LACK = frozenset({"tokenizer._mel_filters", "tokenizer.window"})
+HEARING = ("tokenizer", "speaker_encoder")  # children of S3Gen that only a new recording needs
 # GPT-2's own embedding, which nothing reads: inputs are always embeddings.
 UNUSED = frozenset({"tfmr.wte.weight"})
 MEANFLOW_KEY = "flow.decoder.estimator.time_embed_mixer.weight"  # that the S3Gen of two steps alone has
@@ -142,7 +147,7 @@ def load_models(
             f"{vocabulary} has ids up to {tokenizer.largest_id}, but t3 embeds only "
             f"{config.t3.text_tokens_dict_size} text tokens; the two belong to different models"
         )
-    return LoadedModels(
+    models = LoadedModels(
         t3=load_t3(t3, device, config.t3, precision),
         s3gen=load_s3gen(s3gen, device, config.s3gen, precision),
         voice_encoder=load_module(lambda: VoiceEncoder(config.voice_encoder), voice_encoder, device),
@@ -152,6 +157,8 @@ def load_models(
         conds=load_conditionals(contents.folders, device),
         layout=contents.layout,
     )
+    return_freed_memory()
+    return models
 
 
 def _load_tokenizer(contents: Contents, vocabulary: Path, *, spells_numbers: bool) -> TextTokenizer:
@@ -183,7 +190,7 @@ def load_s3gen(path: Path, device: torch.device, config: S3GenConfig, precision:
     kind = s3gen_precision(precision, device, packed_in(path))
     casts = device.type != "cpu" or kind == "bfloat16"
     packing = None if casts else packing_of(kind, S3GEN_LAYERS, device)
-    s3gen = load_module(make_s3gen(path, config), path, device, MAY_LACK, packing=packing)
+    s3gen = load_module(make_s3gen(path, config), path, device, MAY_LACK, packing=packing, late=HEARING)
     if casts:
         s3gen.get_submodule(ESTIMATOR).to(getattr(torch, kind))
     return s3gen
@@ -215,6 +222,7 @@ def load_module(
     may_lack: frozenset[str] = frozenset(),
     ignored: frozenset[str] = frozenset(),
     packing: Packing | None = None,
+    late: tuple[str, ...] = (),
 ) -> Module:
     """Build a module and fill it from a file, safetensors or (``.pt``) a pickled state dict.
 
@@ -223,10 +231,13 @@ def load_module(
 
     Tensors are read one at a time, from the mapped file, into the module's own memory and cast to float32, whatever
     torch's default dtype: no second copy of the model is allocated. Those that ``packing`` names are packed block by
-    block. All keys and shapes are compared before the first is read.
+    block. All keys and shapes are compared before the first is read. On a CPU the children ``late`` of a `LateParts`
+    are read when they are first used.
     """
     with open_tensors(path) as (stored, read):
+        file = HeldFile(path) if late and may_wait(device) else None
         prefix, shapes = check_tensors(path, stored, shapes_of(build, path), may_lack, ignored)
+        return_freed_memory()  # what is built of freed memory would take it although nothing was written yet
         with _WithoutInitialisation():
             module = build()
         module = module.to(device, torch.float32).eval()
@@ -234,19 +245,47 @@ def load_module(
         with torch.no_grad():
             if packing is not None:
                 for before, parent in packing.parents(module):
-                    own = tuple(f"{before}{name}." for name, _ in parent.named_children())
-                    for key in [key for key in left if key.startswith(own)]:
-                        _fill(module, key, read(prefix + key), path)
-                        del left[key]
-                    packing.pack(before, parent)
+                    children = packing.children(before, parent)
+                    codes = _codes_of(packing, [f"{prefix}{before}{name}.weight" for name in children], read)
+                    for key in [f"{before}{name}.{part}" for name in children for part in ("weight", "bias")]:
+                        if key in left and not (codes and key.endswith(".weight")):
+                            _fill(module, key, read(prefix + key), path)
+                        left.pop(key, None)
+                    packing.pack(before, parent, dict(zip(children, codes, strict=True)) if codes else None)
+            waiting = [key for key in left if key.partition(".")[0] in late] if file is not None else []
             for key in left:
-                _fill(module, key, read(prefix + key), path)
-    return module.requires_grad_(False)
+                if key not in waiting:
+                    _fill(module, key, read(prefix + key), path)
+    module.requires_grad_(False)
+    if file is not None and isinstance(module, LateParts):
+        module.fill_later(late, partial(_fill_late, path, file, prefix, waiting))
+    return module
+
+
+def _codes_of(packing: Packing, keys: Sequence[str], read: Reader) -> list[tuple[Tensor, Tensor]]:
+    """Codes of the weights ``keys``, where the file has them of all, and codes are what is wanted; else none."""
+    found = [read.codes(key) for key in keys] if packing.matrix is Int8Matrix else []
+    codes = [one for one in found if one is not None]
+    return codes if len(codes) == len(keys) else []
+
+
+def may_wait(device: torch.device) -> bool:
+    """Whether weights may be read later: on a GPU their memory is taken at once, and a file may have gone."""
+    return device.type == "cpu" and HeldFile.can_hold()
+
+
+@own_context()
+@torch.no_grad()
+def _fill_late(path: Path, file: HeldFile, prefix: str, keys: Sequence[str], module: nn.Module) -> None:
+    file.check()
+    with open_tensors(path, file.at) as (_, read):
+        for key in keys:
+            _fill(module, key, read(prefix + key), path)
 
 
 def _fill(module: nn.Module, key: str, tensor: Tensor, path: Path) -> None:
     owner, _, name = key.rpartition(".")
-    target: Tensor = getattr(module.get_submodule(owner), name)
+    target: Tensor = getattr(_submodule(module, owner), name).data  # not as a change of a model
     if target.is_floating_point() and not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(
@@ -269,6 +308,14 @@ def check_tensors(
     shapes = {key: shape for key, shape in shapes.items() if key in wanted or key not in ignored}
     _compare(path, shapes, wanted, may_lack)
     return prefix, shapes
+
+
+def _submodule(module: nn.Module, name: str) -> Any:
+    """As torch's ``get_submodule``, which would wake parts that are being filled."""
+    found: Any = module
+    for part in name.split(".") if name else ():
+        found = found._modules[part]
+    return found
 
 
 def shapes_of(build: Callable[[], nn.Module], path: Path) -> Shapes:

@@ -31,9 +31,26 @@ def packed_in(path: Path) -> str | None:
         return None
 
 
+class Reader:
+    """Reads tensors of a file by key: of a scaled weight the float32 it stands for, or its codes."""
+
+    def __init__(self, read: Callable[[str], Tensor], scaled: Collection[str] = ()) -> None:
+        self._read, self._scaled = read, scaled
+
+    def __call__(self, key: str) -> Tensor:
+        return self._read(key).float() * self._read(key + SCALE) if key in self._scaled else self._read(key)
+
+    def codes(self, key: str) -> tuple[Tensor, Tensor] | None:
+        """Codes (out, in) and scales (out,) of a weight; None: it has none."""
+        if key not in self._scaled:
+            return None
+        codes, scale = self._read(key), self._read(key + SCALE)
+        return (codes if scale.shape[1] == 1 else codes.T.contiguous()), scale.flatten()
+
+
 def with_plain_weights(
     shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+) -> tuple[dict[str, tuple[int, ...]], Reader]:
     """Shapes by key of a file and what reads a tensor of it, with every int8 weight as the float32 it stands for.
 
     Raises:
@@ -45,11 +62,7 @@ def with_plain_weights(
         scale, weight = shapes[key + SCALE], shapes.get(key)
         if weight is None or len(weight) != 2 or scale not in ((weight[0], 1), (1, weight[1])):
             raise ValueError(f"{key}{SCALE} {scale} does not fit its weight, {weight}")
-
-    def read_plain(key: str) -> Tensor:
-        return read(key).float() * read(key + SCALE) if key in scaled else read(key)
-
-    return (plain, read_plain) if scaled else (dict(shapes), read)
+    return plain, Reader(read, scaled)
 
 
 def packed(key: str, weight: Tensor, precision: str, *, is_transposed: bool) -> dict[str, Tensor]:

@@ -7,10 +7,12 @@ the error for a broken file. Does not know: which tensors a model has.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from chatterbox.checkpoints.code_tables import with_plain_tables
 from chatterbox.checkpoints.layouts import CheckpointError
-from chatterbox.checkpoints.packed_files import with_plain_weights
+from chatterbox.checkpoints.packed_files import Reader, with_plain_weights
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ Shapes = dict[str, tuple[int, ...]]
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights")  # that trainers put a state dict in
 SAVE_ALONE = "save the state dict alone (torch.save(model.state_dict(), path))"
+FILES_OF_PROCESS = Path("/proc/self/fd")
+MAPPED_AT_ONCE = 2**26  # bytes of a file that may be in memory beside what was made of them
 LFS = b"version https://git-lfs"
 ADAPTERS = {  # kind -> what keys of it have
     "LoRA": r"\.lora_(A|B|down|up|embedding|magnitude)",
@@ -39,25 +43,81 @@ ADAPTERS = {  # kind -> what keys of it have
 }
 
 
-@contextmanager
-def open_tensors(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]:
-    """Shapes by key, and a function that reads one tensor to the CPU."""
-    from safetensors import SafetensorError, safe_open
+class HeldFile:
+    """A file that stays readable as it is: where it is removed, too; one that was written to since is refused."""
 
-    start = _start_of(path)
+    @staticmethod
+    def can_hold() -> bool:
+        return FILES_OF_PROCESS.is_dir()
+
+    def __init__(self, path: Path) -> None:
+        self._path, fd = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, fd)
+        self.at, self._fd, self._state = FILES_OF_PROCESS / str(fd), fd, self._state_of(fd)
+
+    @staticmethod
+    def _state_of(fd: int) -> tuple[int, int]:
+        found = os.fstat(fd)
+        return found.st_size, found.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise CheckpointError if it was written to."""
+        if self._state_of(self._fd) != self._state:
+            raise CheckpointError(
+                f"{self._path} has changed since the model was loaded, which reads of it what a first recording needs "
+                "when one comes; load the model again"
+            )
+
+
+class _Mapped:
+    """A safetensors file, mapped; what was read is let go now and then, so that all of it is never in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._open = path, ExitStack()
+        self._reopen()
+
+    def _reopen(self) -> None:
+        from safetensors import safe_open
+
+        self._open.close()
+        self._file, self._num_bytes = self._open.enter_context(safe_open(str(self._path), "pt")), 0
+
+    def __enter__(self) -> _Mapped:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def shapes(self) -> Shapes:
+        return {key: tuple(self._file.get_slice(key).get_shape()) for key in self._file.keys()}  # noqa: SIM118
+
+    def read(self, key: str) -> Tensor:
+        if self._num_bytes > MAPPED_AT_ONCE:
+            self._reopen()
+        tensor: Tensor = self._file.get_tensor(key)
+        self._num_bytes += tensor.nbytes
+        return tensor
+
+
+@contextmanager
+def open_tensors(path: Path, at: Path | None = None) -> Iterator[tuple[Shapes, Reader]]:
+    """Shapes by key, and a function that reads one tensor to the CPU. ``at``: where to read what ``path`` names."""
+    from safetensors import SafetensorError
+
+    at = path if at is None else at
+    start = _start_of(at)
     if start.startswith(LFS):
         raise CheckpointError(
             f"{path} is a pointer of git-LFS, not the file: run `git lfs pull` in its clone, or download it"
         )
     if path.suffix in PICKLES and start[8:9] != b"{":
-        tensors = _unpickled(path)
-        yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
+        tensors = _unpickled(path, at)
+        yield {key: tuple(tensor.shape) for key, tensor in tensors.items()}, Reader(tensors.__getitem__)
         return
     try:
-        with safe_open(str(path), "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        with _Mapped(at) as file:
             try:
-                plain = with_plain_weights(*with_plain_tables(shapes, file.get_tensor))
+                plain = with_plain_weights(*with_plain_tables(file.shapes(), file.read))
             except ValueError as error:
                 raise CheckpointError(f"{path}: {error}; copy or download it again") from None
             yield plain
@@ -78,11 +138,11 @@ def _is_pickle(start: bytes) -> bool:
     return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+def _unpickled(path: Path, at: Path) -> dict[str, Tensor]:
     """A state dict, mapped from its file; nothing in it is executed."""
-    is_mappable = _start_of(path).startswith(b"PK")  # not as torch wrote before 1.6
+    is_mappable = _start_of(at).startswith(b"PK")  # not as torch wrote before 1.6
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+        tensors = torch.load(at, map_location="cpu", weights_only=True, mmap=is_mappable)
     except Exception as error:  # the file's own damage decides which
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             name = found[1].removeprefix("builtins.")

@@ -22,7 +22,8 @@ from chatterbox.engine.row_pool import ENDLESS, PooledDecoder, RowBudget
 from chatterbox.engine.token_stream import TokenSink
 from chatterbox.kvcache import policy
 from chatterbox.models.config import GPT2Config
-from chatterbox.runtime.openmp import alone, is_small
+from chatterbox.models.weights import is_small
+from chatterbox.runtime.openmp import alone
 
 logger = logging.getLogger(__name__)
 

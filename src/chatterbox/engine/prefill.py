@@ -32,6 +32,7 @@ from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager, Lease, Prefi
 from chatterbox.kvcache.prefix.tree import NO_TEXT, Label
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.t3 import T3
+from chatterbox.models.weights import nbytes_of
 
 Segments = tuple[Segment, ...]
 SHARE_OF_WEIGHTS = 8
@@ -84,7 +85,7 @@ class Prefiller:
         beside_bytes: of the default budget, for what is kept beside T3's prefixes.
         """
         if isinstance(manager, KVCacheConfig):
-            default_bytes = sum(weight.nbytes for weight in t3.parameters()) // SHARE_OF_WEIGHTS + beside_bytes
+            default_bytes = nbytes_of(t3) // SHARE_OF_WEIGHTS + beside_bytes
             manager = make_manager(manager, default_bytes, t3.device)
         self.t3, self.manager, self._prefill_len = t3, manager, prefill_len
         self._batch_invariant = batch_invariant

@@ -9,7 +9,7 @@ What is chosen follows from what the CPU can do, never from a timing: two proces
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox.config import PRECISIONS, PrecisionConfig
-from chatterbox.models.packed import MATRICES, PackedLinear, PackedMatrix, has_fbgemm
+from chatterbox.models.packed import MATRICES, Int8Matrix, PackedLinear, PackedMatrix, has_fbgemm
 from chatterbox.models.shared_input import SharedInput
-from chatterbox.models.t3.gpt2 import conv1d
 
 logger = logging.getLogger(__name__)
 
@@ -83,17 +82,27 @@ class Packing:
 
     def parents(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Modules that have such layers as children, with the names that the layers' begin with."""
-        for name, parent in list(module.named_modules()):
-            prefix = f"{name}." if name else ""
-            if any(self._wants(prefix + child, layer) for child, layer in parent.named_children()):
-                yield prefix, parent
+        named = ((f"{name}." if name else "", parent) for name, parent in module.named_modules())
+        # A list of these alone: it must not hold the layers that are packed meanwhile.
+        yield from [(prefix, parent) for prefix, parent in named if self.children(prefix, parent)]
 
-    def pack(self, prefix: str, parent: nn.Module) -> None:
-        """Put packed layers in the places of a parent's children; those that share an input share a matrix."""
-        wanted = [name for name, layer in parent.named_children() if self._wants(prefix + name, layer)]
+    def children(self, prefix: str, parent: nn.Module) -> list[str]:
+        """Names of a parent's children that are such layers."""
+        return [name for name, layer in parent.named_children() if self._wants(prefix + name, layer)]
+
+    def pack(self, prefix: str, parent: nn.Module, codes: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
+        """Put packed layers in the places of a parent's children; those that share an input share a matrix.
+
+        ``codes``: of all of them, by name, in place of their weights: what `Int8Matrix` takes.
+        """
+        wanted = self.children(prefix, parent)
         together = parent.JOINED if isinstance(parent, SharedInput) and set(parent.JOINED) <= set(wanted) else ()
         for names in [together, *((name,) for name in wanted if name not in together)]:
-            for name, layer in zip(names, self._packed([getattr(parent, name) for name in names]), strict=True):
+            layers, found = (
+                [getattr(parent, name) for name in names],
+                [codes[name] for name in names] if codes else None,
+            )
+            for name, layer in zip(names, self._packed(layers, found), strict=True):
                 setattr(parent, name, layer)
 
     def layers_of(self, module: nn.Module) -> dict[str, bool]:
@@ -102,22 +111,32 @@ class Packing:
         return {name: is_conv1d(layer) for name, layer in named if self._wants(name, layer)}
 
     def _wants(self, name: str, layer: nn.Module | None) -> bool:
-        return type(layer) in (nn.Linear, conv1d()) and name.startswith(self.layers)
+        return layer is not None and name.startswith(self.layers) and (type(layer) is nn.Linear or is_conv1d(layer))
 
     @torch.no_grad()
-    def _packed(self, layers: Sequence[Any]) -> Iterator[PackedLinear]:
-        weights: list[Tensor] = [layer.weight.T if is_conv1d(layer) else layer.weight for layer in layers]
-        if not weights:
+    def _packed(self, layers: Sequence[Any], codes: Sequence[tuple[Tensor, Tensor]] | None) -> Iterator[PackedLinear]:
+        if not layers:
             return
-        matrix, stop = self.matrix(torch.cat(weights) if len(weights) > 1 else weights[0]), 0
-        for layer, weight in zip(layers, weights, strict=True):
-            start, stop = stop, stop + len(weight)
-            yield PackedLinear(matrix, slice(start, stop), layer.bias, is_transposed=is_conv1d(layer))
+        if codes is None:
+            weights = [layer.weight.T if is_conv1d(layer) else layer.weight for layer in layers]
+            matrix: PackedMatrix = self.matrix(_joined(weights))
+        else:
+            matrix = Int8Matrix(_joined([part for part, _ in codes]), _joined([scales for _, scales in codes]))
+        stop = 0
+        for layer in layers:
+            is_transposed = is_conv1d(layer)
+            start, stop = stop, stop + layer.weight.shape[1 if is_transposed else 0]
+            yield PackedLinear(matrix, slice(start, stop), layer.bias, is_transposed=is_transposed)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def is_conv1d(layer: nn.Module) -> bool:
     """Whether a layer's weight is (in, out), as GPT-2's."""
-    return isinstance(layer, conv1d())
+    kind = type(layer)  # asked without importing transformers, which Llama models load and speak without
+    return kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D"
 
 
 def packing_of(precision: str, layers: tuple[str, ...], device: torch.device) -> Packing | None:

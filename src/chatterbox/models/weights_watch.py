@@ -26,6 +26,7 @@ from chatterbox.kvcache.prefix.keys import content_hash, weights_fingerprint
 from chatterbox.models.linear import has_global_hooks
 from chatterbox.models.packed import PackedLinear
 from chatterbox.models.shared_input import SharedInput
+from chatterbox.models.weights import modules_of
 from chatterbox.runtime.replaceable import functions_on
 
 NUM_RUNS, RUN_LEN = 2, 8  # of values that are looked at of each weight; those of a run are neighbours
@@ -115,7 +116,7 @@ def state_of(*parts: Any) -> list[object]:
     state: list[object] = []
     for part in parts:
         state += id(part), list(map(id, functions_on(part)))
-        for one in part.modules() if isinstance(part, nn.Module) else ():
+        for one in modules_of(part) if isinstance(part, nn.Module) else ():
             own = vars(one)
             state += (
                 id(one),

@@ -25,14 +25,9 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import nn
 
 logger = logging.getLogger(__name__)
 
-SMALL = 20_000_000  # weights; the embedded voice has 9 million in T3, 5 in S3Gen
 PATIENCE = 1.0  # seconds that a fork waits for them at most
 SOFT = 1  # `omp_pause_soft`: settings such as the number of threads stay
 MAPS, TASKS = Path("/proc/self/maps"), Path("/proc/self/task")
@@ -103,13 +98,6 @@ def alone() -> Iterator[None]:
 def can_compute_alone() -> bool:
     """Whether `alone` does anything: torch computes with GNU's OpenMP, as on Linux."""
     return _runtime() is not None
-
-
-def is_small(*networks: nn.Module) -> bool:
-    """Whether networks gain less from a second thread than from other work beside them: few weights, on a CPU."""
-    weights = [weight for network in networks for weight in network.parameters()]
-    is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
-    return is_on_cpu and can_compute_alone() and sum(weight.numel() for weight in weights) <= SMALL
 
 
 def _runtime() -> ctypes.CDLL | None:

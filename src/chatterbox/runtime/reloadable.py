@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from chatterbox.runtime import forking
+from chatterbox.runtime.allocator import return_freed_memory
 
 T = TypeVar("T")
 Kept = Mapping[str, Any]
@@ -75,6 +76,7 @@ class Reloadable(Generic[T]):
         end(value)
         del value
         gc.collect()
+        return_freed_memory()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

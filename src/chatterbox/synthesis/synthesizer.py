@@ -34,7 +34,8 @@ from chatterbox.models.s3gen.weight_norm import forget_products
 from chatterbox.models.t3 import T3
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
-from chatterbox.runtime.openmp import is_small, release_idle_threads
+from chatterbox.models.weights import is_small
+from chatterbox.runtime.openmp import release_idle_threads
 from chatterbox.runtime.replaceable import replacement
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.render import SpeechRenderer

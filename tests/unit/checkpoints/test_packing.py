@@ -116,8 +116,9 @@ def test_a_scale_that_does_not_fit(shape: tuple[int, ...] | None, small_folder: 
 
 
 def test_a_file_without_scaled_weights_is_read_as_it_is() -> None:
-    shapes, read = {"a.weight": (2, 2), "b_scale": (1,)}, {}.__getitem__
-    assert with_plain_weights(shapes, read) == (shapes, read)
+    shapes, weight = {"a.weight": (2, 2), "b_scale": (1,)}, torch.zeros(2, 2)
+    found, read = with_plain_weights(shapes, {"a.weight": weight}.__getitem__)
+    assert found == shapes and read("a.weight") is weight and read.codes("a.weight") is None
 
 
 def test_codes_of_other_programs_are_refused(small_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatterbox.runtime.openmp import SMALL, is_small
+from chatterbox.models.weights import SMALL, is_small
 from tests.support.programs import run
 
 TASKS = Path("/proc/self/task")
@@ -106,7 +106,7 @@ def test_nothing_is_done_without_a_runtime(monkeypatch, tmp_path):
     openmp._found.cache_clear()
     try:
         openmp.release_idle_threads()
-        assert not openmp.can_compute_alone() and not openmp.is_small(torch.nn.Linear(2, 2))
+        assert not openmp.can_compute_alone() and not is_small(torch.nn.Linear(2, 2))
         (tmp_path / "maps").write_text("7f00-7f10 r-xp 0 0:0 0 /nowhere/libgomp-1.so.1.0.0\n")
         openmp._found.cache_clear()
         openmp.release_idle_threads()

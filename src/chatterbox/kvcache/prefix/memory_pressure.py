@@ -10,7 +10,6 @@ say how much memory there is, there is no pressure.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import enum
 import logging
 import os
@@ -228,9 +227,3 @@ def _field(path: Path, name: str) -> int | None:
             if words and words[0] == name:
                 return int(words[1])
     return None
-
-
-def return_free_memory() -> None:
-    """Give the system back what this process has freed: glibc keeps it, so that a probe would not see it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

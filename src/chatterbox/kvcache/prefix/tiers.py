@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chatterbox.kvcache.base import Segment
-from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor, Pressure, return_free_memory
+from chatterbox.kvcache.prefix.memory_pressure import Level, MemoryMonitor, Pressure
 from chatterbox.kvcache.prefix.stats import CacheStats
 from chatterbox.kvcache.prefix.tree import Label, Node, RadixTree
+from chatterbox.runtime.allocator import return_freed_memory
 
 
 class Tiers:
@@ -74,7 +75,7 @@ class Tiers:
         if evictions:
             self.monitor.say("prefixes are forgotten")
         if demotions or evictions:
-            return_free_memory()
+            return_freed_memory()
         return self.level
 
     def promote(self, nodes: Sequence[Node]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chatterbox.audio.recordings import resample_sinc
 from chatterbox.models.config import FlowConfig, S3GenConfig
+from chatterbox.models.late import LateParts
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
@@ -45,7 +46,7 @@ def require_reference(ref_dict: Mapping[str, Any], config: FlowConfig) -> None:
             raise ValueError(f"ref_dict's {key} is {shape}, that of this model {width} wide; make it with embed_ref")
 
 
-class S3Token2Mel(nn.Module):
+class S3Token2Mel(LateParts):
     """Speech tokens to mel, and everything that reads a reference recording."""
 
     def __init__(self, meanflow: bool = False, *, config: S3GenConfig = S3GenConfig()) -> None:
