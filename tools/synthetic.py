@@ -99,7 +99,7 @@ def fill_module(module: torch.nn.Module, prefix: str = "", seed: int = SEED) -> 
     whole. Derived buffers and integer buffers other than batch counters keep their values.
     """
     with torch.no_grad():
-        for key, target in module.state_dict().items():
+        for key, target in module.state_dict(keep_vars=True).items():  # some of a plain one are copies
             value = synthetic_tensor(prefix + key, target.shape, target.dtype, seed)
             if value is not None:
                 target.copy_(value)

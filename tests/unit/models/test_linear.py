@@ -87,3 +87,11 @@ def test_a_weight_of_another_kind_has_a_product_of_its_own() -> None:
         expected = layer(x) / 2
         layer.weight = Halved(layer.weight.detach())
         torch.testing.assert_close(apply_linear(layer, x), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 40])
+def test_large_weights_that_lie_the_other_way(rows: int) -> None:
+    """As GPT-2's do after they were loaded by assignment."""
+    weight, x = torch.randn(768, 1024), torch.randn(rows, 768)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight.T), (x.double() @ weight.double()).float(), rtol=1e-4, atol=1e-4)

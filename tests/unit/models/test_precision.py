@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatterbox.checkpoints import load_models
-from chatterbox.config import PRECISIONS, PrecisionConfig, precision_config
+from chatterbox.config import PRECISIONS, PrecisionConfig, S3GenOptions, precision_config
 from chatterbox.kvcache.prefix.keys import weights_fingerprint
 from chatterbox.models import precision
 from chatterbox.models.config import T3Config
@@ -171,3 +171,13 @@ def test_turbo_and_conversion(turbo_folder: Path, small_folder: Path) -> None:
     vc = ChatterboxVC.from_local(small_folder, "cpu", precision="int8")
     assert any(isinstance(one, PackedLinear) for one in vc.s3gen.modules())
     assert vc.generate((24_000, recording(1.0)), seed=1).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+@pytest.mark.parametrize("memory", ["prompt", "past"])
+def test_what_s3gen_remembers_is_of_its_own_type(kind: str, memory: str, small_folder: Path) -> None:
+    options = S3GenOptions(memory=memory)
+    tts = ChatterboxTTS.from_local(small_folder, "cpu", precision=PrecisionConfig(kind, kind), s3gen_options=options)
+    said = {"chunk_size": 2, "first_chunk": 2, "seed": 1, "print_metrics": False}
+    heard = [torch.cat([audio for audio, _ in tts.generate_stream("Hello there.", **said)], dim=1) for _ in range(2)]
+    assert heard[0].isfinite().all() and torch.equal(heard[0], heard[1])
