@@ -32,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -91,6 +91,13 @@ quality: $(READY)
 # What each precision buys and costs: minutes; nothing else should run.
 bench-precision: $(READY)
 	$(BIN)/python -m benchmarks.speed.precision -o $(RESULTS)/precision.json $(ARGS)
+
+# What a piece of a stream costs S3Gen, by what it remembers; what loading takes. The second writes 8 GiB below build/.
+bench-s3gen: $(READY)
+	$(BIN)/python -m benchmarks.speed.s3gen -o $(RESULTS)/s3gen.json $(ARGS)
+
+bench-loading: $(READY)
+	$(BIN)/python -m benchmarks.speed.loading -o $(RESULTS)/loading.json $(ARGS)
 
 bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python -m benchmarks.speed.linear -o $(RESULTS)/linear.json

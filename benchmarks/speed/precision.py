@@ -76,8 +76,11 @@ def time_steps(t3: T3, num_rows: int, num_new: int, repeats: int) -> tuple[list[
     shape = sizes.num_layers, num_rows, sizes.num_heads, sizes.head_dim, CONTEXT + num_new * (repeats + 1)
     cache = make_cache(cache_config("static"), *shape)
     generator = torch.Generator().manual_seed(1)
-    before, new = (torch.randn(num_rows, num, t3.dim, generator=generator) * 0.1 for num in (CONTEXT, num_new))
-    t3.tfmr(before, cache)
+    new = torch.randn(num_rows, num_new, t3.dim, generator=generator) * 0.1
+    cache.reserve(CONTEXT)
+    before = num_rows, sizes.num_heads, CONTEXT, sizes.head_dim
+    for layer in range(sizes.num_layers):  # any keys take as long as true ones
+        cache.append(layer, *(torch.randn(before, generator=generator) for _ in range(2)))
     logits = t3.predict_speech(t3.tfmr(new, cache))  # which warms up, too
     seconds = []
     for _ in range(repeats):

@@ -85,7 +85,8 @@ class VoiceMemory:
         """Name by content of all that shapes the memory."""
         if self._name is None:
             flow = self._s3gen.flow
-            about = f"S3Gen {self._watch.fingerprint(flow)} {flow.dtype} {self._s3gen.device.type} {shape}"
+            dtype = flow.decoder.estimator.dtype
+            about = f"S3Gen {self._watch.fingerprint(flow)} {dtype} {self._s3gen.device.type} {shape}"
             about += f" {flow.decoder.inference_cfg_rate}"
             parts = (self._gen.get(key) for key in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding"))
             self._name = content_hash(about, *(torch.as_tensor(one) for one in parts if one is not None))
@@ -94,7 +95,7 @@ class VoiceMemory:
     def _form(self, shape: MemoryShape) -> Form:
         num_frames = min(FRAMES_PER_TOKEN * prompt_len(self._gen), self._gen["prompt_feat"].shape[1])
         return Form(
-            shape.num_stored_layers, shape.num_heads, shape.head_dim, self._s3gen.flow.dtype,
+            shape.num_stored_layers, shape.num_heads, shape.head_dim, self._s3gen.flow.decoder.estimator.dtype,
             num_frames + shape.num_tail_positions,
         )  # fmt: skip
 
@@ -110,4 +111,4 @@ def memory_nbytes(s3gen: S3Gen, num_steps: int | None, seconds: float) -> int:
     shape = s3gen.flow.decoder.memory_shape(num_steps)
     num_positions = round(FRAMES_PER_SECOND * seconds) + shape.num_tail_positions
     numbers = 2 * shape.num_stored_layers * shape.num_heads * shape.head_dim * num_positions
-    return numbers * torch.empty((), dtype=s3gen.flow.dtype).element_size()
+    return numbers * torch.empty((), dtype=s3gen.flow.decoder.estimator.dtype).element_size()

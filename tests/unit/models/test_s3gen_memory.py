@@ -90,7 +90,7 @@ def test_memories_follow_each_other(model: S3Gen, inputs: dict[str, Tensor]) -> 
     both, one = (
         solve(model, inputs, slice(12, 20), FlowPass(past, keep=0)) for past in ([voice.kept, piece.kept], [joined])
     )
-    assert torch.equal(both, one)
+    torch.testing.assert_close(both, one, rtol=1e-5, atol=1e-5)
     short = joined.last(5)
     assert short.num_frames == 5 and short.nbytes < joined.nbytes
     assert torch.equal(short.steps[0].keys[0], joined.steps[0].keys[0][:, :, -5:])

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from chatterbox.models.config import EstimatorConfig, FlowConfig
 from chatterbox.models.conv import CausalConv1d, Conv1d
 from chatterbox.models.linear import LinearSequential, apply_linear
+from chatterbox.models.s3gen.attention import attend
 from chatterbox.models.s3gen.memory import NUM_TAIL_FRAMES, MemoryShape, StepPass
+from chatterbox.models.shared_input import SharedInput
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -55,7 +57,9 @@ class ResnetBlock(nn.Module):
         return self.block2(h, mask, frames) + self.res_conv(_masked(x, mask))
 
 
-class Attention(nn.Module):
+class Attention(SharedInput):
+    JOINED = ("to_q", "to_k", "to_v")
+
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -66,11 +70,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, frames: StepPass | None = None) -> Tensor:
         heads = (self.num_heads, -1)
-        parts = (apply_linear(proj, x) for proj in (self.to_q, self.to_k, self.to_v))
-        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
-        if frames is not None:
-            k, v = frames.extended(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, d)
+        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in self.project(x))
+        out = attend(q, [(k, v)] if frames is None else frames.places(k, v), mask)  # (B, H, T, d)
         return self.to_out(out.transpose(1, 2).flatten(-2))
 
 

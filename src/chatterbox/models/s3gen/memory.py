@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox.kvcache.base import Segment
+from chatterbox.models.s3gen.attention import Place
 
 NUM_TAIL_FRAMES = 2  # of every convolution: they see two frames back
 
@@ -141,14 +142,12 @@ class StepPass:
         self._past_tails: Iterator[Tensor] | None = iter(past[-1].tails) if past else None
         self._kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
-    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, F + T, d) of all frames, for those (R, H, T, d) of the new ones."""
+    def places(self, k: Tensor, v: Tensor) -> list[Place]:
+        """Where keys and values of all frames are, for those (R, H, T, d) of the new ones."""
         keys, values, _ = self._kept
         keys.append(k[:, :, : self._keep])
         values.append(v[:, :, : self._keep])
-        before = next(self._past_keys, ()), next(self._past_values, ())
-        whole = (torch.cat([*parts, new], dim=2) for parts, new in zip(before, (k, v), strict=True))
-        return next(whole), next(whole)
+        return [*zip(next(self._past_keys, ()), next(self._past_values, ()), strict=True), (k, v)]
 
     def continued(self, x: Tensor) -> Tensor:
         """``x`` (R, C, T) behind the `NUM_TAIL_FRAMES` that a causal convolution of it needs."""
