@@ -211,7 +211,8 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.weight
+        with torch.inference_mode(False):  # whoever asks: others may train it
+            destination[prefix + "weight"] = self.weight
 
     def _load_from_state_dict(
         self,

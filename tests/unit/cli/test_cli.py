@@ -167,7 +167,7 @@ def test_progress_is_for_terminals(say, monkeypatch):
         (["--device", "foo"], "device 'foo' does not exist"),
         (["--nonsense"], "unrecognised argument '--nonsense'"),
         (["stray"], "unrecognised argument 'stray'"),
-        (["temperature=1"], "say has no setting 'temperature'; it has model, kvcache, engine, s3gen, sampling"),
+        (["temperature=1"], "say has no setting 'temperature'; it has model, kvcache, engine, s3gen, precision"),
         (["sampling.temp=1"], "sampling has no setting 'temp'; it has temperature, cfg_weight"),
         (["kvcache.pressure.soft=1"], "kvcache.pressure has no setting 'soft'; it has soft_mib, hard_mib"),
         (["kvcache=static,none"], "kvcache=static,none is several values; chatterbox bench -m runs one after"),

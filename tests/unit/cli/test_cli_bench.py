@@ -126,7 +126,7 @@ def test_a_users_own_choice_can_be_swept(run, tmp_path):
     [
         (["kvcache=static,none"], "kvcache=static,none is several values; chatterbox bench -m runs one after"),
         (["-m", "kvcache=paged,blocked"], "kvcache has no choice 'paged'"),
-        (["-m", "cache=static"], "benchmark has no setting 'cache'; it has model, kvcache, engine, s3gen, sampling"),
+        (["-m", "cache=static"], "benchmark has no setting 'cache'; it has model, kvcache, engine, s3gen, precision"),
         (["-m", "model=glob(zzz*)"], "this sweep has no job"),
         (["kvcache.policy=paged"], "cache policy 'paged' does not exist"),
         (["-o", __file__], "it is a file"),

@@ -18,9 +18,9 @@ from torch import Tensor
 from chatterbox.config import EngineConfig, KVCacheConfig, StreamingConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.scheduler import EngineClosedError
+from chatterbox.models import weights
 from chatterbox.models.s3gen.stream import prompt_len
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-from chatterbox.runtime import openmp
 from chatterbox.runtime.openmp import can_compute_alone
 from chatterbox.synthesis.render import SpeechRenderer
 from chatterbox.synthesis.render_order import RenderJob
@@ -281,7 +281,7 @@ def test_a_stream_of_small_networks_has_a_core_for_steps_and_one_for_each_chunk(
 def test_large_networks_have_all_threads(
     make: Callable, speech: Callable, num_threads: dict[str, set[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openmp, "SMALL", 0)
+    monkeypatch.setattr(weights, "SMALL", 0)
     list(make().stream(speech()))
     assert num_threads == {"steps": {2}, "chunks": {2}}
 
@@ -291,7 +291,7 @@ def test_another_s3gen_is_rendered_with_as_its_size_asks(
 ) -> None:
     synthesizer = make()
     before = synthesizer.chunk_renders
-    monkeypatch.setattr(openmp, "SMALL", 0)
+    monkeypatch.setattr(weights, "SMALL", 0)
     synthesizer.replace("s3gen", synthesizer.s3gen)
     assert synthesizer.chunk_renders is synthesizer.whole_renders is not before
     assert list(synthesizer.stream(speech()))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ class _Block(Uncompiled):
         state = super().state_dict(*args, prefix=prefix, keep_vars=keep_vars, **kwargs)
         for name, _ in self.named_children() if not keep_vars else ():
             if (weight := state.get(key := f"{prefix}{name}.weight")) is not None:
-                state[key] = weight.contiguous()
+                with torch.inference_mode(weight.is_inference()):  # whoever asks: it may be trained
+                    state[key] = weight.contiguous()
         return state
 
 
