@@ -247,17 +247,20 @@ def load_module(
                 for before, parent in packing.parents(module):
                     children = packing.children(before, parent)
                     codes = _codes_of(packing, [f"{prefix}{before}{name}.weight" for name in children], read)
-                    for key in [f"{before}{name}.{part}" for name in children for part in ("weight", "bias")]:
-                        if key in left and not (codes and key.endswith(".weight")):
-                            _fill(module, key, read(prefix + key), path)
-                        left.pop(key, None)
+                    parts = ("bias",) if codes else ("weight", "bias")
+                    own = [f"{before}{name}.{part}" for name in children for part in parts]
+                    _fill(module, [key for key in own if key in left], read, prefix, path)
+                    for name in children:
+                        left.pop(f"{before}{name}.weight", None)
+                        left.pop(f"{before}{name}.bias", None)
                     packing.pack(before, parent, dict(zip(children, codes, strict=True)) if codes else None)
-            waiting = [key for key in left if key.partition(".")[0] in late] if file is not None else []
-            for key in left:
-                if key not in waiting:
-                    _fill(module, key, read(prefix + key), path)
+            if file is None:
+                late = ()
+            waiting = [key for key in left if key.partition(".")[0] in late]
+            _fill(module, [key for key in left if key.partition(".")[0] not in late], read, prefix, path)
     module.requires_grad_(False)
-    if file is not None and isinstance(module, LateParts):
+    if file is not None:
+        assert isinstance(module, LateParts), "nobody else would read what is left out"
         module.fill_later(late, partial(_fill_late, path, file, prefix, waiting))
     return module
 
@@ -279,20 +282,21 @@ def may_wait(device: torch.device) -> bool:
 def _fill_late(path: Path, file: HeldFile, prefix: str, keys: Sequence[str], module: nn.Module) -> None:
     file.check()
     with open_tensors(path, file.at) as (_, read):
-        for key in keys:
-            _fill(module, key, read(prefix + key), path)
+        _fill(module, keys, read, prefix, path)
 
 
-def _fill(module: nn.Module, key: str, tensor: Tensor, path: Path) -> None:
-    owner, _, name = key.rpartition(".")
-    target: Tensor = getattr(_submodule(module, owner), name).data  # not as a change of a model
-    if target.is_floating_point() and not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{path}: {key} is of {kind}, this model needs floating-point numbers; quantised files of other programs "
-            "cannot be loaded, take the one that it was made of (`chatterbox pack` makes those that can)"
-        )
-    target.copy_(tensor)
+def _fill(module: nn.Module, keys: Sequence[str], read: Reader, prefix: str, path: Path) -> None:
+    """Write what the file has under ``prefix`` and each key into the module's own memory."""
+    for key in keys:
+        tensor, (owner, _, name) = read(prefix + key), key.rpartition(".")
+        target: Tensor = getattr(_submodule(module, owner), name).data  # not as a change of a model
+        if target.is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {prefix}{key} is of {kind}, this model needs floating-point numbers; quantised files of "
+                "other programs cannot be loaded, take the one that it was made of (`chatterbox pack` makes those that can)"
+            )
+        target.copy_(tensor)
 
 
 def check_tensors(

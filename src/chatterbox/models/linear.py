@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // x.shape[-1]
     flat = x.reshape(rows, -1).contiguous()  # both ways are fast only where the rows lie whole
     is_small = weight.numel() <= SMALL and rows in SMALL_ROWS
-    is_skinny = rows in SKINNY and weight.is_contiguous()  # of one that lies as (in, out), ten times as slow
+    is_skinny = rows in SKINNY and weight.is_contiguous()  # this product is slow with one that lies as (in, out)
     if ONEDNN and x.dtype == torch.float32 and not is_small and not is_skinny:
         if (shared := shared_rows(rows)) > rows:
             flat = F.pad(flat, (0, 0, 0, shared - rows))

@@ -125,7 +125,7 @@ class Int8Matrix(PackedMatrix):
         if scales is None:
             weight, scales = quantize_rows(weight, levels)
         elif levels < INT8_LEVELS:
-            # To the nearest of 63 levels: 127 becomes 63, in whole numbers, a third of the time of floating point.
+            # To the nearest of 63 levels, in whole numbers: 127 becomes 63.
             weight = ((weight.to(torch.int16) * 127 + 128) >> 8).to(torch.int8)
             scales = scales * (INT8_LEVELS / levels)
         self._codes: Any = weight
@@ -206,8 +206,13 @@ class PackedLinear(nn.Module):
         return out if self.bias is None else (out + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
-        kind = type(self.matrix).__name__.removesuffix("Matrix").lower()
-        return f"in_features={self.in_features}, out_features={self.out_features}, {kind}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, {self.precision}, bias={self.bias is not None}"
+
+    @property
+    def precision(self) -> str:
+        """As `MATRICES` names it."""
+        return type(self.matrix).__name__.removesuffix("Matrix").lower()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -238,10 +243,9 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         """Nothing: its numbers are of a type of their own, and its sums of float32."""
         if (device := fn(torch.empty(1)).device).type != "cpu":
-            kind = self.extra_repr().split(", ")[2]
             raise RuntimeError(
-                f"weights in {kind} stay on the CPU, so this model cannot be moved to {device}; load it there: "
-                f"from_local(folder, {str(device)!r})"
+                f"weights in {self.precision} stay on the CPU, so this model cannot be moved to {device}; load it "
+                f"there: from_local(folder, {str(device)!r})"
             )
         return self
 

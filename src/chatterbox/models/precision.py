@@ -145,8 +145,7 @@ def packing_of(precision: str, layers: tuple[str, ...], device: torch.device) ->
     return Packing(layers, MATRICES[precision]) if is_packed else None
 
 
-def pack(module: nn.Module, packing: Packing | None) -> None:
+def pack(module: nn.Module, packing: Packing) -> None:
     """Pack a whole model that is loaded."""
-    if packing is not None:
-        for prefix, parent in packing.parents(module):
-            packing.pack(prefix, parent)
+    for prefix, parent in packing.parents(module):
+        packing.pack(prefix, parent)

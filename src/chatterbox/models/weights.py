@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from chatterbox.models.packed import PackedLinear, PackedMatrix
@@ -34,7 +33,7 @@ def is_small(*networks: nn.Module) -> bool:
     """Whether networks gain less from a second thread than from other work beside them: few weights, on a CPU."""
     plain, packed = _weights_of(networks)
     num_weights = sum(weight.numel() for weight in plain) + sum(matrix.num_out * matrix.num_in for matrix in packed)
-    is_on_cpu = all(weight.device == torch.device("cpu") for weight in plain)
+    is_on_cpu = all(weight.device.type == "cpu" for weight in plain)
     return is_on_cpu and can_compute_alone() and num_weights <= SMALL
 
 

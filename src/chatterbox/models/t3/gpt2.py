@@ -43,7 +43,7 @@ def apply_conv1d(layer: nn.Module, x: Tensor) -> Tensor:
 def make_conv1d(num_out: int, num_in: int) -> Any:
     """A `conv1d` whose weight has the published shape, (in, out), and lies in memory as (out, in).
 
-    Products with few rows read it so at half as much speed again (benchmarks/speed/precision.py).
+    That is the order in which products with few rows read it (benchmarks/speed/precision.py compares both).
     """
     layer: Any = conv1d()(num_out, num_in)
     layer.weight = nn.Parameter(layer.weight.detach().T.contiguous().T)
