@@ -294,7 +294,8 @@ def _fill(module: nn.Module, keys: Sequence[str], read: Reader, prefix: str, pat
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{path}: {prefix}{key} is of {kind}, this model needs floating-point numbers; quantised files of "
-                "other programs cannot be loaded, take the one that it was made of (`chatterbox pack` makes those that can)"
+                "other programs cannot be loaded, take the one that it was made of (`chatterbox pack` makes some that "
+                "can)"
             )
         target.copy_(tensor)
 
