@@ -28,6 +28,7 @@ from benchmarks.lib.harness import command, environment, save
 from chatterbox.checkpoints.loading import load_module
 from chatterbox.evaluation.meters import Score, Spoken, at_rate, interval, scores_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.cfm import DEFAULT_STEPS, Steps
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.stream import FrameNoise, S3GenStream, with_prompt_seconds
 from chatterbox.text.in_words import in_words
@@ -42,7 +43,8 @@ WEIGHTS = Path(__file__).parent / "judging_flow.safetensors"
 METERS = ("whisper", "pocketsphinx", "distillmos", "dnsmos")
 SEED, OTHER_SEED = 1, 2
 DECIBELS = 20 / np.log(10)  # in a nat of a magnitude
-FEWER_STEPS = (8, 6, 4, 2, 1)
+FEWER_STEPS = (8, 7, 6, 5, 4, 3, 2, 1)
+UNGUIDED_STEPS = (1, 2, 3, 4, 5, 6, 8)  # of ten
 PIECE_LEN = 25  # speech tokens, a second
 
 
@@ -76,7 +78,7 @@ class Case:
     seed: int = SEED
     piece_len: int | None = None  # speech tokens; None is all at once
     memory: str = "none"
-    steps: int | None = None  # the flow's own
+    steps: Steps = DEFAULT_STEPS
     guidance: float = JUDGING_FLOW.guidance_rate
     prompt_seconds: float | None = None
 
@@ -88,8 +90,15 @@ CASES = {
     "at once, prompt remembered": Case(memory="prompt"),
     "in pieces, prompt remembered": Case(piece_len=PIECE_LEN, memory="prompt"),
     "in pieces, past remembered": Case(piece_len=PIECE_LEN, memory="past"),
-    **{f"at once, {steps} steps": Case(steps=steps) for steps in FEWER_STEPS},
+    **{f"at once, {num} steps": Case(steps=Steps(num)) for num in FEWER_STEPS},
+    **{f"at once, {num} of ten without guidance": Case(steps=Steps(num_unguided=num)) for num in UNGUIDED_STEPS},
     "at once, no guidance": Case(guidance=0.0),
+    **{
+        f"in pieces, past remembered, {steps.num} steps, {steps.num_unguided} without guidance": Case(
+            piece_len=PIECE_LEN, memory="past", steps=steps
+        )
+        for steps in (Steps(7, 2), Steps(5, 0), Steps(5, 1), Steps(5, 2), Steps(4, 1))
+    },
     **{f"at once, {seconds} s of the recording": Case(prompt_seconds=seconds) for seconds in (1, 2)},
 }
 
@@ -109,7 +118,7 @@ def mel_of(s3gen: S3Gen, speech_tokens: Tensor, voice: Mapping[str, Any], case: 
     """(80, frames) of log magnitudes."""
     s3gen.flow.decoder.inference_cfg_rate = case.guidance
     voice = with_prompt_seconds(voice, case.prompt_seconds)
-    stream = MelStream(s3gen, voice, seed=case.seed, num_steps=case.steps, memory=case.memory)
+    stream = MelStream(s3gen, voice, seed=case.seed, steps=case.steps, memory=case.memory)
     pieces = speech_tokens.split(case.piece_len or len(speech_tokens))
     made = [*(stream.push(piece) for piece in pieces[:-1]), stream.finish(pieces[-1])]
     return torch.cat([one for one in made if one.dim() == 3], dim=2)[0]

@@ -22,6 +22,7 @@ from chatterbox.config import MEMORIES, PRECISIONS
 from chatterbox.models.packed import MATRICES
 from chatterbox.models.precision import BFLOAT16, ESTIMATOR, S3GEN_LAYERS, Packing, has_bfloat16, pack
 from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.stream import S3GenStream, remember_prompt
 from tools.synthetic import fill_module
 
@@ -64,11 +65,11 @@ def measure(
                 started = time.perf_counter()
                 options: dict[str, Any] = {}
                 if memory != "none":
-                    known = remember_prompt(s3gen, reference, steps)
+                    known = remember_prompt(s3gen, reference, Steps(steps))
                     remembered[kind] = time.perf_counter() - started
                     options["voice"] = partial(nullcontext, known)
                 stream = S3GenStream(
-                    s3gen, reference, seed=1, context_len=CONTEXT, num_steps=steps, memory=memory, **options
+                    s3gen, reference, seed=1, context_len=CONTEXT, steps=Steps(steps), memory=memory, **options
                 )
                 if memory == "past":
                     stream.push(tokens[: PIECE + 3])

@@ -179,6 +179,7 @@ class S3GenOptions:
 
     memory: str = option("none", 'what it does not compute again: "none", "prompt" (the voice\'s), "past" (and before)')
     steps: int | None = option(None, "of its solver; fewer are faster and less exact; null is the model's own number")
+    unguided_steps: int = option(0, "of them, the first ones, without guidance: half the work each; less exact")
     prompt_seconds: float | None = option(None, "of a voice's recording that it integrates; null is all, 10 at most")
 
     def __post_init__(self) -> None:
@@ -187,8 +188,17 @@ class S3GenOptions:
         if self.memory not in MEMORIES:
             raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
         own.whole_or_none("steps", 1, "null is the model's own number")
+        own.whole("unguided_steps", 0)
+        if self.steps is not None and self.unguided_steps > self.steps:
+            raise ValueError(f"unguided_steps must be at most steps, {self.steps}, got {self.unguided_steps}")
         if self.prompt_seconds is not None:
             own.number("prompt_seconds", 0.5, 60.0, "null is the whole recording; 4 is usual where it is to be fast")
+
+    @property
+    def departures(self) -> list[str]:
+        """Settings under which the flow is solved by this package's own call, with a seed of its own, as messages."""
+        given = {"memory": self.memory != "none", "unguided_steps": self.unguided_steps > 0}
+        return [f"s3gen.{name}={getattr(self, name)}" for name, is_given in given.items() if is_given]
 
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")

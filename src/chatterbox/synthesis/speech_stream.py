@@ -90,7 +90,7 @@ class SpeechStream:
         self._utterances = Utterances(
             scheduler, tokenizer, request, streaming, on_change=self._go_on, wants=self._wants
         )
-        has_own_seed |= memories.options.memory != "none"  # upstream's call, which draws its noise, remembers nothing
+        has_own_seed |= bool(memories.options.departures)  # upstream's call draws its noise itself
         if has_own_seed or streaming is not None or not self._utterances.is_one:
             request = with_seed(request)
         self._request = request

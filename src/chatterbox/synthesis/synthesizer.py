@@ -51,7 +51,7 @@ from chatterbox.synthesis.request import (
 from chatterbox.synthesis.reshaping import reshape_of
 from chatterbox.synthesis.speech_stream import SpeechChunk, SpeechStream
 from chatterbox.synthesis.utterances import TokenChunk, TokenReader, Utterances, is_silence, nothing_to_speak
-from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes
+from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes, steps_of
 from chatterbox.text import Utterance
 from chatterbox.values import Fields
 from chatterbox.voice.cache import VoiceCache
@@ -283,7 +283,7 @@ class Synthesizer:
         engine, s3gen, beside = self.config.engine, self.config.s3gen, 0
         if s3gen.memory != "none":
             seconds = min(DEC_COND_SECONDS, s3gen.prompt_seconds or DEC_COND_SECONDS)
-            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, s3gen.steps, seconds)
+            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, steps_of(s3gen), seconds)
         self.prefixes = Prefiller(
             self.t3,
             manager,
@@ -343,10 +343,11 @@ class Synthesizer:
                 "streams call the replaced %s for utterances of one chunk alone; generate and batches do for all",
             )
 
-        memory = self.config.s3gen.memory
-        if memory != "none" and "memory" not in self._warned and not can_remember(self.s3gen):
-            self._warned.add("memory")
-            logger.warning("s3gen.memory=%s has no effect: a replaced function of s3gen's flow makes the mels", memory)
+        settings = self.config.s3gen.departures
+        if settings and "flow" not in self._warned and not can_remember(self.s3gen):
+            self._warned.add("flow")
+            settings_shown = " ".join(settings)
+            logger.warning("%s has no effect: a replaced function of s3gen's flow makes the mels", settings_shown)
 
     def _warn_if_replaced(self, name: str, message: str) -> None:
         part, _, method = name.partition(".")

@@ -18,6 +18,7 @@ from chatterbox.kvcache.prefix.disk import Form
 from chatterbox.kvcache.prefix.keys import content_hash
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.memory import FlowMemory, MemoryShape, from_segment, to_segment
 from chatterbox.models.s3gen.stream import prompt_len, remember_prompt, with_prompt_seconds
@@ -26,6 +27,11 @@ from chatterbox.runtime.torch_context import own_context
 
 DEFAULTS = S3GenOptions()
 FRAMES_PER_SECOND = 50
+
+
+def steps_of(options: S3GenOptions) -> Steps:
+    """Of the solver."""
+    return Steps(options.steps, options.unguided_steps)
 
 
 class VoiceMemories:
@@ -38,7 +44,7 @@ class VoiceMemories:
 
     def of(self, gen: Mapping[str, Any]) -> VoiceMemory:
         """Of the voice ``gen``, of `S3Gen.embed_ref`, as it is to be integrated."""
-        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, self.options.steps)
+        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, steps_of(self.options))
 
     def warm(self, gen: Mapping[str, Any], *, pin: bool = False) -> None:
         """Compute what is remembered of a voice ahead of time. ``pin``: keep it on the device."""
@@ -59,14 +65,14 @@ class VoiceMemory:
         manager: GlobalKVCacheManager,
         watch: WeightsWatch,
         gen: Mapping[str, Any],
-        num_steps: int | None,
+        steps: Steps,
     ) -> None:
-        self._s3gen, self._manager, self._watch, self._gen, self._num_steps = s3gen, manager, watch, gen, num_steps
+        self._s3gen, self._manager, self._watch, self._gen, self._steps = s3gen, manager, watch, gen, steps
         self._name: str | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[FlowMemory]:
-        shape = self._s3gen.flow.decoder.memory_shape(self._num_steps)
+        shape = self._s3gen.flow.decoder.memory_shape(self._steps)
         lease = self._manager.acquire(
             self._voice(shape), (), lambda known: self._computed(shape), device=self._s3gen.device,
             form=self._form(shape), counts=False,
@@ -100,15 +106,15 @@ class VoiceMemory:
         )  # fmt: skip
 
     def _computed(self, shape: MemoryShape) -> Segment:
-        segment = to_segment(remember_prompt(self._s3gen, self._gen, self._num_steps), shape)
+        segment = to_segment(remember_prompt(self._s3gen, self._gen, self._steps), shape)
         if not segment.is_finite:
             raise RuntimeError("S3Gen's flow computed NaN or infinite values; check the weights and their dtype")
         return segment
 
 
-def memory_nbytes(s3gen: S3Gen, num_steps: int | None, seconds: float) -> int:
+def memory_nbytes(s3gen: S3Gen, steps: Steps, seconds: float) -> int:
     """Bytes of what is remembered of a voice whose recording is so long."""
-    shape = s3gen.flow.decoder.memory_shape(num_steps)
+    shape = s3gen.flow.decoder.memory_shape(steps)
     num_positions = round(FRAMES_PER_SECOND * seconds) + shape.num_tail_positions
     numbers = 2 * shape.num_stored_layers * shape.num_heads * shape.head_dim * num_positions
     return numbers * torch.empty((), dtype=s3gen.flow.decoder.estimator.dtype).element_size()

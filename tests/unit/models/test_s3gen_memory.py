@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.cfm import Steps, cosine_times
+from chatterbox.models.s3gen.estimator import ConditionalDecoder
 from chatterbox.models.s3gen.flow import Prompt
 from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from tests.unit.models.test_s3gen import build, make_ref, make_tokens
@@ -95,6 +97,33 @@ def test_memories_follow_each_other(model: S3Gen, inputs: dict[str, Tensor]) -> 
     assert short.num_frames == 5 and short.nbytes < joined.nbytes
     assert torch.equal(short.steps[0].keys[0], joined.steps[0].keys[0][:, :, -5:])
     assert all(map(torch.equal, short.steps[0].tails, joined.steps[0].tails))
+
+
+@pytest.mark.parametrize("num_unguided", [0, 1, 2, 3, 7])
+def test_steps_without_guidance_take_one_row(num_unguided: int, inputs: dict[str, Tensor]) -> None:
+    decoder = build().flow.decoder
+    frames, x = FlowPass(keep=20), decoder.config.noise_temperature * inputs["z"]
+    with torch.inference_mode():
+        mel = decoder(
+            inputs["mu"], None, inputs["spks"], inputs["cond"], 3, z=inputs["z"], frames=frames,
+            num_unguided=num_unguided,
+        )  # fmt: skip
+        conditions, times, rate = [inputs[name] for name in ("mu", "spks", "cond")], cosine_times(3), 0.7
+        for i in range(3):
+            velocity = velocity_of(decoder.estimator, x, times[i], conditions)
+            if i >= num_unguided:
+                without = velocity_of(decoder.estimator, x, times[i], [0 * part for part in conditions])
+                velocity = (1 + rate) * velocity - rate * without
+            x = x + (times[i + 1] - times[i]) * velocity
+    torch.testing.assert_close(mel, x, rtol=1e-4, atol=1e-4)
+    rows = tuple(len(step.keys[0]) for step in frames.kept.steps)
+    assert rows == decoder.memory_shape(Steps(3, num_unguided)).num_rows
+    assert rows == tuple(1 if i < num_unguided else 2 for i in range(3))
+
+
+def velocity_of(estimator: ConditionalDecoder, x: Tensor, time: Tensor, conditions: list[Tensor]) -> Tensor:
+    mu, spks, cond = conditions
+    return estimator(x, None, mu, time[None], spks, cond)
 
 
 @KINDS

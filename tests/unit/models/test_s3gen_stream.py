@@ -12,6 +12,7 @@ from torch import Tensor
 
 from chatterbox import ChatterboxTTS
 from chatterbox.models.s3gen import S3Gen, cfm
+from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
 from chatterbox.models.s3gen.stream import (
     FILTER_HELD_FRAMES,
@@ -141,6 +142,21 @@ def test_with_the_past_remembered_only_new_frames_are_integrated(s3gen: S3Gen) -
     assert seen["none"] == [prompt + 40, prompt + 16 + 40, prompt + 16 + 40]
     assert seen["prompt"] == [40, 16 + 40, 16 + 40]
     assert seen["past"] == [40, held + 40, held + 40]
+
+
+@pytest.mark.parametrize("memory", ["none", "prompt", "past"])
+@pytest.mark.parametrize("num_unguided", [1, 3])
+def test_guidance_is_left_out_of_a_streams_first_steps(s3gen: S3Gen, memory: str, num_unguided: int) -> None:
+    """All of it without guidance is a model without; some of it lies between that and all with it."""
+    said = {}
+    for rate, unguided in ((0.7, 0), (0.7, num_unguided), (0.0, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(s3gen.flow.decoder, "inference_cfg_rate", rate)
+            stream = S3GenStream(s3gen, make_ref(), seed=1, context_len=8, memory=memory, steps=Steps(3, unguided))
+            said[rate, unguided] = torch.cat(pieces(stream, speech_tokens(), (23, 20)), dim=1)
+    guided, some, never = said.values()
+    assert guided.shape == some.shape and not torch.equal(some, guided)
+    assert torch.equal(some, never) == (num_unguided == 3)
 
 
 @REMEMBERED

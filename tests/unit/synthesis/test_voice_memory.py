@@ -13,6 +13,7 @@ from chatterbox import ChatterboxTTS
 from chatterbox.config import KVCacheConfig, S3GenOptions
 from chatterbox.kvcache import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.disk import DiskTier
+from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.memory import FlowMemory, from_segment, to_segment
 from chatterbox.models.s3gen.stream import remember_prompt
 from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes
@@ -27,16 +28,16 @@ def parts_of(memory: FlowMemory) -> list[Tensor]:
 
 
 @KINDS
-@pytest.mark.parametrize("num_steps", [None, 1, 3])
-def test_a_segment_holds_all_of_a_memory(meanflow: bool, num_steps: int | None) -> None:
+@pytest.mark.parametrize("steps", [Steps(), Steps(1), Steps(3), Steps(3, 1), Steps(3, 3), Steps(2, 9)], ids=str)
+def test_a_segment_holds_all_of_a_memory(meanflow: bool, steps: Steps) -> None:
     model = build(meanflow)
-    memory, shape = remember_prompt(model, make_ref(), num_steps), model.flow.decoder.memory_shape(num_steps)
+    memory, shape = remember_prompt(model, make_ref(), steps), model.flow.decoder.memory_shape(steps)
     segment = to_segment(memory, shape)
     again = from_segment(segment, shape)
     assert len(segment) == memory.num_frames + shape.num_tail_positions and again.num_frames == memory.num_frames
     assert len(parts_of(again)) == len(parts_of(memory)) > 0
     assert all(map(torch.equal, parts_of(again), parts_of(memory)))
-    assert segment.nbytes == memory_nbytes(model, num_steps, memory.num_frames / 50)
+    assert segment.nbytes == memory_nbytes(model, steps, memory.num_frames / 50)
 
 
 def manager(budget: int = 2**26, **options: object) -> GlobalKVCacheManager:
@@ -63,19 +64,19 @@ def test_steps_weights_and_guidance_have_memories_of_their_own() -> None:
     model, kept = build(), manager()
     names = set()
 
-    def name(steps: int | None = None) -> None:
-        memory = VoiceMemories(model, kept, S3GenOptions("past", steps)).of(make_ref())
+    def name(*steps: int | None) -> None:
+        memory = VoiceMemories(model, kept, S3GenOptions("past", *steps)).of(make_ref())
         memory.warm()
         names.add(memory._name)
 
-    for steps in (None, 3, 4):
-        name(steps)
+    for steps in ((None,), (3,), (4,), (4, 1)):
+        name(*steps)
     model.flow.decoder.inference_cfg_rate = 0.4
     name()
     with torch.no_grad():
         model.flow.encoder_proj.weight.mul_(1.5)
     name()
-    assert len(names) == len(kept.tree.voices()) == 5
+    assert len(names) == len(kept.tree.voices()) == 6
 
 
 def test_what_does_not_fit_is_lent_all_the_same() -> None:
@@ -89,7 +90,7 @@ def test_what_does_not_fit_is_lent_all_the_same() -> None:
 def test_host_memory_and_disk_bring_it_back(codec: str, tmp_path: Path) -> None:
     """Packed, it is nearly what it was; a file of another model's shape is a miss."""
     model = build()
-    size = to_segment(remember_prompt(model, make_ref()), model.flow.decoder.memory_shape(None)).nbytes
+    size = to_segment(remember_prompt(model, make_ref()), model.flow.decoder.memory_shape()).nbytes
     kept = manager(size, host_bytes=4 * size, host_codec=codec, disk=DiskTier(tmp_path))
     memories = VoiceMemories(model, kept, S3GenOptions("prompt"))
     for seed in (1, 2, 1):
@@ -160,16 +161,17 @@ def test_nothing_is_remembered_unless_asked() -> None:
     assert few.synthesizer.prefixes.manager.budget_bytes == tts.synthesizer.prefixes.manager.budget_bytes
     more = ChatterboxTTS.from_pretrained("cpu", model="tiny", s3gen_options=S3GenOptions("prompt"))
     spare = more.synthesizer.prefixes.manager.budget_bytes - tts.synthesizer.prefixes.manager.budget_bytes
-    assert spare == 2 * memory_nbytes(tts.s3gen, None, 10)
+    assert spare == 2 * memory_nbytes(tts.s3gen, Steps(), 10)
 
 
-def test_a_memory_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny", s3gen_options=S3GenOptions("prompt"))
+def test_settings_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    options = S3GenOptions("prompt", unguided_steps=1)
+    tts = ChatterboxTTS.from_pretrained("cpu", model="tiny", s3gen_options=options)
     tts.s3gen.flow.decoder.estimator.register_forward_hook(lambda *_: None)
     for _ in range(2):
         tts.generate(TEXT, seed=1)
-    assert [r.getMessage() for r in caplog.records if "s3gen.memory" in r.getMessage()] == [
-        "s3gen.memory=prompt has no effect: a replaced function of s3gen's flow makes the mels"
+    assert [r.getMessage() for r in caplog.records if "s3gen." in r.getMessage()] == [
+        "s3gen.memory=prompt s3gen.unguided_steps=1 has no effect: a replaced function of s3gen's flow makes the mels"
     ]
 
 
@@ -197,6 +199,8 @@ def test_a_shorter_prompt_is_integrated_and_remembered(memory: str, monkeypatch:
         ({"memory": "all"}, "memory must be one of none, prompt, past, got 'all'"),
         ({"steps": 0}, "steps must be"),
         ({"steps": 2.5}, "steps must be"),
+        ({"unguided_steps": -1}, "unguided_steps must be"),
+        ({"steps": 5, "unguided_steps": 6}, "unguided_steps must be at most steps, 5, got 6"),
         ({"prompt_seconds": 0}, "prompt_seconds must be a number from 0.5 to 60, got 0"),
         ({"prompt_seconds": "short"}, "prompt_seconds must be"),
     ],

@@ -6,6 +6,8 @@ Does not know: what the conditions mean, or how they were made (https://arxiv.or
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,16 @@ from chatterbox.models.s3gen.memory import FlowPass, MemoryShape
 def cosine_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
     """Times 0 = t_0 < ... < t_n = 1 (n + 1,) of the standard model: short steps first."""
     return 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=device) * 0.5 * torch.pi)
+
+
+class Steps(NamedTuple):
+    """How the solver goes from noise to a mel."""
+
+    num: int | None = None  # Euler steps; None is the model's own number
+    num_unguided: int = 0  # of them, the first ones, that are taken without guidance; of none where the model has none
+
+
+DEFAULT_STEPS = Steps()
 
 
 class CausalConditionalCFM(nn.Module):
@@ -41,10 +53,12 @@ class CausalConditionalCFM(nn.Module):
             raise ValueError(f"n_timesteps must be at least 1, got {n_timesteps}; None is the model's default")
         return n_timesteps
 
-    def memory_shape(self, n_timesteps: int | None) -> MemoryShape:
-        """Of what a solve of so many steps remembers, with guidance as it is now."""
-        num_rows = 2 if self.inference_cfg_rate and not self.meanflow else 1
-        return self.estimator.memory_shape(self.num_steps(n_timesteps), num_rows)
+    def memory_shape(self, steps: Steps = DEFAULT_STEPS) -> MemoryShape:
+        """Of what a solve remembers, with guidance as it is now."""
+        num_steps = self.num_steps(steps.num)
+        is_guided = bool(self.inference_cfg_rate) and not self.meanflow
+        num_rows = (2 if is_guided and i >= steps.num_unguided else 1 for i in range(num_steps))
+        return self.estimator.memory_shape(tuple(num_rows))
 
     def forward(
         self,
@@ -58,6 +72,7 @@ class CausalConditionalCFM(nn.Module):
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
         frames: FlowPass | None = None,
+        num_unguided: int = 0,
     ) -> Tensor:
         """Mel (B, num_mels, T) in the dtype of ``mu``.
 
@@ -68,6 +83,7 @@ class CausalConditionalCFM(nn.Module):
             z: (B or 1, num_mels, T or more) standard normal noise, frame by frame; surplus frames are not used.
             generator: source of the noise when ``z`` is None; None is torch's global one.
             frames: what was before these frames, and what of them is to be remembered; without a mask.
+            num_unguided: see `Steps`.
 
         Raises:
             ValueError: no step, or noise of a shape that does not fit ``mu``.
@@ -82,7 +98,7 @@ class CausalConditionalCFM(nn.Module):
         x = self.config.noise_temperature * x
         if self.meanflow:
             return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps, frames).to(mu.dtype)
-        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps, frames).to(mu.dtype)
+        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps, num_unguided, frames).to(mu.dtype)
 
     def _solve_guided(
         self,
@@ -92,20 +108,23 @@ class CausalConditionalCFM(nn.Module):
         spks: Tensor,
         cond: Tensor,
         num_steps: int,
+        num_unguided: int,
         frames: FlowPass | None,
     ) -> Tensor:
         """Two estimator rows per request: with the conditions, and with zeros in their place; one without guidance."""
         dtype, rate = self.estimator.dtype, self.inference_cfg_rate
-        mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
-        if rate:
-            mu, spks, cond = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, spks, cond))
-            mask = None if mask is None else torch.cat([mask, mask])
+        conditions = tuple(c.to(dtype) for c in (mu, spks, cond))
         times = cosine_times(num_steps, x.device)
         for i in range(num_steps):
-            t = times[i].expand(mu.shape[0])
-            rows = torch.cat([x, x]) if rate else x
-            velocity = self._velocity(frames, rows.to(dtype), mask, mu, t, spks, cond).float()
-            if rate:
+            is_guided = bool(rate) and i >= num_unguided
+            if is_guided and len(conditions[0]) == len(x):
+                conditions = tuple(torch.cat([c, torch.zeros_like(c)]) for c in conditions)
+                mask = None if mask is None else torch.cat([mask, mask])
+            rows = torch.cat([x, x]) if is_guided else x
+            t = times[i].expand(len(rows))
+            of_tokens, *of_voice = conditions
+            velocity = self._velocity(frames, rows.to(dtype), mask, of_tokens, t, *of_voice).float()
+            if is_guided:
                 conditional, unconditional = velocity.chunk(2)
                 velocity = (1 + rate) * conditional - rate * unconditional
             x = x + (times[i + 1] - times[i]) * velocity

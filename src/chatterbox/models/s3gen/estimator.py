@@ -156,12 +156,12 @@ class ConditionalDecoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.final_proj.weight.dtype
 
-    def memory_shape(self, num_steps: int, num_rows: int) -> MemoryShape:
-        """Of what so many Euler steps of so many rows remember."""
+    def memory_shape(self, num_rows: tuple[int, ...]) -> MemoryShape:
+        """Of what Euler steps of so many rows each remember."""
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         widths = [module.in_channels for module in self.modules() if isinstance(module, CausalConv1d)]
         tails = tuple(NUM_TAIL_FRAMES * width for width in widths)
-        return MemoryShape(num_steps, num_rows, len(layers), self._config.num_heads, self._config.head_dim, tails)
+        return MemoryShape(num_rows, len(layers), self._config.num_heads, self._config.head_dim, tails)
 
     def embed_time(self, t: Tensor, r: Tensor | None = None) -> Tensor:
         """Time vector (B, time_size) of times ``t`` (B,); ``r`` (B,) is needed by mean-flow models and by no other."""

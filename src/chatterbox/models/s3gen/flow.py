@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chatterbox.models.config import FlowConfig
 from chatterbox.models.linear import apply_linear
-from chatterbox.models.s3gen.cfm import CausalConditionalCFM
+from chatterbox.models.s3gen.cfm import DEFAULT_STEPS, CausalConditionalCFM, Steps
 from chatterbox.models.s3gen.encoder import UpsampleConformerEncoder, length_mask
 from chatterbox.models.s3gen.memory import FlowMemory, FlowPass
 from chatterbox.runtime.replaceable import replaceable
@@ -170,7 +170,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         return mel, None
 
     @torch.inference_mode()
-    def remember(self, prompt: Prompt, *, z: Tensor, n_timesteps: int | None = None) -> FlowMemory:
+    def remember(self, prompt: Prompt, *, z: Tensor, steps: Steps = DEFAULT_STEPS) -> FlowMemory:
         """What the estimator knows of a voice's prompt when nothing follows it: of the frames of its tokens.
 
         Args: see :meth:`forward`; ``z`` (1, num_mels, 2p or more) noise of the prompt's frames.
@@ -179,7 +179,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         mu, _ = self.encode(tokens.to(self.input_embedding.weight.device))
         num_frames = min(mu.shape[2], prompt.feat.shape[1])
         frames = FlowPass(keep=num_frames)
-        self._solve(mu[..., :num_frames], prompt, 0, frames, n_timesteps, z)
+        self._solve(mu[..., :num_frames], prompt, 0, frames, steps, z)
         return frames.kept
 
     @torch.inference_mode()
@@ -192,7 +192,7 @@ class CausalMaskedDiffWithXvec(nn.Module):
         *,
         z: Tensor,
         start: int,
-        n_timesteps: int | None = None,
+        steps: Steps = DEFAULT_STEPS,
     ) -> Tensor:
         """Mel (1, num_mels, T) of :meth:`forward` from a frame on, after frames that are remembered.
 
@@ -208,17 +208,15 @@ class CausalMaskedDiffWithXvec(nn.Module):
         mu, _ = self.encode(sequence.to(self.input_embedding.weight.device))
         if not finalize:
             mu = mu[..., : -FRAMES_PER_TOKEN * self.config.encoder.lookahead_len]
-        mel = self._solve(mu[..., start:], prompt, start, frames, n_timesteps, z)
+        mel = self._solve(mu[..., start:], prompt, start, frames, steps, z)
         return mel[..., max(0, prompt.feat.shape[1] - start) :]
 
-    def _solve(
-        self, mu: Tensor, prompt: Prompt, start: int, frames: FlowPass, n_timesteps: int | None, z: Tensor
-    ) -> Tensor:
+    def _solve(self, mu: Tensor, prompt: Prompt, start: int, frames: FlowPass, steps: Steps, z: Tensor) -> Tensor:
         """Mel (1, num_mels, T) of ``mu``, the frames from ``start`` on; of some of them the prompt knows it."""
         known = prompt.feat[:, start : start + mu.shape[2]].to(mu).transpose(1, 2)
         cond = F.pad(known, (0, mu.shape[2] - known.shape[2]))
         spks = self.embed_speaker(torch.atleast_2d(prompt.embedding).to(mu.device))
-        return self.decoder(mu, None, spks, cond, n_timesteps, z=z, frames=frames)
+        return self.decoder(mu, None, spks, cond, steps.num, z=z, frames=frames, num_unguided=steps.num_unguided)
 
     def _sequence(
         self, token: Tensor, token_len: Tensor | None, prompt_token: Tensor, prompt_token_len: Tensor | None

@@ -5,7 +5,7 @@ keeping, where memories live, layers.
 
 At each Euler step a frame needs of those before it the keys and values of every attention layer and, of every causal
 convolution, the last input frames. A pass meets its layers in an order that does not change, so both are lists in that
-order. Rows are the solver's: with guidance two, with the conditions and without.
+order. Rows are the solver's: at a step with guidance two, with the conditions and without.
 
 It is an approximation, as attention looks everywhere: frames that are remembered no longer see those that come later.
 What is remembered of a voice's prompt serves every stream, so nothing here is written to.
@@ -13,8 +13,11 @@ What is remembered of a voice's prompt serves every stream, so nothing here is w
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +59,7 @@ class StepMemory:
 class MemoryShape:
     """Of memories of one estimator, whatever they are of: what a `Segment` of one is made of."""
 
-    num_steps: int
-    num_rows: int
+    num_rows: tuple[int, ...]  # at each step
     num_layers: int  # of attention
     num_heads: int
     head_dim: int
@@ -66,13 +68,13 @@ class MemoryShape:
     @property
     def num_tail_positions(self) -> int:
         """Positions behind the frames that hold the tails."""
-        numbers = self.num_steps * self.num_rows * sum(self.tail_widths)
+        numbers = sum(self.num_rows) * sum(self.tail_widths)
         return -(-numbers // (self.num_stored_layers * self.num_heads * self.head_dim))
 
     @property
     def num_stored_layers(self) -> int:
         """Of a segment, which has no steps and rows."""
-        return self.num_steps * self.num_layers * self.num_rows
+        return self.num_layers * sum(self.num_rows)
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ def to_segment(memory: FlowMemory, shape: MemoryShape) -> Segment:
 
     The tails stand in the values of the last positions: a codec scales those one by one.
     """
-    parts = [torch.stack([torch.stack(side) for side in (step.keys, step.values)]) for step in memory.steps]
-    whole = torch.stack(parts, dim=1)  # (2, S, N, R, H, F, d)
-    keys, values = whole.flatten(1, 3).unbind()  # (S * N * R, H, F, d)
+    keys, values = (
+        torch.cat([layer for step in memory.steps for layer in side(step)])  # (layers and rows of all steps, H, F, d)
+        for side in (attrgetter("keys"), attrgetter("values"))
+    )
     flat = torch.cat([tail.flatten() for step in memory.steps for tail in step.tails])
     behind = keys.new_zeros(*keys.shape[:2], shape.num_tail_positions, keys.shape[3])
     tails = F.pad(flat, (0, behind.numel() - flat.numel())).view_as(behind)
@@ -115,18 +118,22 @@ def to_segment(memory: FlowMemory, shape: MemoryShape) -> Segment:
 
 def from_segment(segment: Segment, shape: MemoryShape) -> FlowMemory:
     """What `to_segment` was given; keys and values are views of ``segment``."""
-    num_frames, grid = len(segment) - shape.num_tail_positions, (shape.num_steps, shape.num_layers, shape.num_rows)
-    keys, values = (
-        part[:, :, :num_frames].unflatten(0, grid) for part in (segment.keys, segment.values)
-    )  # (S, N, R, H, F, d)
-    flat = segment.values[:, :, num_frames:].flatten()
-    sizes = [shape.num_rows * width for width in shape.tail_widths] * shape.num_steps
-    tails = [part.view(shape.num_rows, -1, NUM_TAIL_FRAMES) for part in flat[: sum(sizes)].split(sizes)]
-    per_step = len(shape.tail_widths)
+    num_frames = len(segment) - shape.num_tail_positions
+    layers = [num_rows for num_rows in shape.num_rows for _ in range(shape.num_layers)]
+    keys, values = (iter(part[:, :, :num_frames].split(layers)) for part in (segment.keys, segment.values))
+    sizes = [(num_rows, width) for num_rows in shape.num_rows for width in shape.tail_widths]
+    flat = segment.values[:, :, num_frames:].flatten()[: sum(map(math.prod, sizes))]
+    parts = zip(flat.split([*map(math.prod, sizes)]), sizes, strict=True)
+    tails = (part.view(num_rows, -1, NUM_TAIL_FRAMES) for part, (num_rows, _) in parts)
+
+    def following(parts: Iterator[Tensor], count: int) -> tuple[Tensor, ...]:
+        return tuple(itertools.islice(parts, count))
+
+    num_layers, num_tails = shape.num_layers, len(shape.tail_widths)
     return FlowMemory(
         tuple(
-            StepMemory(keys[i].unbind(), values[i].unbind(), tuple(tails[i * per_step : (i + 1) * per_step]))
-            for i in range(shape.num_steps)
+            StepMemory(following(keys, num_layers), following(values, num_layers), following(tails, num_tails))
+            for _ in shape.num_rows
         )
     )
 
@@ -145,8 +152,9 @@ class StepPass:
     def places(self, k: Tensor, v: Tensor) -> list[Place]:
         """Where keys and values of all frames are, for those (R, H, T, d) of the new ones."""
         keys, values, _ = self._kept
-        keys.append(k[:, :, : self._keep])
-        values.append(v[:, :, : self._keep])
+        if self._keep:  # copies: queries, keys and values of all new frames lie in one piece
+            keys.append(k[:, :, : self._keep].clone())
+            values.append(v[:, :, : self._keep].clone())
         return [*zip(next(self._past_keys, ()), next(self._past_values, ()), strict=True), (k, v)]
 
     def continued(self, x: Tensor) -> Tensor:
@@ -155,7 +163,8 @@ class StepPass:
             whole = F.pad(x, (NUM_TAIL_FRAMES, 0))
         else:
             whole = torch.cat([next(self._past_tails).expand(x.shape[0], -1, -1), x], dim=2)
-        self._kept[2].append(whole[..., self._keep : self._keep + NUM_TAIL_FRAMES].clone())
+        if self._keep:
+            self._kept[2].append(whole[..., self._keep : self._keep + NUM_TAIL_FRAMES].clone())
         return whole
 
     @property

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox.models.s3gen.cfm import DEFAULT_STEPS, Steps
 from chatterbox.models.s3gen.estimator import ConditionalDecoder
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN, Prompt
 from chatterbox.models.s3gen.hifigan import draw_phase
@@ -81,9 +82,9 @@ def prompt_noise(s3gen: S3Gen, reference: Mapping[str, Any]) -> Tensor:
     return FrameNoise(s3gen, seed).mel(FRAMES_PER_TOKEN * tokens.shape[1])
 
 
-def remember_prompt(s3gen: S3Gen, reference: Mapping[str, Any], num_steps: int | None = None) -> FlowMemory:
-    """What the flow's estimator keeps of a voice, of `S3Gen.embed_ref`, for every stream in it of so many steps."""
-    return s3gen.flow.remember(_prompt_of(reference), z=prompt_noise(s3gen, reference), n_timesteps=num_steps)
+def remember_prompt(s3gen: S3Gen, reference: Mapping[str, Any], steps: Steps = DEFAULT_STEPS) -> FlowMemory:
+    """What the flow's estimator keeps of a voice, of `S3Gen.embed_ref`, for every stream in it of such steps."""
+    return s3gen.flow.remember(_prompt_of(reference), z=prompt_noise(s3gen, reference), steps=steps)
 
 
 def _prompt_of(reference: Mapping[str, Any]) -> Prompt:
@@ -129,7 +130,7 @@ class S3GenStream:
         seed: int | None = None,
         context_len: int = 50,
         fade: float = 0.02,
-        num_steps: int | None = None,
+        steps: Steps = DEFAULT_STEPS,
         memory: str = "none",
         voice: Voice | None = None,
     ) -> None:
@@ -139,9 +140,10 @@ class S3GenStream:
             which only a stream of one piece, `finish` alone, can.
         context_len: tokens before a piece that the flow sees again.
         fade: seconds over which a piece takes over from the one before; at most 0.1.
-        num_steps: of the solver; None is the model's own number.
-        memory: what the flow's estimator does not integrate again: "none", "prompt", or "past" too, which need a seed.
-        voice: lends what `remember_prompt` makes of ``reference`` with as many steps; None makes it when needed.
+        steps: of the solver.
+        memory: what the flow's estimator does not integrate again: "none", "prompt", or "past" too. These, and steps
+            without guidance, need a seed.
+        voice: lends what `remember_prompt` makes of ``reference`` with the same steps; None makes it when needed.
 
         Raises:
             ValueError: the voice lacks something.
@@ -167,7 +169,7 @@ class S3GenStream:
         # (1, num_mels, frames) from frame `_mel_start` on, up to the last known
         self._mel = torch.zeros(1, s3gen.config.flow.num_mels, 0, dtype=torch.float32)
         self._mel_start = 0
-        self._num_steps, self._remembers, self._voice = num_steps, memory, voice
+        self._steps, self._remembers, self._voice = steps, memory, voice
         self._past: FlowMemory | None = None  # frames up to `_num_spoken`
         self._source: Tensor | None = None  # (1, C, samples) from `_mel_start` up to `_num_spoken`
         if self._noise is not None:
@@ -224,9 +226,9 @@ class S3GenStream:
         """Waveform (1, N) of all tokens by `S3Gen.inference`."""
         arguments: dict[str, Any] = {"speech_tokens": self._tokens.to(self._s3gen.device), "ref_dict": self._reference}
         if self._s3gen.meanflow:
-            arguments["n_cfm_timesteps"] = self._s3gen.flow.decoder.num_steps(self._num_steps)
-        elif self._num_steps is not None:
-            arguments["n_cfm_timesteps"] = self._num_steps
+            arguments["n_cfm_timesteps"] = self._s3gen.flow.decoder.num_steps(self._steps.num)
+        elif self._steps.num is not None:
+            arguments["n_cfm_timesteps"] = self._steps.num
         ours = {}
         if self._noise is not None:
             z = torch.cat([self._prompt_noise, self._token_noise], dim=2)
@@ -246,7 +248,8 @@ class S3GenStream:
         self._num_rendered = start + len(self._tokens) - (0 if is_last else self.lookahead_len)
         end = FRAMES_PER_TOKEN * self._num_rendered - self._surplus
         spoken_end = end if is_last else max(self._num_spoken, end - self._held)
-        resumes = self._remembers != "none" and can_remember(self._s3gen)
+        is_ours = self._remembers != "none" or self._steps.num_unguided > 0
+        resumes = is_ours and can_remember(self._s3gen)
         mel = self._resumed(is_last, spoken_end) if resumes else self._flow(is_last)
         self._blend(self._checked(mel, "S3Gen's flow"), end)
         return self._vocode(noise, spoken_end, end)
@@ -258,21 +261,24 @@ class S3GenStream:
             "speech_tokens": self._tokens.to(self._s3gen.device),
             "ref_dict": self._reference,
         }
-        if self._num_steps is not None:
-            arguments["n_cfm_timesteps"] = self._num_steps
+        if self._steps.num is not None:
+            arguments["n_cfm_timesteps"] = self._steps.num
         return call(self._s3gen.flow_inference, {**arguments, "finalize": is_last}, {"z": noise})
 
     def _resumed(self, is_last: bool, spoken_end: int) -> Tensor:
         """Mel (1, num_mels, frames) behind what is remembered; with "past" the frames up to ``spoken_end`` are too."""
-        if self._voice is None:
-            own = remember_prompt(self._s3gen, self._reference, self._num_steps)
+        if self._voice is None and self._remembers != "none":
+            own = remember_prompt(self._s3gen, self._reference, self._steps)
             self._voice = lambda: nullcontext(own)
-        with self._voice() as voice:
+        with nullcontext() if self._voice is None else self._voice() as voice:
+            known = [memory for memory in (voice, self._past) if memory is not None]
             # Places in the sequence of prompt and tokens: of the stream's frame 0, and of the first to be integrated.
             origin = FRAMES_PER_TOKEN * (self._prompt_len - self._first) + self._surplus
-            start = voice.num_frames if self._past is None else origin + self._num_spoken
+            start = 0 if voice is None else voice.num_frames
+            if self._past is not None:
+                start = origin + self._num_spoken
             keep = origin + spoken_end - start if self._remembers == "past" else 0
-            frames = FlowPass([voice, *([] if self._past is None else [self._past])], keep=keep)
+            frames = FlowPass(known, keep=keep)
             mel = self._s3gen.flow.resume(
                 self._tokens[None],
                 _prompt_of(self._reference),
@@ -280,7 +286,7 @@ class S3GenStream:
                 frames,
                 z=torch.cat([self._prompt_noise, self._token_noise], dim=2)[..., start:],
                 start=start,
-                n_timesteps=self._num_steps,
+                steps=self._steps,
             )
         if keep and spoken_end > self._num_spoken:
             whole = frames.kept if self._past is None else self._past.followed_by(frames.kept)
