@@ -178,7 +178,9 @@ class S3GenOptions:
     """How S3Gen makes audio of speech tokens. See docs/streaming.md, What S3Gen remembers."""
 
     memory: str = option("none", 'what it does not compute again: "none", "prompt" (the voice\'s), "past" (and before)')
-    steps: int | None = option(None, "of its solver; fewer are faster and less exact; null is the model's own number")
+    steps: int | None = option(
+        None, "of its solver, at most; fewer are faster and less exact; null is the model's own number"
+    )
     unguided_steps: int = option(0, "of them, the first ones, without guidance: half the work each; less exact")
     prompt_seconds: float | None = option(None, "of a voice's recording that it integrates; null is all, 10 at most")
 
@@ -317,13 +319,14 @@ class BatchArguments(SpeechArguments, total=False):
 class StreamArguments(BatchArguments, total=False):
     """What every `generate_stream` takes by name, beside the arguments of chatterbox-streaming 0.1.2.
 
-    first_chunk, continuity, history_len, decode_ahead: as `StreamingConfig` has them.
+    first_chunk, continuity, history_len, decode_ahead, max_chunk: as `StreamingConfig` has them.
     """
 
     first_chunk: int
     continuity: str
     history_len: int
     decode_ahead: int
+    max_chunk: int | None
 
 
 CONTINUITIES = ("isolated", "history", "append")
@@ -343,12 +346,14 @@ class StreamingConfig:
     continuity: str = option("isolated", 'what a sentence knows of those before: "isolated", "history", "append"')
     history_len: int = option(250, 'speech tokens of the sentence before, at most, that "history" gives to the next')
     decode_ahead: int = option(250, "speech tokens that may wait for S3Gen; 0 decodes and renders in turn")
+    max_chunk: int | None = option(None, "that a chunk may grow to while enough is left to hear; null is chunk_size")
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
         lowest = {"chunk_size": 1, "first_chunk": 1, "context_window": 0, "history_len": 0, "decode_ahead": 0}
         for name, low in lowest.items():
             own.whole(name, low, unit="speech tokens")
+        own.whole_or_none("max_chunk", self.chunk_size, "null is chunk_size")
         own.number("fade_duration", 0.0, 0.1, "in seconds; 0.02 is usual, 0 turns it off")
         own.word("continuity", f"choose from {', '.join(CONTINUITIES)}")
         if self.continuity not in CONTINUITIES:

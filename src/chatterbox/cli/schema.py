@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """One YAML file of a group; ``about`` is its first line."""
+    """One YAML file of a group; ``about`` is its first line of comment."""
 
     name: str
     about: str
@@ -91,5 +91,6 @@ def shown(value: Any) -> str:
 
 def _first_comment(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
-        line = file.readline().strip()
+        lines = (line.strip() for line in file)
+        line = next((line for line in lines if not line.startswith("# @")), "")  # those are Hydra's own
     return line.removeprefix("#").strip() if line.startswith("#") else ""

@@ -129,7 +129,7 @@ class SpeechRenderer:
         """
         options = S3GenOptions() if memories is None else memories.options
         gen = with_prompt_seconds(gen, options.prompt_seconds)
-        self._solving: dict[str, Any] = {"steps": steps_of(options), "memory": options.memory}
+        self._solving: dict[str, Any] = {"steps": steps_of(options, s3gen), "memory": options.memory}
         if memories is not None and options.memory != "none":
             self._solving["voice"] = memories.of(gen)
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()
@@ -165,7 +165,18 @@ class SpeechRenderer:
     @property
     def num_seen_again(self) -> int:
         """Speech tokens that S3Gen computes again with the next chunk: the voice's and the context's."""
-        return prompt_len(self._gen) if self._stream is None else self._stream.num_seen_again
+        if self._stream is not None:
+            return self._stream.num_seen_again
+        return prompt_len(self._gen) if self._solving["memory"] == "none" else 0
+
+    def grow(self, num_waiting: int, room: int, *, ends: bool) -> None:
+        """Let the next chunk have all of the ``num_waiting`` speech tokens that could be pushed, up to ``room``.
+
+        ``ends``: they end an utterance, so that nothing is held back of them.
+        """
+        num_more = self._due - self.num_missing + num_waiting + (self._lookahead_len if ends else 0)
+        longest = min(room, self._config.max_chunk or 0)
+        self._due = max(self._due, min(num_more, longest))
 
     @property
     def num_to_follow(self) -> int:

@@ -117,6 +117,12 @@ class RenderQueue:
             with self._lock:
                 self._starting.setdefault(owner, _Start(self._clock() + START_SECONDS))
 
+    def num_tokens_within(self, seconds: float) -> int:
+        """Tokens of a job that is surely run in so many seconds; 0 before any was run."""
+        with self._lock:
+            pace = Pace.of(self._per_token)
+        return int(seconds / pace.slow) if pace.slow else 0
+
     def starts(self, owner: Hashable, ask_again: Callable[[], None]) -> bool:
         """A listener's first chunk could be rendered; whether it should be, although its second cannot follow yet.
 

@@ -240,10 +240,23 @@ class SpeechStream:
                 may_start = self._renders.starts(self, self._go_on)
                 if not may_start and not self._can_follow:
                     return None
+            if self._plan.max_chunk and self._plays_until is not None:
+                num_tokens = self._grown(num_tokens, self._plays_until)
             self._is_rendering = True
             deadline = math.inf if self._streaming is None else self._plays_until
             num_tokens += self._renderer.num_seen_again
             return RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped)
+
+    def _grown(self, num_due: int, plays_until: float) -> int:
+        """Tokens of the next chunk, of ``num_due`` at least: more where they wait and their listener has the time."""
+        num_waiting, ends = 0, False
+        for num_tokens, ends, is_pause in self._utterances.waiting():
+            num_waiting += num_tokens
+            if is_pause or (ends and self._ends_a_chunk):
+                break
+        room = self._renders.num_tokens_within(plays_until - time.monotonic()) - self._renderer.num_seen_again
+        self._renderer.grow(num_waiting, room, ends=ends)
+        return self._due() or num_due
 
     def _due(self) -> int | None:
         """Tokens of the next chunk, if it can be rendered."""

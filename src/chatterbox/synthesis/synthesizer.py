@@ -283,7 +283,7 @@ class Synthesizer:
         engine, s3gen, beside = self.config.engine, self.config.s3gen, 0
         if s3gen.memory != "none":
             seconds = min(DEC_COND_SECONDS, s3gen.prompt_seconds or DEC_COND_SECONDS)
-            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, steps_of(s3gen), seconds)
+            beside = NUM_REMEMBERED * memory_nbytes(self.s3gen, steps_of(s3gen, self.s3gen), seconds)
         self.prefixes = Prefiller(
             self.t3,
             manager,

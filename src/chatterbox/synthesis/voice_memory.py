@@ -29,9 +29,12 @@ DEFAULTS = S3GenOptions()
 FRAMES_PER_SECOND = 50
 
 
-def steps_of(options: S3GenOptions) -> Steps:
-    """Of the solver."""
-    return Steps(options.steps, options.unguided_steps)
+def steps_of(options: S3GenOptions, s3gen: S3Gen) -> Steps:
+    """Of the solver. A model that was distilled to few steps takes no more than those."""
+    num = options.steps
+    if num is not None and s3gen.meanflow:
+        num = min(num, s3gen.flow.decoder.num_steps(None))
+    return Steps(num, options.unguided_steps)
 
 
 class VoiceMemories:
@@ -44,7 +47,7 @@ class VoiceMemories:
 
     def of(self, gen: Mapping[str, Any]) -> VoiceMemory:
         """Of the voice ``gen``, of `S3Gen.embed_ref`, as it is to be integrated."""
-        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, steps_of(self.options))
+        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, steps_of(self.options, self._s3gen))
 
     def warm(self, gen: Mapping[str, Any], *, pin: bool = False) -> None:
         """Compute what is remembered of a voice ahead of time. ``pin``: keep it on the device."""

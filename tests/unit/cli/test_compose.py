@@ -70,7 +70,7 @@ GIVEN = {
         "stop_stride": 2,
         "batch_invariant": True,
     },
-    "s3gen": {"memory": "past", "steps": 4, "prompt_seconds": 4.0},
+    "s3gen": {"memory": "past", "steps": 4, "unguided_steps": 1, "prompt_seconds": 4.0},
     "precision": {"t3": "int8", "s3gen": "float16"},
     "sampling": {
         "temperature": 0.5,
@@ -101,6 +101,7 @@ GIVEN = {
         "continuity": "history",
         "history_len": 100,
         "decode_ahead": 0,
+        "max_chunk": 45,
     },
     "benchmark": {"texts": ("one", "two"), "warmup": 0, "repeats": 2},
 }
@@ -139,6 +140,24 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 @pytest.mark.parametrize("name", PRIMARY)
 def test_composed_defaults_are_the_dataclasses(name):
     assert compose_config(name) == PRIMARY[name]()
+
+
+@pytest.mark.parametrize("name", ["stream", "benchmark"])
+def test_realtime_names_memory_steps_and_precision(name):
+    """A preset of several groups; what is given beside it counts more."""
+    config = compose_config(name, ["streaming=realtime"])
+    assert (config.streaming, config.s3gen, config.precision) == (
+        StreamingConfig(max_chunk=100),
+        S3GenOptions("past", 5, 2),
+        PrecisionConfig("int8"),
+    )
+    beside = ["s3gen=prompt", "precision=float16", "streaming.max_chunk=50", "s3gen.steps=7"]
+    config = compose_config(name, ["streaming=realtime", *beside])
+    assert (config.streaming, config.s3gen, config.precision) == (
+        StreamingConfig(max_chunk=50),
+        S3GenOptions("prompt", 7),
+        PrecisionConfig("float16"),
+    )
 
 
 @pytest.mark.parametrize("name", PRIMARY)
@@ -181,7 +200,8 @@ def test_every_choice_composes_and_says_what_it_is(group, choice):
     default, config = to_dict(BenchmarkCommandConfig()), to_dict(compose_config("benchmark", given))
     differs = {key for key in config if config[key] != default[key]}
     is_default = choice in ("tiny", "static", "checkpoint", "default", "auto")
-    assert differs == (set() if is_default else {group})
+    also = {"s3gen", "precision"} if (group, choice) == ("streaming", "realtime") else set()
+    assert differs == (set() if is_default else {group} | also)
     assert all(one.about.endswith(".") or one.name == "folder" for one in groups_of(BenchmarkCommandConfig)[group])
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from chatterbox.config import KVCacheConfig, StreamingConfig
 from chatterbox.models.s3gen.stream import FILTER_HELD_FRAMES
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.synthesis.render import RELEASE_LEN, SpeechRenderer, StreamingMetrics, chunk_lens
+from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.request import SynthesisRequest, utterance_seed
 from chatterbox.synthesis.speech_stream import SpeechChunk
 from chatterbox.synthesis.synthesizer import collect
@@ -25,6 +27,7 @@ from chatterbox.synthesis.token_filter import SpeechTokenFilter
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.watermark.perth import read_watermark
 from tests.support.speaking import say_instead, speak, speak_batch, speak_stream
+from tests.support.waiting import wait_for
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 SENTENCES = ["The old man walked to the river.", "Nobody saw him again.", "He was gone by noon, they say."]
@@ -224,6 +227,50 @@ def test_chunks_are_as_long_as_the_schedule_says(tiny: ChatterboxTTS) -> None:
     lens = [chunk.audio.shape[1] for chunk in said]
     assert lens[:3] == [(20 - FILTER_HELD_FRAMES) * 480, 20 * 960, 25 * 960]
     assert sum(lens) == 960 * sum(len(chunk.speech_tokens) for chunk in said)
+
+
+def lens_of(said: Sequence[SpeechChunk]) -> list[int]:
+    """In speech tokens."""
+    return [chunk.audio.shape[1] / 960 for chunk in said]
+
+
+def test_chunks_grow_to_what_is_decoded_where_there_is_time(
+    tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer chunks of the same speech tokens, none longer than `max_chunk`; without the time the schedule's own."""
+    request = request_of(tiny, " ".join(SENTENCES), 200)
+    usual = chunks_of(tiny, request)
+    with monkeypatch.context() as patch:
+        patch.setattr(RenderQueue, "num_tokens_within", lambda *_: 0)
+        hurried = chunks_of(tiny, request, max_chunk=60)
+    assert [chunk.audio.shape for chunk in hurried] == [chunk.audio.shape for chunk in usual]
+    assert all(torch.equal(one.audio, other.audio) for one, other in zip(hurried, usual, strict=True))
+
+    monkeypatch.setattr(RenderQueue, "num_tokens_within", lambda *_: 10**6)
+    stream = tiny.synthesizer.stream(request, StreamingConfig(max_chunk=60, decode_ahead=1000))
+    said = [next(stream)]
+    wait_for(lambda: not tiny.synthesizer.scheduler.stats()["rows"])  # T3 is ahead
+    said += stream
+    assert len(said) < len(usual)
+    assert max(lens_of(said)) > 26 and max(lens_of(said)) <= 60 + FILTER_HELD_FRAMES / 2
+    assert [t for chunk in said for t in chunk.speech_tokens] == [t for chunk in usual for t in chunk.speech_tokens]
+    assert collect(said).audio.shape == collect(usual).audio.shape
+
+
+def test_a_chunk_that_grows_takes_the_end_of_its_utterance_with_it(small_tts: ChatterboxTTS) -> None:
+    renderer = SpeechRenderer(small_tts.s3gen, small_tts.conds.gen, StreamingConfig(max_chunk=60), None)
+    renderer.begin(1)
+    assert renderer.push([2000] * 13) is not None and renderer.num_missing == 20
+    for num_waiting, room, ends, missing in (
+        (15, 99, False, 20),  # less than it is due anyway
+        (40, 10, False, 20),  # no time
+        (40, 99, False, 40),
+        (30, 99, False, 40),  # it has been promised more
+        (45, 99, True, 48),  # nothing is held back of them
+        (90, 99, False, 60),
+    ):
+        renderer.grow(num_waiting, room, ends=ends)
+        assert renderer.num_missing == missing
 
 
 @pytest.mark.parametrize("first_chunk", [1, 2, 3, 4, 5])

@@ -16,7 +16,7 @@ from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.memory import FlowMemory, from_segment, to_segment
 from chatterbox.models.s3gen.stream import remember_prompt
-from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes
+from chatterbox.synthesis.voice_memory import VoiceMemories, memory_nbytes, steps_of
 from tests.unit.models.test_s3gen import build, make_ref
 
 TEXT = "The tea is in the kitchen."
@@ -77,6 +77,14 @@ def test_steps_weights_and_guidance_have_memories_of_their_own() -> None:
         model.flow.encoder_proj.weight.mul_(1.5)
     name()
     assert len(names) == len(kept.tree.voices()) == 6
+
+
+@KINDS
+def test_a_model_of_few_steps_takes_no_more(meanflow: bool) -> None:
+    """Turbo and Nano were distilled to two: what makes others fast does not slow them."""
+    for steps, taken in ((None, 10), (1, 1), (5, 5)):
+        num = steps_of(S3GenOptions(steps=steps), model := build(meanflow)).num
+        assert model.flow.decoder.num_steps(num) == (min(2, taken) if meanflow else taken)
 
 
 def test_what_does_not_fit_is_lent_all_the_same() -> None:

@@ -186,8 +186,11 @@ class S3GenStream:
 
     @property
     def num_seen_again(self) -> int:
-        """Tokens that the flow sees with the next piece although they are not new: the prompt's and the context's."""
-        return self._prompt_len + min(self._context_len, self._num_rendered - self._first)
+        """Tokens that the flow integrates with the next piece although they are not new: the prompt's and context's."""
+        num_context = min(self._context_len, self._num_rendered - self._first)
+        if self._remembers == "past":
+            return min(num_context, self._held // FRAMES_PER_TOKEN)
+        return num_context if self._remembers == "prompt" else self._prompt_len + num_context
 
     @torch.inference_mode()
     def push(self, tokens: Tensor) -> Tensor:
