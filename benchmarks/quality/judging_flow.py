@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.lib.harness import command, environment, save
+from benchmarks.lib.mel_stream import MelStream
 from chatterbox.checkpoints.loading import load_module
 from chatterbox.evaluation.meters import Score, Spoken, at_rate, interval, scores_of
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.cfm import DEFAULT_STEPS, Steps
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
-from chatterbox.models.s3gen.stream import FrameNoise, S3GenStream, with_prompt_seconds
+from chatterbox.models.s3gen.stream import with_prompt_seconds
 from chatterbox.text.in_words import in_words
 from chatterbox.tts import ChatterboxTTS
 from tools.tiny_voice.corpus import evaluation_set
@@ -101,16 +102,6 @@ CASES = {
     },
     **{f"at once, {seconds} s of the recording": Case(prompt_seconds=seconds) for seconds in (1, 2)},
 }
-
-
-class MelStream(S3GenStream):
-    """A stream that hands out mel frames (1, num_mels, T) where `S3GenStream` hands out their waveform."""
-
-    def _vocode(self, noise: FrameNoise, spoken_end: int, end: int) -> Tensor:
-        new = self._mel[..., self._num_spoken - self._mel_start : spoken_end - self._mel_start]
-        self._mel, self._mel_start = self._mel[..., spoken_end - self._mel_start :], spoken_end
-        self._num_spoken = spoken_end
-        return new
 
 
 @torch.inference_mode()
