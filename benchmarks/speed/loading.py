@@ -27,13 +27,13 @@ def folder_of(name: str, work: Path) -> Path:
     folder = work / name
     if folder.is_dir():
         return folder
-    from chatterbox.checkpoints import ENGLISH, NANO, pack_folder, read_folder
+    from chatterbox.checkpoints import PUBLISHED, pack_folder, read_folder
     from tests.support.folders import write_folder
 
     if name.endswith("-int8"):
         pack_folder(read_folder(folder_of(name.removesuffix("-int8"), work)), folder, "int8")
         return folder
-    layout = NANO if name == "nano" else ENGLISH
+    layout = PUBLISHED["chatterbox" if name == "english" else name]
     write_folder(folder, layout.config, layout=layout)
     (folder / "config.json").unlink()  # as published
     return folder

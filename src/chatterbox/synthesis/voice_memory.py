@@ -20,7 +20,7 @@ from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.cfm import Steps
 from chatterbox.models.s3gen.flow import FRAMES_PER_TOKEN
-from chatterbox.models.s3gen.memory import FlowMemory, MemoryShape, from_segment, to_segment
+from chatterbox.models.s3gen.memory import FlowMemory, MemoryShape, from_segment, remembered_dtype, to_segment
 from chatterbox.models.s3gen.stream import prompt_len, remember_prompt, with_prompt_seconds
 from chatterbox.models.weights_watch import WeightsWatch
 from chatterbox.runtime.torch_context import own_context
@@ -104,7 +104,8 @@ class VoiceMemory:
     def _form(self, shape: MemoryShape) -> Form:
         num_frames = min(FRAMES_PER_TOKEN * prompt_len(self._gen), self._gen["prompt_feat"].shape[1])
         return Form(
-            shape.num_stored_layers, shape.num_heads, shape.head_dim, self._s3gen.flow.decoder.estimator.dtype,
+            shape.num_stored_layers, shape.num_heads, shape.head_dim,
+            remembered_dtype(self._s3gen.flow.decoder.estimator.dtype),
             num_frames + shape.num_tail_positions,
         )  # fmt: skip
 
@@ -120,4 +121,4 @@ def memory_nbytes(s3gen: S3Gen, steps: Steps, seconds: float) -> int:
     shape = s3gen.flow.decoder.memory_shape(steps)
     num_positions = round(FRAMES_PER_SECOND * seconds) + shape.num_tail_positions
     numbers = 2 * shape.num_stored_layers * shape.num_heads * shape.head_dim * num_positions
-    return numbers * torch.empty((), dtype=s3gen.flow.decoder.estimator.dtype).element_size()
+    return numbers * remembered_dtype(s3gen.flow.decoder.estimator.dtype).itemsize

@@ -8,7 +8,8 @@ convolution, the last input frames. A pass meets its layers in an order that doe
 order. Rows are the solver's: at a step with guidance two, with the conditions and without.
 
 It is an approximation, as attention looks everywhere: frames that are remembered no longer see those that come later.
-What is remembered of a voice's prompt serves every stream, so nothing here is written to.
+Beside that 16 bits a number change nothing, so float32 is remembered in as many. What is remembered of a voice's prompt
+serves every stream, so nothing here is written to.
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ from chatterbox.kvcache.base import Segment
 from chatterbox.models.s3gen.attention import Place
 
 NUM_TAIL_FRAMES = 2  # of every convolution: they see two frames back
+LARGEST = torch.finfo(torch.float16).max
+
+
+def remembered_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What an estimator of ``dtype`` remembers in."""
+    return torch.float16 if dtype == torch.float32 else dtype
+
+
+def _remembered(x: Tensor) -> Tensor:
+    """A copy: queries, keys and values of all new frames lie in one piece."""
+    dtype = remembered_dtype(x.dtype)
+    return x.clone() if dtype == x.dtype else x.clamp(-LARGEST, LARGEST).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -152,19 +165,21 @@ class StepPass:
     def places(self, k: Tensor, v: Tensor) -> list[Place]:
         """Where keys and values of all frames are, for those (R, H, T, d) of the new ones."""
         keys, values, _ = self._kept
-        if self._keep:  # copies: queries, keys and values of all new frames lie in one piece
-            keys.append(k[:, :, : self._keep].clone())
-            values.append(v[:, :, : self._keep].clone())
-        return [*zip(next(self._past_keys, ()), next(self._past_values, ()), strict=True), (k, v)]
+        if self._keep:
+            keys.append(_remembered(k[:, :, : self._keep]))
+            values.append(_remembered(v[:, :, : self._keep]))
+        past = zip(next(self._past_keys, ()), next(self._past_values, ()), strict=True)
+        return [*((its_k.to(k.dtype), its_v.to(v.dtype)) for its_k, its_v in past), (k, v)]
 
     def continued(self, x: Tensor) -> Tensor:
         """``x`` (R, C, T) behind the `NUM_TAIL_FRAMES` that a causal convolution of it needs."""
         if self._past_tails is None:
             whole = F.pad(x, (NUM_TAIL_FRAMES, 0))
         else:
-            whole = torch.cat([next(self._past_tails).expand(x.shape[0], -1, -1), x], dim=2)
+            before = next(self._past_tails).to(x.dtype)
+            whole = torch.cat([before.expand(x.shape[0], -1, -1), x], dim=2)
         if self._keep:
-            self._kept[2].append(whole[..., self._keep : self._keep + NUM_TAIL_FRAMES].clone())
+            self._kept[2].append(_remembered(whole[..., self._keep : self._keep + NUM_TAIL_FRAMES]))
         return whole
 
     @property
