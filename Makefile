@@ -32,10 +32,13 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say serve test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
+
+serve: $(READY)
+	@$(BIN)/chatterbox serve $(ARGS)
 
 # A process for each core, and one thread in it: the models of the tests are small. JOBS=0 is one process, as `pytest` is.
 JOBS ?= auto
@@ -87,18 +90,22 @@ quality: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.quality --work $(QUALITY_WORK) \
 		-o $(RESULTS)/quality.json $(ARGS)
 
-# Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
 # What each precision buys and costs: minutes; nothing else should run.
 bench-precision: $(READY)
 	$(BIN)/python -m benchmarks.speed.precision -o $(RESULTS)/precision.json $(ARGS)
 
-# What a piece of a stream costs S3Gen, by what it remembers; what loading takes. The second writes 8 GiB below build/.
+# What a piece of a stream costs S3Gen, by what it remembers; what loading takes; how near to real time a stream is. The last
+# two write 11 GiB below build/.
 bench-s3gen: $(READY)
 	$(BIN)/python -m benchmarks.speed.s3gen -o $(RESULTS)/s3gen.json $(ARGS)
+
+bench-realtime: $(READY)
+	$(BIN)/python -m benchmarks.speed.realtime -o $(RESULTS)/realtime.json $(ARGS)
 
 bench-loading: $(READY)
 	$(BIN)/python -m benchmarks.speed.loading -o $(RESULTS)/loading.json $(ARGS)
 
+# Key-value cache at the published size, against chatterbox-tts 0.1.7's own loop: about a quarter of an hour on two cores.
 bench-kvcache: $(READY) $(PEER_READY)
 	$(BIN)/python -m benchmarks.speed.linear -o $(RESULTS)/linear.json
 	$(BIN)/python -m benchmarks.kvcache.prefill -o $(RESULTS)/prefill.json

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from chatterbox.cli.config import BenchmarkCommandConfig
+from chatterbox.cli.config import BenchmarkCommandConfig, ServeCommandConfig
 from chatterbox.cli.schema import Choice, Setting, groups_of, settings_of, shown
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -20,7 +20,8 @@ _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def tables() -> dict[str, list[str]]:
     """Lines by name: the choices and keys of each group, and ``top``, the keys that are in none."""
-    groups, settings = groups_of(BenchmarkCommandConfig), list(settings_of(BenchmarkCommandConfig))
+    groups = groups_of(BenchmarkCommandConfig) | groups_of(ServeCommandConfig)
+    settings = list(dict.fromkeys([*settings_of(BenchmarkCommandConfig), *settings_of(ServeCommandConfig)]))
     of_group = {name: [one for one in settings if one.key.startswith(f"{name}.")] for name in groups}
     made = {name: [*_choices(groups[name]), "", *_keys(of_group[name])] for name in groups}
     return made | {"top": list(_keys([one for one in settings if "." not in one.key]))}

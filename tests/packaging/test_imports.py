@@ -38,6 +38,8 @@ LEVELS = {
     "chatterbox.tts": 7,
     "chatterbox.tts_turbo": 7,
     "chatterbox.vc": 7,
+    "chatterbox.serve": 6,
+    "chatterbox.serve.config": 0,
     "chatterbox.cli": 8,
     "chatterbox": 9,
 }

@@ -18,6 +18,7 @@ from chatterbox.config import (
     StreamingConfig,
     option,
 )
+from chatterbox.serve.config import ServerConfig
 from chatterbox.values import Fields
 
 
@@ -80,3 +81,10 @@ class BenchmarkCommandConfig(StreamCommandConfig):
 
     benchmark: MeasurementConfig = field(default_factory=MeasurementConfig)
     seed: int | None = option(0, "the same for all jobs, so that their tokens can be compared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommandConfig(StreamCommandConfig):
+    """``chatterbox serve``: how its models speak where a request says nothing, and the server's own settings."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from chatterbox import __version__
-from chatterbox.cli import bench, cache, configs, pack, say, stream, voices
+from chatterbox.cli import bench, cache, configs, pack, say, serve, stream, voices
 from chatterbox.cli.errors import USAGE, UsageError
 from chatterbox.cli.options import Parser, parse
 from chatterbox.cli.output import drop_output, flush_output, open_standard_files, printable, tell, warnings_shown
 from chatterbox.cli.signals import ending_signals, exit_code
 from chatterbox.voice.library import VoiceError
 
-COMMANDS = (say, stream, bench, configs, voices, cache, pack)
+COMMANDS = (say, stream, serve, bench, configs, voices, cache, pack)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

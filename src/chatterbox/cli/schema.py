@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatterbox.cli.config import BenchmarkCommandConfig, SayCommandConfig, StreamCommandConfig
+from chatterbox.cli.config import BenchmarkCommandConfig, SayCommandConfig, ServeCommandConfig, StreamCommandConfig
 
-PRIMARY: dict[str, type] = {"say": SayCommandConfig, "stream": StreamCommandConfig, "benchmark": BenchmarkCommandConfig}
+PRIMARY: dict[str, type] = {
+    "say": SayCommandConfig,
+    "stream": StreamCommandConfig,
+    "benchmark": BenchmarkCommandConfig,
+    "serve": ServeCommandConfig,
+}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from chatterbox.config import (
     from_dict,
     to_dict,
 )
+from chatterbox.serve.config import ServerConfig
 
 # A value other than the default for every setting that a command line may give.
 GIVEN = {
@@ -104,6 +105,22 @@ GIVEN = {
         "max_chunk": 45,
     },
     "benchmark": {"texts": ("one", "two"), "warmup": 0, "repeats": 2},
+    "server": {
+        "host": "localhost",
+        "port": 9,
+        "models": ("turbo", "turbo:int8"),
+        "default_voice": "mary",
+        "voices": "there",
+        "key_file": "keys",
+        "open_lists": False,
+        "no_keys": True,
+        "strict": True,
+        "max_input": 4096,
+        "max_streams": 8,
+        "origins": ("https://example.org",),
+        "hosts": ("example.org",),
+        "drain_seconds": 3.0,
+    },
 }
 TABLES = {
     "model": ModelChoice,
@@ -113,6 +130,7 @@ TABLES = {
     "precision": PrecisionConfig,
     "streaming": StreamingConfig,
     "benchmark": MeasurementConfig,
+    "server": ServerConfig,
     "sampling": dict,
     "pressure": PressureConfig,
 }

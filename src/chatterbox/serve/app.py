@@ -1,0 +1,260 @@
+"""The server's routes, and what an answer carries beside its body.
+
+Owns: paths, headers, statuses, what is answered before the first byte. Does not know: how speech is made (`speech`),
+which model and voice are meant (`models`), fields (`fields`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from chatterbox import __version__
+from chatterbox.audio.encoding import available
+from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, ApiError, api_error
+from chatterbox.serve.fields import SpeechCall, speech_call
+from chatterbox.serve.models import ModelHub, ServedModel
+from chatterbox.serve.security import Keys
+from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
+from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
+
+logger = logging.getLogger(__name__)
+
+OWNER = "chatterbox"
+
+
+class Server:
+    """One process's models behind routes. ``app`` is the ASGI application."""
+
+    def __init__(
+        self,
+        hub: ModelHub,
+        config: ServerConfig,
+        keys: Sequence[str] = (),
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """``on_ready``: called when the first model speaks; ``on_failure``: it cannot."""
+        self._hub, self._config, self._started = hub, config, int(time.time())
+        self._on_ready, self._on_failure = on_ready, on_failure
+        self._num_streams, self._is_ready = 0, False
+        routes = [
+            Route("/v1/audio/speech", self.speech, methods=["POST"]),
+            Route("/v1/audio/voices", self.voices),
+            Route("/v1/audio/models", self.audio_models),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/", self.about),
+            Route("/v1", self.about),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+        ]
+        middleware = []
+        if config.hosts:
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(config.hosts)))
+        if config.origins:
+            origins = list(config.origins)
+            middleware.append(
+                Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+            )
+        middleware.append(Middleware(Keys, keys=keys, open_lists=config.open_lists, answer=_failed))
+        self.app = Starlette(
+            routes=routes,
+            middleware=middleware,
+            lifespan=self._lifespan,
+            exception_handlers={ApiError: _on_error, HTTPException: _on_http, Exception: _on_error},
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        warming = asyncio.create_task(run_in_threadpool(self._warm))
+        try:
+            yield
+        finally:
+            self._is_ready = False
+            await warming
+            await run_in_threadpool(self._hub.close)
+
+    def _warm(self) -> None:
+        """Load the default model, and have it say something: what is slow once is slow before the first caller."""
+        try:
+            model = self._hub.get(self._hub.names[0])
+            if names := model.voices():
+                model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+        except Exception as error:
+            self._on_failure(error)
+        else:
+            self._is_ready = True
+            self._on_ready()
+
+    async def speech(self, request: Request) -> Response:
+        """POST /v1/audio/speech."""
+        body = await _json(request)
+        call = speech_call(body, self._config)
+        name, warnings = self._hub.named(call.model)
+        with self._admitted() as leave:
+            model = await run_in_threadpool(self._hub.get, name)
+            asked, num_text_tokens = await run_in_threadpool(self._asked, model, call, body)
+            made = _counted(pieces(model, call, asked), leave)
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            if told := [*call.warnings, *warnings]:
+                headers["x-chatterbox-warning"] = _header("; ".join(told))
+            content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
+            return StreamingResponse(content, media_type=content_type(call), headers=headers)
+
+    def _asked(self, model: ServedModel, call: SpeechCall, body: Any) -> tuple[SynthesisRequest, int]:
+        try:
+            asked = model.request(call, model.voice_name(call.voice, self._config.default_voice))
+            text_tokens = text_tokens_of(model.synthesizer.tokenizer, asked, call.text, hp=model.synthesizer.t3.hp)
+            return asked, len(text_tokens)
+        except Exception as error:
+            raise api_error(error, body) from error
+
+    def _admitted(self) -> _Admission:
+        if self._num_streams >= self._config.max_streams:
+            headers = {"retry-after": str(RETRY_SECONDS)}
+            message = f"{self._num_streams} requests are being answered, which is all that fit; try again in a moment"
+            raise ApiError(message, BUSY, code="queue_full", headers=headers)
+        return _Admission(self._count)
+
+    def _count(self, number: int) -> None:
+        self._num_streams += number
+
+    async def voices(self, request: Request) -> Response:
+        """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
+        names = await run_in_threadpool(self._voice_names, request.query_params.get("model"))
+        if request.query_params.get("legacy", "").lower() in ("1", "true"):
+            return JSONResponse({"voices": names})
+        return JSONResponse({"voices": [{"id": name, "name": name, "object": "audio.voice"} for name in names]})
+
+    def _voice_names(self, model: str | None) -> list[str]:
+        return self._hub.get(self._hub.named(model)[0]).voices()
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in self._hub.names]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{name}."""
+        name = request.path_params["name"]
+        if name not in self._hub.names:
+            raise ApiError(f"there is no model {name!r}", NOT_FOUND, param="model", code="model_not_found")
+        return JSONResponse(self._about(name))
+
+    async def audio_models(self, request: Request) -> Response:
+        """GET /v1/audio/models, as Open WebUI asks."""
+        return JSONResponse({"models": [{"id": name, "name": name} for name in self._hub.names]})
+
+    async def about(self, request: Request) -> Response:
+        """GET /v1/: clients warm their connection with it."""
+        return JSONResponse({"server": "chatterbox", "version": __version__, "formats": available()})
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: the process lives."""
+        return JSONResponse({"status": "healthy" if self._is_ready else "initializing", "version": __version__})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: the default model speaks."""
+        return JSONResponse({"ready": self._is_ready}, 200 if self._is_ready else 503)
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
+
+
+class _Admission:
+    """A place among those that are answered: given back when the answer is over, or was never begun."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count, self._is_held, self._is_handed_on = count, False, False
+
+    def __enter__(self) -> Callable[[], None]:
+        self._is_held = True
+        self._count(1)
+        return self._leave
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._count(-1)
+
+
+async def _counted(speech: AsyncIterator[Piece], leave: Callable[[], None]) -> AsyncIterator[Piece]:
+    try:
+        async for piece in speech:
+            yield piece
+    finally:
+        leave()
+        await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+
+
+async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece]:
+    """``speech`` once its first piece is there: what fails before it has a status."""
+    try:
+        first = await anext(speech, None)
+    except Exception as error:
+        raise api_error(error, body) from error
+
+    async def all_of_it() -> AsyncIterator[Piece]:
+        try:
+            if first is not None:
+                yield first
+            async for piece in speech:
+                yield piece
+        finally:
+            await speech.aclose()  # type: ignore[attr-defined]
+
+    return all_of_it()
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except ValueError:
+        raise ApiError("the body is no JSON; send an object with input and voice", code="invalid_json") from None
+
+
+def _header(text: str) -> str:
+    """As a header may hold it."""
+    return text.encode("ascii", "replace").decode("ascii").replace("\n", " ")[:1000]
+
+
+def _failed(error: ApiError) -> Response:
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    told = api_error(error)
+    if told.status >= 500:
+        logger.error("a request to %s failed", request.url.path, exc_info=error)
+    return _failed(told)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {
+        404: ("there is no such path", "not_found"),
+        405: ("that method is not for this path", "method_not_allowed"),
+    }
+    message, code = known.get(error.status_code, (error.detail, None))
+    return _failed(ApiError(message, error.status_code, code=code, headers=error.headers))

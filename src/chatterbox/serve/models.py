@@ -1,0 +1,186 @@
+"""The models that a server speaks with: each by its name, loaded when it is first asked for.
+
+Owns: names, which model and voice a call means, how a call becomes a request. Does not know: HTTP, formats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatterbox.config import KVCacheConfig, SpeechOptions, StreamingConfig
+from chatterbox.engine.guards import check_guard
+from chatterbox.models.tokenizers.languages import base_language, check_language
+from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.errors import NOT_FOUND, ApiError
+from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
+from chatterbox.synthesis.request import SynthesisRequest
+from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, load_prepared
+
+ENGLISH = "en"
+
+if TYPE_CHECKING:
+    from chatterbox.checkpoints import LoadedModels
+    from chatterbox.synthesis.synthesizer import Synthesizer
+    from chatterbox.voice.conditionals import Conditionals
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a model speaks where a call says nothing."""
+
+    options: SpeechOptions = field(default_factory=SpeechOptions)
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # in place of the checkpoint's own
+    kvcache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    language: str | None = None
+
+
+class ServedModel:
+    """One model for all calls, and the voices that it can speak in."""
+
+    def __init__(
+        self,
+        name: str,
+        models: LoadedModels,
+        synthesizer: Synthesizer,
+        library: VoiceLibrary | None,
+        defaults: Defaults,
+    ) -> None:
+        self.name, self.synthesizer, self.defaults = name, synthesizer, defaults
+        self._models, self._library = models, library
+        self._prepared: dict[str, tuple[int, Conditionals]] = {}  # by name, with the file's time in ns
+        self._lock = threading.Lock()
+
+    def request(self, call: SpeechCall, voice: str | None) -> SynthesisRequest:
+        """What ``call`` asks of this model, in a voice of `voice_name`.
+
+        Raises:
+            ValueError: a value that does not fit; the message begins with its name.
+            VoiceError: there is no such voice, or it is another model's.
+        """
+        own = self.defaults
+        options = {**vars(own.options), **call.options}
+        check_guard(options["guard"], self.synthesizer.t3.hp)
+        return SynthesisRequest(
+            text=call.text,
+            conditionals=self._conditionals(voice),
+            sampling=dataclasses.replace(self._models.config.sampling, **{**own.sampling, **call.sampling}),
+            cache_policy=own.kvcache if call.kvcache is None else dataclasses.replace(own.kvcache, policy=call.kvcache),
+            language_id=self._language(call.language),
+            **options,
+        )
+
+    def voices(self) -> list[str]:
+        """Names of all voices, the model's own first."""
+        own = [BUILT_IN] if self._models.conds is not None else []
+        return [*own, *(self._library.names() if self._library is not None else ())]
+
+    def voice_name(self, asked: str | None, default: str | None) -> str:
+        """The voice that a call means: OpenAI's names are the default's, unless a voice has been given one of them.
+
+        Raises:
+            VoiceError: there is none of that name.
+        """
+        there = self.voices()
+        if asked in there:
+            return str(asked)
+        usual = default or (there[0] if there else None)
+        if asked is None or asked.lower() in (*OPENAI_VOICES, "default"):
+            if usual is None:
+                raise VoiceError(f"model {self.name} has no voice of its own, and none was added; upload one")
+            return usual
+        raise VoiceError(f"there is no voice {asked!r}; there are {', '.join(there) or 'none'}")
+
+    def close(self) -> None:
+        self.synthesizer.close()
+
+    def _conditionals(self, voice: str | None) -> Conditionals:
+        if voice in (None, BUILT_IN):
+            assert self._models.conds is not None
+            return self._models.conds
+        assert self._library is not None and voice is not None
+        path = self._library.path(voice)
+        changed = path.stat().st_mtime_ns
+        with self._lock:
+            known = self._prepared.get(voice)
+            if known is None or known[0] != changed:
+                known = self._prepared[voice] = changed, load_prepared(path, self._models)
+        return known[1]
+
+    def _language(self, asked: str | None) -> str | None:
+        """That the text is in, as a request names it: a model of one language is told none but its own."""
+        own, tokenizer = self._models.language, self._models.tokenizer
+        if own is None and self.synthesizer.t3.hp.is_multilingual:
+            return check_language(asked or self.defaults.language or ENGLISH, getattr(tokenizer, "has_language", None))
+        speaks = own or ENGLISH
+        if asked is not None and base_language(asked) != base_language(speaks):
+            raise ValueError(f"language must be {speaks}, which model {self.name} speaks alone, got {asked!r}")
+        return own
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model of some name is made; ``make`` takes seconds."""
+
+    name: str
+    make: Callable[[], ServedModel]
+
+
+class ModelHub:
+    """Models by name. The first is the default; each is loaded once, when it is first asked for. Thread-safe."""
+
+    def __init__(self, loadings: Sequence[Loading], config: ServerConfig) -> None:
+        self._loadings: Mapping[str, Loading] = {one.name: one for one in loadings}
+        self._config, self._loaded = config, dict[str, ServedModel]()
+        self._locks = {name: threading.Lock() for name in self._loadings}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._loadings)
+
+    @property
+    def loaded(self) -> list[ServedModel]:
+        return list(self._loaded.values())
+
+    def named(self, asked: str | None) -> tuple[str, list[str]]:
+        """The name that a call means, and warnings: OpenAI's names, and others unless told, are the default's.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        default = self.names[0]
+        if asked is None or asked in self._loadings:
+            return asked or default, []
+        if asked in OPENAI_MODELS:
+            return default, []
+        if self._config.strict:
+            there = ", ".join(self.names)
+            raise ApiError(
+                f"there is no model {asked!r}; there are {there}", NOT_FOUND, param="model", code="model_not_found"
+            )
+        return default, [f"there is no model {asked!r}; {default} answered"]
+
+    def get(self, name: str) -> ServedModel:
+        """A model of `named`, which may have to be loaded."""
+        with self._locks[name]:
+            if name not in self._loaded:
+                self._loaded[name] = self._loadings[name].make()
+            return self._loaded[name]
+
+    def close(self) -> None:
+        """End all that is under way."""
+        for model in self.loaded:
+            model.close()
+
+
+def library_of(config: ServerConfig) -> VoiceLibrary | None:
+    """The folder of voices by name; None: this user has no home, and none was given."""
+    from chatterbox.voice.library import default_folder
+
+    folder = default_folder() if config.voices is None else Path(config.voices).expanduser()
+    return None if folder is None else VoiceLibrary(folder)

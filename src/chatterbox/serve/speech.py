@@ -1,0 +1,89 @@
+"""A call's speech as bytes of its format while it is made, or as events that hold them.
+
+Owns: what a stream says first, between and last, when it fails too. Does not know: HTTP, which model is meant.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator, Generator
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import Any
+
+from chatterbox.audio.encoding import FORMATS, encoder_of
+from chatterbox.models.s3gen import S3GEN_SR
+from chatterbox.serve.errors import api_error
+from chatterbox.serve.fields import SpeechCall
+from chatterbox.serve.models import ServedModel
+from chatterbox.synthesis.aio import astream
+from chatterbox.synthesis.render import StreamingMetrics
+from chatterbox.synthesis.request import SynthesisRequest
+
+logger = logging.getLogger(__name__)
+
+EVENTS_TYPE = "text/event-stream"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of the format, and what the speech has cost up to them; the last has no audio, and may have bytes."""
+
+    data: bytes
+    metrics: StreamingMetrics | None
+
+
+def pieces(model: ServedModel, call: SpeechCall, request: SynthesisRequest) -> AsyncIterator[Piece]:
+    """Speech of ``request`` as it is made, in a thread of its own, as far as its reader is. Leaving closes it."""
+    return astream(lambda _: _encoded(model, call, request), None)
+
+
+def _encoded(model: ServedModel, call: SpeechCall, request: SynthesisRequest) -> Generator[Piece, None, None]:
+    streaming = None if call.is_whole else model.defaults.streaming
+    encoder, metrics = encoder_of(call.format, S3GEN_SR), None
+    with closing(encoder), closing(model.synthesizer.stream(request, streaming)) as chunks:
+        for chunk in chunks:
+            metrics = chunk.metrics
+            if data := encoder.push(chunk.audio[0].numpy()):
+                yield Piece(data, metrics)
+        yield Piece(encoder.finish(), metrics)
+
+
+async def audio(speech: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    """The body of an answer that is audio. What goes wrong in its midst cuts it."""
+    async with aclosing(speech) as made:  # type: ignore[type-var]  # an asynchronous generator
+        async for piece in made:
+            if piece.data:
+                yield piece.data
+
+
+async def events(speech: AsyncIterator[Piece], call: SpeechCall, num_text_tokens: int) -> AsyncIterator[bytes]:
+    """The body of an answer of server-sent events. What goes wrong is the last of them: no client asks again for it."""
+    form: dict[str, Any] = {"response_format": call.format, "sample_rate": S3GEN_SR, "channels": 1}
+    yield event({"type": "speech.audio.info", **form, "bits_per_sample": 16})
+    metrics = None
+    try:
+        async with aclosing(speech) as made:  # type: ignore[type-var]
+            async for piece in made:
+                metrics = piece.metrics
+                if piece.data:
+                    encoded = base64.b64encode(piece.data).decode("ascii")
+                    yield event({"type": "speech.audio.delta", "audio": encoded, "response_format": call.format})
+    except Exception as error:
+        logger.exception("speech failed behind its first bytes")
+        yield event({"type": "speech.audio.error", **api_error(error).body})
+        return
+    num_speech_tokens = 0 if metrics is None else metrics.num_tokens
+    usage = {"input_tokens": num_text_tokens, "output_tokens": num_speech_tokens}
+    yield event({"type": "speech.audio.done", "usage": {**usage, "total_tokens": sum(usage.values())}})
+
+
+def event(values: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"data: {json.dumps(values, separators=(',', ':'))}\n\n".encode()
+
+
+def content_type(call: SpeechCall) -> str:
+    return EVENTS_TYPE if call.is_sse else FORMATS[call.format].content_type

@@ -1,0 +1,247 @@
+"""The server as its clients know it: a process's socket, `curl`'s requests, OpenAI's own client."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+import openai
+import pytest
+import uvicorn
+
+from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
+from chatterbox.serve.app import Server
+from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.models import Defaults, Loading, ModelHub, ServedModel
+from chatterbox.synthesis.synthesizer import Synthesizer
+from chatterbox.voice.library import VoiceLibrary
+from tests.support.waiting import wait_for
+
+TEXT = "The tea is in the kitchen, and the cups are on the table."
+FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
+
+
+class Running:
+    """A server of `tiny` in a thread, and calls to it."""
+
+    def __init__(self, model: ServedModel, config: ServerConfig, keys: tuple[str, ...] = ()) -> None:
+        self.model, ready = model, threading.Event()
+        self.hub = ModelHub([Loading("tiny", lambda: model)], config)
+        app = Server(self.hub, config, keys, on_ready=ready.set).app
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        assert ready.wait(60)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            given = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+            connection.request(method, path, given, headers)
+            answer = connection.getresponse()
+            return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def speak(self, **fields: Any) -> tuple[int, dict[str, str], bytes]:
+        return self.ask("POST", "/v1/audio/speech", {"input": TEXT, "voice": "alloy", "seed": 1, **fields})
+
+    def client(self, key: str = "unused") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0)
+
+    @property
+    def rows(self) -> int:
+        return self.model.synthesizer.scheduler.stats()["rows"]
+
+    def close(self, *, keeps_model: bool = False) -> None:
+        if keeps_model:
+            self.hub.close = lambda: None
+        self.server.should_exit = True
+        self.thread.join()
+
+
+def served(library: VoiceLibrary | None = None) -> ServedModel:
+    models = load_models(EMBEDDED_VOICES / "tiny", "cpu")
+    parts = models.t3, models.s3gen, models.tokenizer, models.voice_encoder
+    return ServedModel("tiny", models, Synthesizer(*parts), library, Defaults())
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    one = Running(served(VoiceLibrary(tmp_path_factory.mktemp("voices"))), ServerConfig())
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def whole(running: Running) -> np.ndarray:
+    """(N,) 16-bit samples of `TEXT`."""
+    return np.frombuffer(running.speak(response_format="pcm")[2], "<i2")
+
+
+def decoded(data: bytes) -> float:
+    """Seconds of a body."""
+    with av.open(io.BytesIO(data)) as container:
+        frames = [(frame.samples, frame.sample_rate) for frame in container.decode(audio=0)]
+    return sum(num for num, _ in frames) / frames[0][1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_openais_client_gets_every_format_while_it_is_made(running: Running, whole: np.ndarray, name: str) -> None:
+    arguments: dict[str, Any] = {"model": "tts-1", "voice": "nova", "input": TEXT, "response_format": name}
+    with running.client().audio.speech.with_streaming_response.create(**arguments, extra_body={"seed": 1}) as answer:
+        parts = list(answer.iter_bytes())
+        content_type = answer.headers["content-type"]
+    data, seconds = b"".join(parts), len(whole) / 24_000
+    assert len(parts) > 1 and content_type.startswith("audio/")
+    if name == "pcm":
+        assert data == whole.tobytes()
+    else:
+        assert seconds <= decoded(data) <= seconds + 0.1
+
+
+def test_mp3_is_what_is_sent_where_no_format_is_named(running: Running) -> None:
+    status, headers, data = running.ask("POST", "/v1/audio/speech", {"input": "Hi."})
+    assert (status, headers["content-type"]) == (200, "audio/mpeg") and decoded(data) > 0.2
+    assert "content-length" not in headers and headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("name", ["mp3", "pcm"])
+def test_events_hold_the_format_that_was_asked_for(running: Running, whole: np.ndarray, name: str) -> None:
+    """LiveKit asks for MP3 in events."""
+    status, headers, data = running.speak(response_format=name, stream_format="sse")
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    lines = data.decode().split("\n\n")
+    assert lines.pop() == "" and all(line.startswith("data: ") for line in lines)
+    first, *deltas, last = [json.loads(line[6:]) for line in lines]
+    assert first["type"] == "speech.audio.info" and first["sample_rate"] == 24_000
+    body = b"".join(base64.b64decode(one["audio"]) for one in deltas)
+    assert {one["type"] for one in deltas} == {"speech.audio.delta"} and len(deltas) > 1
+    assert body == whole.tobytes() if name == "pcm" else decoded(body) > 1
+    usage = last["usage"]
+    assert last["type"] == "speech.audio.done" and usage["input_tokens"] > 10
+    assert usage["output_tokens"] == pytest.approx(len(whole) / 960, abs=2)
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_home_assistants_probe_is_a_short_sound(running: Running) -> None:
+    """It posts "." to see whether a server speaks."""
+    status, _, data = running.ask("POST", "/v1/audio/speech", {"input": ".", "model": "tts-1", "voice": "alloy"})
+    assert status == 200 and 0 < decoded(data) < 2
+
+
+def test_errors_are_openais(running: Running) -> None:
+    client = running.client()
+    with pytest.raises(openai.NotFoundError, match="there is no voice 'bob'; there are built-in") as caught:
+        client.audio.speech.create(model="tts-1", voice="bob", input="Hi.")
+    assert (caught.value.code, caught.value.param) == ("voice_not_found", "voice")
+    with pytest.raises(openai.BadRequestError, match="exaggeration must be a number from 0 to 10") as wrong:
+        client.audio.speech.create(model="tts-1", voice="alloy", input="Hi.", extra_body={"exaggeration": 99})
+    assert (wrong.value.code, wrong.value.param) == ("invalid_value", "exaggeration")
+    with pytest.raises(openai.BadRequestError, match="input must be a text"):
+        client.audio.speech.create(model="tts-1", voice="alloy", input=" ")
+    for method, path, status in (("GET", "/v1/audio/speech", 405), ("GET", "/v1/nothing", 404)):
+        got, _, data = running.ask(method, path)
+        assert got == status and json.loads(data)["error"]["message"]
+    status, _, data = running.ask("POST", "/v1/audio/speech", b"{")
+    assert status == 400 and json.loads(data)["error"]["code"] == "invalid_json"
+
+
+def test_lists(running: Running) -> None:
+    assert [one.id for one in running.client().models.list()] == ["tiny"]
+    assert running.client().models.retrieve("tiny").owned_by == "chatterbox"
+    assert json.loads(running.ask("GET", "/v1/audio/models")[2]) == {"models": [{"id": "tiny", "name": "tiny"}]}
+    voices = json.loads(running.ask("GET", "/v1/audio/voices")[2])["voices"]
+    assert [(one["id"], one["name"]) for one in voices] == [("built-in", "built-in")]
+    assert json.loads(running.ask("GET", "/v1/audio/voices?legacy=true")[2]) == {"voices": ["built-in"]}
+    assert json.loads(running.ask("GET", "/health")[2])["status"] == "healthy"
+    assert running.ask("GET", "/ready")[0] == 200 and running.ask("GET", "/v1/")[0] == 200
+    with pytest.raises(openai.NotFoundError):
+        running.client().models.retrieve("other")
+
+
+def test_voices_by_name_are_spoken_and_listed(running: Running) -> None:
+    model = running.model
+    model._library.add("mary", model._models.conds, {})
+    assert "mary" in running.ask("GET", "/v1/audio/voices?legacy=true")[2].decode()
+    status, _, data = running.speak(voice="mary", response_format="pcm")
+    assert status == 200 and len(data) > 48_000
+    model._library.remove("mary")
+    assert running.speak(voice="mary")[0] == 404
+
+
+def test_models_that_are_not_known_are_answered_with_a_warning(running: Running) -> None:
+    _, headers, _ = running.speak(model="gpt-9-tts", instructions="Whisper.")
+    warning = headers["x-chatterbox-warning"]
+    assert "there is no model 'gpt-9-tts'; tiny answered" in warning and "instructions have no effect" in warning
+    assert "x-chatterbox-warning" not in running.speak(model="tts-1-hd")[1]
+
+
+def test_whoever_leaves_gives_the_rows_back(running: Running) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    body = json.dumps({"input": " ".join([TEXT] * 20), "voice": "alloy", "response_format": "pcm"})
+    connection.request("POST", "/v1/audio/speech", body)
+    answer = connection.getresponse()
+    assert answer.read(1000) and running.rows > 0
+    answer.close()
+    connection.close()
+    wait_for(lambda: running.rows == 0)
+
+
+def test_a_full_server_says_so_before_the_first_byte(running: Running) -> None:
+    full = Running(running.model, ServerConfig(max_streams=1))
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", full.port, timeout=60)
+        body = json.dumps({"input": " ".join([TEXT] * 20), "response_format": "pcm"})
+        connection.request("POST", "/v1/audio/speech", body)
+        answer = connection.getresponse()
+        with pytest.raises(openai.RateLimitError) as caught:
+            full.client().audio.speech.create(model="tts-1", voice="alloy", input="Hi.")
+        assert caught.value.code == "queue_full" and caught.value.response.headers["retry-after"] == "1"
+        answer.close()
+        connection.close()
+        wait_for(lambda: full.speak(input="Hi.")[0] == 200)
+    finally:
+        full.close(keeps_model=True)
+
+
+def test_a_key_is_asked_for(running: Running) -> None:
+    keyed = Running(running.model, ServerConfig(), ("secret", "other"))
+    try:
+        hello = {"model": "tts-1", "voice": "alloy", "input": "Hi.", "response_format": "wav"}
+        for key in ("wrong", "secre"):
+            with pytest.raises(openai.AuthenticationError, match="a key is needed"):
+                keyed.client(key).audio.speech.create(**hello)
+        for key in ("secret", "other"):
+            assert keyed.client(key).audio.speech.create(**hello).content
+        for key, status in (("secret", 200), ("sécret", 401)):
+            assert keyed.ask("POST", "/v1/audio/speech", hello, **{"x-api-key": key})[0] == status
+        assert keyed.ask("GET", "/v1/audio/voices")[0] == 200  # Open WebUI asks without one
+        assert keyed.ask("DELETE", "/v1/audio/voices/x")[0] == 401
+    finally:
+        keyed.close(keeps_model=True)
+
+
+def test_what_fails_behind_the_first_bytes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events end with an error; audio is cut, as a client must not take it for all there is."""
+    stream = running.model.synthesizer.stream
+
+    def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(stream(*arguments, **options))
+        raise RuntimeError("a secret of the server's")
+
+    monkeypatch.setattr(running.model.synthesizer, "stream", failing)
+    status, _, data = running.speak(stream_format="sse")
+    last = json.loads(data.decode().split("\n\n")[-2][6:])
+    assert status == 200 and last["type"] == "speech.audio.error"
+    assert last["error"]["code"] == "server_fault" and "secret" not in data.decode()
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        running.speak(response_format="pcm")
