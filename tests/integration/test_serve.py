@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
 from chatterbox.serve.app import Server
@@ -76,7 +78,8 @@ def served(library: VoiceLibrary | None = None) -> ServedModel:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    one = Running(served(VoiceLibrary(tmp_path_factory.mktemp("voices"))), ServerConfig())
+    folder = tmp_path_factory.mktemp("voices")
+    one = Running(served(VoiceLibrary(folder)), ServerConfig(voices=str(folder), max_upload_mib=1))
     yield one
     one.close()
 
@@ -176,6 +179,70 @@ def test_voices_by_name_are_spoken_and_listed(running: Running) -> None:
     assert status == 200 and len(data) > 48_000
     model._library.remove("mary")
     assert running.speak(voice="mary")[0] == 404
+
+
+def upload(running: Running, name: str, recording: bytes, **fields: str) -> dict[str, Any]:
+    form = {"name": name, "consent": "none", **fields}
+    return running.client().post(
+        "/audio/voices", cast_to=dict[str, Any], body=form, files={"audio_sample": ("mary.wav", recording)},
+        options={"headers": {"content-type": "multipart/form-data"}},
+    )  # fmt: skip
+
+
+def test_a_recording_becomes_a_voice(running: Running) -> None:
+    """Of whatever it is a recording; its name is a file's, and the voice is there after a restart."""
+    recording = running.speak(response_format="wav")[2]
+    told = upload(running, "Aunt Mary/..", recording)
+    assert (told["id"], told["name"], told["object"]) == ("Aunt-Mary", "Aunt Mary/..", "audio.voice")
+    assert "Aunt-Mary" in VoiceLibrary(running.model._library.folder).names()
+    ours, mary = (running.speak(voice=name, response_format="pcm")[2] for name in ("alloy", "Aunt-Mary"))
+    assert len(mary) > 48_000 and mary != ours
+    with pytest.raises(openai.ConflictError, match="there is a voice 'Aunt-Mary' already"):
+        upload(running, "Aunt Mary", recording)
+    assert json.loads(running.ask("DELETE", "/v1/audio/voices/Aunt-Mary")[2])["deleted"] is True
+    assert running.ask("DELETE", "/v1/audio/voices/Aunt-Mary")[0] == 404
+    assert running.ask("DELETE", "/v1/audio/voices/built-in")[0] == 409
+
+
+@pytest.mark.parametrize(
+    ("name", "recording", "error", "message"),
+    [
+        ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
+        ("empty", b"", openai.BadRequestError, "recording of the new voice"),
+        ("..", b"RIFF", openai.BadRequestError, "a voice cannot be called ''"),
+        ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
+        ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),
+    ],
+)
+def test_what_is_no_recording_is_refused(
+    running: Running, name: str, recording: bytes, error: Any, message: str
+) -> None:
+    before = running.model._library.names()
+    with pytest.raises(error, match=message):
+        upload(running, name, recording)
+    assert running.model._library.names() == before
+
+
+def test_a_request_has_an_id_and_a_line_without_its_text(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "chatterbox.serve.requests"):
+        own = running.ask("POST", "/v1/audio/speech", {"input": TEXT}, **{"x-request-id": "mine-7"})[1]["x-request-id"]
+        drawn = running.ask("GET", "/v1/models?x=secret", **{"x-request-id": "a b\tc"})[1]["x-request-id"]
+        wait_for(lambda: len(caplog.records) == 2)
+    assert own == "mine-7" and drawn.startswith("req_")
+    first, second = (json.loads(record.getMessage()) for record in caplog.records[-2:])
+    assert (first["request"], first["status"], first["path"]) == ("mine-7", 200, "/v1/audio/speech")
+    assert 0 < first["first_byte"] <= first["seconds"] and second["request"] == drawn
+    assert "tea" not in caplog.text and "secret" not in caplog.text
+
+
+def test_metrics_say_how_it_speaks(running: Running) -> None:
+    running.speak()
+    text = running.ask("GET", "/metrics")[2].decode()
+    found = {sample.name: sample.value for one in text_string_to_metric_families(text) for sample in one.samples}
+    assert found["chatterbox_first_audio_seconds_count"] >= 1 and found["chatterbox_audio_seconds_total"] > 1
+    assert found["chatterbox_engine_rows"] == 0 and found["chatterbox_streams"] == 0
+    assert found["chatterbox_cache_cached_tokens_total"] > 0 and 0 < found["chatterbox_cache_hit_rate"] <= 1
+    assert TEXT not in text
 
 
 def test_models_that_are_not_known_are_answered_with_a_warning(running: Running) -> None:

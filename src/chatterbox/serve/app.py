@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -26,17 +27,21 @@ from starlette.routing import Route
 
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
+from chatterbox.serve.access_log import RequestsLog
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, ApiError, api_error
+from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, TOO_LARGE, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
-from chatterbox.serve.models import ModelHub, ServedModel
+from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
+from chatterbox.serve.models import ModelHub, ServedModel, library_of
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
+from chatterbox.serve.voices import add_voice, remove_voice, voice_object
 from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
 
 logger = logging.getLogger(__name__)
 
 OWNER = "chatterbox"
+MIB, FORM_BYTES = 2**20, 2**16  # of a form beside its file
 
 
 class Server:
@@ -55,9 +60,13 @@ class Server:
         self._hub, self._config, self._started = hub, config, int(time.time())
         self._on_ready, self._on_failure = on_ready, on_failure
         self._num_streams, self._is_ready = 0, False
+        self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self._num_streams)
+        self._library = library_of(config)
         routes = [
             Route("/v1/audio/speech", self.speech, methods=["POST"]),
-            Route("/v1/audio/voices", self.voices),
+            Route("/v1/audio/voices", self.voices, methods=["GET"]),
+            Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
+            Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
             Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -65,8 +74,9 @@ class Server:
             Route("/v1", self.about),
             Route("/health", self.health),
             Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
         ]
-        middleware = []
+        middleware = [Middleware(RequestsLog)]
         if config.hosts:
             middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(config.hosts)))
         if config.origins:
@@ -112,12 +122,37 @@ class Server:
         with self._admitted() as leave:
             model = await run_in_threadpool(self._hub.get, name)
             asked, num_text_tokens = await run_in_threadpool(self._asked, model, call, body)
-            made = _counted(pieces(model, call, asked), leave)
+            made = self._measured(name, pieces(model, call, asked), leave)
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             if told := [*call.warnings, *warnings]:
                 headers["x-chatterbox-warning"] = _header("; ".join(told))
             content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
             return StreamingResponse(content, media_type=content_type(call), headers=headers)
+
+    async def _measured(
+        self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
+    ) -> AsyncIterator[Piece]:
+        """``speech``, and what it costs; ``leave`` is called when it is over."""
+        own, outcome, started, last = self._metrics, "left", time.perf_counter(), None
+        try:
+            async for piece in speech:
+                if last is None:
+                    own.first_audio.labels(name).observe(time.perf_counter() - started)
+                elif piece.metrics is not None and piece.data:
+                    own.gap.labels(name).observe(piece.metrics.gap)
+                last = piece
+                yield piece
+            outcome = "spoken"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            leave()
+            own.requests.labels(name, outcome).inc()
+            if last is not None and last.metrics is not None and last.metrics.rtf is not None:
+                own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
+                own.real_time_factor.labels(name).observe(last.metrics.rtf)
+            await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
 
     def _asked(self, model: ServedModel, call: SpeechCall, body: Any) -> tuple[SynthesisRequest, int]:
         try:
@@ -142,7 +177,37 @@ class Server:
         names = await run_in_threadpool(self._voice_names, request.query_params.get("model"))
         if request.query_params.get("legacy", "").lower() in ("1", "true"):
             return JSONResponse({"voices": names})
-        return JSONResponse({"voices": [{"id": name, "name": name, "object": "audio.voice"} for name in names]})
+        return JSONResponse({"voices": [*map(voice_object, names)]})
+
+    async def add_voice(self, request: Request) -> Response:
+        """POST /v1/audio/voices: a form with ``name`` and the recording ``audio_sample``."""
+        most = self._config.max_upload_mib * MIB
+        if int(request.headers.get("content-length", 0)) > most + FORM_BYTES:
+            raise _too_large(self._config)
+        async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
+            sample, name = form.get("audio_sample"), form.get("name")
+            if not isinstance(sample, UploadFile):
+                raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
+            if not isinstance(name, str) or not name.strip():
+                raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
+            recording = await sample.read(most + 1)
+        if len(recording) > most:
+            raise _too_large(self._config)
+        return JSONResponse(await run_in_threadpool(self._added, name, recording))
+
+    def _added(self, name: str, recording: bytes) -> dict[str, Any]:
+        try:
+            return add_voice(self._hub.get(self._hub.names[0]), self._library, name, recording)
+        except ValueError as error:
+            raise ApiError(str(error), param="audio_sample", code="invalid_audio") from error
+
+    async def remove_voice(self, request: Request) -> Response:
+        """DELETE /v1/audio/voices/{name}."""
+        return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return Response(await run_in_threadpool(self._metrics.text), media_type=CONTENT_TYPE)
 
     def _voice_names(self, model: str | None) -> list[str]:
         return self._hub.get(self._hub.named(model)[0]).voices()
@@ -199,15 +264,6 @@ class _Admission:
             self._count(-1)
 
 
-async def _counted(speech: AsyncIterator[Piece], leave: Callable[[], None]) -> AsyncIterator[Piece]:
-    try:
-        async for piece in speech:
-            yield piece
-    finally:
-        leave()
-        await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
-
-
 async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece]:
     """``speech`` once its first piece is there: what fails before it has a status."""
     try:
@@ -225,6 +281,11 @@ async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece
             await speech.aclose()  # type: ignore[attr-defined]
 
     return all_of_it()
+
+
+def _too_large(config: ServerConfig) -> ApiError:
+    message = f"the recording has more than {config.max_upload_mib} MiB; 10 seconds of speech are enough"
+    return ApiError(message, TOO_LARGE, param="audio_sample", code="file_too_large")
 
 
 async def _json(request: Request) -> Any:

@@ -32,6 +32,7 @@ class ServerConfig:
     no_keys: bool = option(False, "allow another address than this machine's own without keys")
     strict: bool = option(False, "refuse models and fields that are not known; else they are answered with a warning")
     max_input: int = option(50_000, "characters of one request at most; OpenAI takes 4096")
+    max_upload_mib: int = option(20, "of a recording that is uploaded at most")
     max_streams: int = option(64, "requests that are answered at once, those that wait among them; one more gets 429")
     origins: tuple[str, ...] = option((), "web pages of other origins that may call: https://example.org; * is any")
     hosts: tuple[str, ...] = option((), "names that the server is called by; none given is any")
@@ -41,7 +42,7 @@ class ServerConfig:
         own = Fields(self)
         own.word("host", f"{LOOPBACK} is this machine alone, 0.0.0.0 all of its addresses")
         own.whole("port", 0, "8000 is usual", high=65_535)
-        for name in ("max_input", "max_streams"):
+        for name in ("max_input", "max_upload_mib", "max_streams"):
             own.whole(name, 1)
         for name in ("open_lists", "no_keys", "strict"):
             own.switch(name)

@@ -19,7 +19,7 @@ from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import NOT_FOUND, ApiError
 from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
 from chatterbox.synthesis.request import SynthesisRequest
-from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, load_prepared
+from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, family, load_prepared
 
 ENGLISH = "en"
 
@@ -95,6 +95,11 @@ class ServedModel:
                 raise VoiceError(f"model {self.name} has no voice of its own, and none was added; upload one")
             return usual
         raise VoiceError(f"there is no voice {asked!r}; there are {', '.join(there) or 'none'}")
+
+    @property
+    def family(self) -> str:
+        """What voices of this model have in common."""
+        return family(self._models)
 
     def close(self) -> None:
         self.synthesizer.close()

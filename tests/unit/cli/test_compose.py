@@ -116,6 +116,7 @@ GIVEN = {
         "no_keys": True,
         "strict": True,
         "max_input": 4096,
+        "max_upload_mib": 5,
         "max_streams": 8,
         "origins": ("https://example.org",),
         "hosts": ("example.org",),
