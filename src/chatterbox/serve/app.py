@@ -7,6 +7,7 @@ which model and voice are meant (`models`), fields (`fields`).
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import time
@@ -23,10 +24,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
+from chatterbox.config import StreamingConfig
 from chatterbox.serve.access_log import RequestsLog
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, TOO_LARGE, ApiError, api_error
@@ -34,6 +37,7 @@ from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
 from chatterbox.serve.security import Keys
+from chatterbox.serve.session import Session
 from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
 from chatterbox.serve.voices import add_voice, remove_voice, voice_object
 from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
@@ -64,6 +68,7 @@ class Server:
         self._library = library_of(config)
         routes = [
             Route("/v1/audio/speech", self.speech, methods=["POST"]),
+            WebSocketRoute("/v1/audio/speech/stream", self.session),
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
@@ -128,6 +133,22 @@ class Server:
                 headers["x-chatterbox-warning"] = _header("; ".join(told))
             content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
             return StreamingResponse(content, media_type=content_type(call), headers=headers)
+
+    async def session(self, socket: WebSocket) -> None:
+        """WebSocket /v1/audio/speech/stream."""
+        model = await run_in_threadpool(self._hub.get, self._hub.names[0])
+        await Session(socket, self._config, model.defaults.streaming, self._say).run()
+
+    async def _say(
+        self, call: SpeechCall, streaming: StreamingConfig, text: AsyncIterator[str]
+    ) -> AsyncIterator[Piece]:
+        """Speech of a text that is still being written."""
+        name, _ = self._hub.named(call.model)
+        with self._admitted() as leave:
+            model = await run_in_threadpool(self._hub.get, name)
+            asked, _ = await run_in_threadpool(self._asked, model, call, {})
+            made = pieces(model, call, dataclasses.replace(asked, text=text), streaming)  # type: ignore[arg-type]
+            return self._measured(name, made, leave)
 
     async def _measured(
         self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]

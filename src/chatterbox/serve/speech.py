@@ -10,10 +10,11 @@ import json
 import logging
 from collections.abc import AsyncIterator, Generator
 from contextlib import aclosing, closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from chatterbox.audio.encoding import FORMATS, encoder_of
+from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.serve.errors import api_error
 from chatterbox.serve.fields import SpeechCall
@@ -27,28 +28,47 @@ logger = logging.getLogger(__name__)
 EVENTS_TYPE = "text/event-stream"
 
 
+class Sentence(NamedTuple):
+    """What is being said, and from when on in the audio."""
+
+    utterance: int
+    text: str
+    start: float  # seconds
+
+
 @dataclass(frozen=True)
 class Piece:
     """Bytes of the format, and what the speech has cost up to them; the last has no audio, and may have bytes."""
 
     data: bytes
     metrics: StreamingMetrics | None
+    sentence: Sentence | None = None
 
 
-def pieces(model: ServedModel, call: SpeechCall, request: SynthesisRequest) -> AsyncIterator[Piece]:
-    """Speech of ``request`` as it is made, in a thread of its own, as far as its reader is. Leaving closes it."""
-    return astream(lambda _: _encoded(model, call, request), None)
+def pieces(
+    model: ServedModel, call: SpeechCall, request: SynthesisRequest, streaming: StreamingConfig | None = None
+) -> AsyncIterator[Piece]:
+    """Speech of ``request`` as it is made, in a thread of its own, as far as its reader is. Leaving closes it.
+
+    Its text may also be an asynchronous iterator of pieces. ``streaming``: None is the model's usual.
+    """
+    usual = None if call.is_whole else model.defaults.streaming
+    return astream(lambda text: _encoded(model, call, replace(request, text=text), streaming or usual), request.text)
 
 
-def _encoded(model: ServedModel, call: SpeechCall, request: SynthesisRequest) -> Generator[Piece, None, None]:
-    streaming = None if call.is_whole else model.defaults.streaming
-    encoder, metrics = encoder_of(call.format, S3GEN_SR), None
+def _encoded(
+    model: ServedModel, call: SpeechCall, request: SynthesisRequest, streaming: StreamingConfig | None
+) -> Generator[Piece, None, None]:
+    encoder, metrics, sentence, seconds = encoder_of(call.format, S3GEN_SR), None, None, 0.0
     with closing(encoder), closing(model.synthesizer.stream(request, streaming)) as chunks:
         for chunk in chunks:
             metrics = chunk.metrics
+            if sentence is None or sentence.utterance != metrics.utterance:
+                sentence = Sentence(metrics.utterance, chunk.text, round(seconds, 3))
+            seconds += chunk.audio.shape[1] / S3GEN_SR
             if data := encoder.push(chunk.audio[0].numpy()):
-                yield Piece(data, metrics)
-        yield Piece(encoder.finish(), metrics)
+                yield Piece(data, metrics, sentence)
+        yield Piece(encoder.finish(), metrics, sentence)
 
 
 async def audio(speech: AsyncIterator[Piece]) -> AsyncIterator[bytes]:

@@ -39,11 +39,15 @@ DEFAULTS = StreamingConfig()
 
 @dataclass(frozen=True)
 class SpeechChunk:
-    """Audio (1, N) float32 on the CPU at 24 kHz, the speech tokens decoded for it so far, what it cost."""
+    """Audio (1, N) float32 on the CPU at 24 kHz, the speech tokens decoded for it so far, what it cost.
+
+    text: of the utterance that its last speech token is of, ``metrics.utterance`` by number.
+    """
 
     audio: Tensor
     speech_tokens: tuple[int, ...]
     metrics: StreamingMetrics
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class SpeechStream:
             positions_served=last.num_cached,
             positions_computed=last.num_computed,
         )
-        return SpeechChunk(rendered.audio, rendered.speech_tokens, metrics)
+        return SpeechChunk(rendered.audio, rendered.speech_tokens, metrics, last.text)
 
     def _wants(self, num_waiting: int) -> bool:
         """Whether T3 should go on while so many tokens wait."""

@@ -45,12 +45,14 @@ class TokenChunk:
     num_cached: int  # positions before decoded tokens, likewise: found in memory
     num_computed: int  # and computed
     pause: float = 0.0  # seconds of silence; such a chunk has no tokens, and what was said before it is over
+    text: str = ""  # of the utterance
 
 
 @dataclass(eq=False)
 class _Waiting:
     """What has its place in the text's order."""
 
+    text = ""
     index: int
     chunks: deque[tuple[list[int], bool, int]] = field(default_factory=deque)  # tokens, ends, decoded so far
     pause: float = 0.0
@@ -214,7 +216,8 @@ class Utterances:
             tokens, ends, num_decoded = one.chunks.popleft()
             num_tokens, num_cached, num_computed = self._totals
             num_cached, num_computed = num_cached + one.num_cached, num_computed + one.num_computed
-            chunk = TokenChunk(tokens, one.index, ends, num_tokens + num_decoded, num_cached, num_computed, one.pause)
+            num_tokens += num_decoded
+            chunk = TokenChunk(tokens, one.index, ends, num_tokens, num_cached, num_computed, one.pause, one.text)
             if ends:
                 self._under_way.popleft()
                 self._totals = [chunk.num_tokens, num_cached, num_computed]
