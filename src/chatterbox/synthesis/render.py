@@ -17,10 +17,11 @@ from torch import Tensor
 
 from chatterbox.config import S3GenOptions, StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR, S3Gen
+from chatterbox.models.s3gen.cfm import DEFAULT_STEPS
 from chatterbox.models.s3gen.stream import S3GenStream, prompt_len, with_prompt_seconds
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.synthesis.reshaping import Reshape, within_full_scale
-from chatterbox.synthesis.voice_memory import VoiceMemories, steps_of
+from chatterbox.synthesis.voice_memory import VoiceMemories
 from chatterbox.watermark.perth import Watermarker, WatermarkStream, mark_with
 
 # An utterance begins with 20 ms of silence: the last sample of the one before fades to 0 in the first half of it.
@@ -129,7 +130,8 @@ class SpeechRenderer:
         """
         options = S3GenOptions() if memories is None else memories.options
         gen = with_prompt_seconds(gen, options.prompt_seconds)
-        self._solving: dict[str, Any] = {"steps": steps_of(options, s3gen), "memory": options.memory}
+        self._solving: dict[str, Any] = {"steps": DEFAULT_STEPS if memories is None else memories.steps}
+        self._solving |= {"memory": options.memory}
         if memories is not None and options.memory != "none":
             self._solving["voice"] = memories.of(gen)
         self._s3gen, self._gen, self._config = s3gen, gen, config or StreamingConfig()

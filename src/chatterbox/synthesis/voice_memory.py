@@ -41,13 +41,13 @@ class VoiceMemories:
     """One S3Gen and the manager that keeps what its flow remembers of voices. A change of its weights begins anew."""
 
     def __init__(self, s3gen: S3Gen, manager: GlobalKVCacheManager, options: S3GenOptions = DEFAULTS) -> None:
-        self.options = options
+        self.options, self.steps = options, steps_of(options, s3gen)
         self._s3gen, self._manager = s3gen, manager
         self._watch = WeightsWatch()
 
     def of(self, gen: Mapping[str, Any]) -> VoiceMemory:
         """Of the voice ``gen``, of `S3Gen.embed_ref`, as it is to be integrated."""
-        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, steps_of(self.options, self._s3gen))
+        return VoiceMemory(self._s3gen, self._manager, self._watch, gen, self.steps)
 
     def warm(self, gen: Mapping[str, Any], *, pin: bool = False) -> None:
         """Compute what is remembered of a voice ahead of time. ``pin``: keep it on the device."""

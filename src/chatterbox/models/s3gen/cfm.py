@@ -96,34 +96,29 @@ class CausalConditionalCFM(nn.Module):
             head = x[..., : x.shape[2] - noised_mels.shape[2]]
             x = torch.cat([head, noised_mels.to(x).expand(x.shape[0], -1, -1)], dim=2)
         x = self.config.noise_temperature * x
+        conditions = [c.to(self.estimator.dtype) for c in (mu, spks, cond)]
         if self.meanflow:
-            return self._solve_meanflow(x, mu, mask, spks, cond, n_timesteps, frames).to(mu.dtype)
-        return self._solve_guided(x, mu, mask, spks, cond, n_timesteps, num_unguided, frames).to(mu.dtype)
+            return self._solve_meanflow(x, mask, conditions, n_timesteps, frames).to(mu.dtype)
+        return self._solve_guided(x, mask, conditions, Steps(n_timesteps, num_unguided), frames).to(mu.dtype)
 
     def _solve_guided(
         self,
         x: Tensor,
-        mu: Tensor,
         mask: Tensor | None,
-        spks: Tensor,
-        cond: Tensor,
-        num_steps: int,
-        num_unguided: int,
+        conditions: list[Tensor],
+        steps: Steps,
         frames: FlowPass | None,
     ) -> Tensor:
         """Two estimator rows per request: with the conditions, and with zeros in their place; one without guidance."""
-        dtype, rate = self.estimator.dtype, self.inference_cfg_rate
-        conditions = tuple(c.to(dtype) for c in (mu, spks, cond))
+        rate, num_steps = self.inference_cfg_rate, self.num_steps(steps.num)
         times = cosine_times(num_steps, x.device)
         for i in range(num_steps):
-            is_guided = bool(rate) and i >= num_unguided
+            is_guided = bool(rate) and i >= steps.num_unguided
             if is_guided and len(conditions[0]) == len(x):
-                conditions = tuple(torch.cat([c, torch.zeros_like(c)]) for c in conditions)
+                conditions = [torch.cat([c, torch.zeros_like(c)]) for c in conditions]
                 mask = None if mask is None else torch.cat([mask, mask])
             rows = torch.cat([x, x]) if is_guided else x
-            t = times[i].expand(len(rows))
-            of_tokens, *of_voice = conditions
-            velocity = self._velocity(frames, rows.to(dtype), mask, of_tokens, t, *of_voice).float()
+            velocity = self._velocity(frames, rows, mask, conditions, times[i])
             if is_guided:
                 conditional, unconditional = velocity.chunk(2)
                 velocity = (1 + rate) * conditional - rate * unconditional
@@ -133,29 +128,28 @@ class CausalConditionalCFM(nn.Module):
     def _solve_meanflow(
         self,
         x: Tensor,
-        mu: Tensor,
         mask: Tensor | None,
-        spks: Tensor,
-        cond: Tensor,
+        conditions: list[Tensor],
         num_steps: int,
         frames: FlowPass | None,
     ) -> Tensor:
         """Average velocity from t to r in one estimator row; guidance is distilled into the weights."""
-        dtype = self.estimator.dtype
-        mu, spks, cond = (c.to(dtype) for c in (mu, spks, cond))
         times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32, device=x.device)
         for i in range(num_steps):
-            t, r = times[i].expand(mu.shape[0]), times[i + 1].expand(mu.shape[0])
-            x = x + (r[0] - t[0]) * self._velocity(frames, x.to(dtype), mask, mu, t, spks, cond, r).float()
+            x = x + (times[i + 1] - times[i]) * self._velocity(frames, x, mask, conditions, *times[i : i + 2])
         return x
 
-    def _velocity(self, frames: FlowPass | None, x: Tensor, mask: Tensor | None, *conditions: Tensor) -> Tensor:
-        """The estimator's, of frames that follow others where ``frames`` says so."""
+    def _velocity(
+        self, frames: FlowPass | None, x: Tensor, mask: Tensor | None, conditions: list[Tensor], *times: Tensor
+    ) -> Tensor:
+        """The estimator's in float32, of frames that follow others where ``frames`` says so."""
+        x, (mu, spks, cond) = x.to(self.estimator.dtype), conditions
+        t, *r = (time.expand(len(x)) for time in times)
         if frames is None:
-            velocity: Tensor = self.estimator(x, mask, *conditions)
-            return velocity
+            velocity: Tensor = self.estimator(x, mask, mu, t, spks, cond, *r)
+            return velocity.float()
         assert mask is None
-        return self.estimator.resume(frames.next_step(), x, *conditions)
+        return self.estimator.resume(frames.next_step(), x, mu, t, spks, cond, *r).float()
 
 
 def _noise(mu: Tensor, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
