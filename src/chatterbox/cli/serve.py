@@ -47,12 +47,17 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--host", metavar="ADDRESS", help="to listen at; default 127.0.0.1, this machine alone")
     parser.add_argument("--port", metavar="N", help="default 8000; 0 takes a free one")
+    parser.add_argument("--wyoming-port", metavar="N", help="of Wyoming, for Home Assistant; 10200 is usual")
     add_speaker(parser)
     add_settings(parser, "serve", examples=EXAMPLES)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    flags = [f"server.{name}={value}" for name in ("host", "port") if (value := getattr(arguments, name)) is not None]
+    flags = [
+        f"server.{name}={value}"
+        for name in ("host", "port", "wyoming_port")
+        if (value := getattr(arguments, name)) is not None
+    ]
     config = checked(cast(ServeCommandConfig, configuration(arguments, [*overrides, *flags], "serve")))
     if config.voice not in (None, BUILT_IN):
         raise UsageError(f"--voice {config.voice}: a server speaks in voices by name; server.default_voice=NAME is one")

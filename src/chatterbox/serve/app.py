@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -41,6 +41,9 @@ from chatterbox.serve.session import Session
 from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
 from chatterbox.serve.voices import add_voice, remove_voice, voice_object
 from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
+
+if TYPE_CHECKING:
+    from wyoming.server import AsyncTcpServer
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +103,29 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         warming = asyncio.create_task(run_in_threadpool(self._warm))
+        wyoming = None if self._config.wyoming_port is None else await self._listen(self._config.wyoming_port)
         try:
             yield
         finally:
             self._is_ready = False
+            if wyoming is not None:
+                await wyoming.stop()
             await warming
             await run_in_threadpool(self._hub.close)
+
+    async def _listen(self, port: int) -> AsyncTcpServer | None:
+        from chatterbox.serve import wyoming
+
+        host = self._config.wyoming_host
+        try:
+            return await wyoming.start(host, port, self._spoken_voices, self._say, self._config.max_input)
+        except OSError as error:
+            self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))
+            return None
+
+    def _spoken_voices(self) -> list[tuple[str, list[str]]]:
+        model = self._hub.get(self._hub.names[0])
+        return [(name, model.languages) for name in model.voices()]
 
     def _warm(self) -> None:
         """Load the default model, and have it say something: what is slow once is slow before the first caller."""
@@ -140,7 +160,7 @@ class Server:
         await Session(socket, self._config, model.defaults.streaming, self._say).run()
 
     async def _say(
-        self, call: SpeechCall, streaming: StreamingConfig, text: AsyncIterator[str]
+        self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
     ) -> AsyncIterator[Piece]:
         """Speech of a text that is still being written."""
         name, _ = self._hub.named(call.model)

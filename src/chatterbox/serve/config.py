@@ -22,6 +22,8 @@ class ServerConfig:
 
     host: str = option(LOOPBACK, "address that is listened at; another than this machine's own needs keys")
     port: int = option(8000, "0 takes a free one")
+    wyoming_port: int | None = option(None, "of Wyoming, for Home Assistant; 10200 is usual, null is none")
+    wyoming_host: str = option(LOOPBACK, "address of Wyoming, which knows no keys: whoever reaches it may speak")
     models: tuple[str, ...] = option((), 'more models beside the one of group model: "turbo", "turbo:int8", a folder')
     default_voice: str | None = option(
         None, "of requests that name none, or a name of OpenAI's; null is the model's own"
@@ -41,7 +43,9 @@ class ServerConfig:
     def __post_init__(self) -> None:
         own = Fields(self)
         own.word("host", f"{LOOPBACK} is this machine alone, 0.0.0.0 all of its addresses")
+        own.word("wyoming_host", f"{LOOPBACK} is this machine alone, 0.0.0.0 all of its addresses")
         own.whole("port", 0, "8000 is usual", high=65_535)
+        own.whole_or_none("wyoming_port", 0, "null listens at none", high=65_535)
         for name in ("max_input", "max_upload_mib", "max_streams"):
             own.whole(name, 1)
         for name in ("open_lists", "no_keys", "strict"):

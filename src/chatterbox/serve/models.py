@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox.config import KVCacheConfig, SpeechOptions, StreamingConfig
 from chatterbox.engine.guards import check_guard
-from chatterbox.models.tokenizers.languages import base_language, check_language
+from chatterbox.models.tokenizers.languages import LANGUAGES, base_language, check_language
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import NOT_FOUND, ApiError
 from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
@@ -95,6 +95,14 @@ class ServedModel:
                 raise VoiceError(f"model {self.name} has no voice of its own, and none was added; upload one")
             return usual
         raise VoiceError(f"there is no voice {asked!r}; there are {', '.join(there) or 'none'}")
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of those that it speaks."""
+        own = self._models.language
+        if own is None and self.synthesizer.t3.hp.is_multilingual:
+            return list(LANGUAGES)
+        return [own or ENGLISH]
 
     @property
     def family(self) -> str:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 STREAMING = {one.name for one in dataclasses.fields(StreamingConfig)}
 ILL_FORMED = 1007  # why a connection is closed
-Speak = Callable[[SpeechCall, StreamingConfig, AsyncIterator[str]], Awaitable[AsyncIterator[Piece]]]
+Speak = Callable[[SpeechCall, StreamingConfig | None, AsyncIterator[str]], Awaitable[AsyncIterator[Piece]]]
 
 
 class Session:
@@ -48,7 +48,7 @@ class Session:
         self._call = SpeechCall("", format="pcm")
         self._streaming = streaming
         self._usual = streaming
-        self._text: _Text | None = None
+        self._text: ArrivingText | None = None
         self._speaking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -115,11 +115,11 @@ class Session:
         if not isinstance(text, str):
             raise ApiError("text must be a string", param="text", code="invalid_value")
         if self._text is None:
-            before, self._text = self._speaking, _Text(self._config.max_input)
+            before, self._text = self._speaking, ArrivingText(self._config.max_input)
             self._speaking = asyncio.create_task(self._say(self._text, before))
         self._text.push(text)
 
-    async def _say(self, text: _Text, before: asyncio.Task[None] | None) -> None:
+    async def _say(self, text: ArrivingText, before: asyncio.Task[None] | None) -> None:
         """Speak ``text`` while it comes, behind what was asked for before."""
         if before is not None:
             await asyncio.wait([before])
@@ -168,7 +168,7 @@ class Session:
             await self._socket.send_text(json.dumps(message))
 
 
-class _Text:
+class ArrivingText:
     """Pieces of a text on their way from the client to the model."""
 
     def __init__(self, most: int) -> None:
@@ -186,7 +186,7 @@ class _Text:
     def end(self) -> None:
         self._pieces.put_nowait(None)
 
-    def __aiter__(self) -> _Text:
+    def __aiter__(self) -> ArrivingText:
         return self
 
     async def __anext__(self) -> str:

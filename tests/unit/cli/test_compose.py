@@ -108,6 +108,8 @@ GIVEN = {
     "server": {
         "host": "localhost",
         "port": 9,
+        "wyoming_port": 10,
+        "wyoming_host": "localhost",
         "models": ("turbo", "turbo:int8"),
         "default_voice": "mary",
         "voices": "there",
