@@ -44,7 +44,7 @@ SCHEDULES = {
     "flow": Schedule(steps=15600, learning_rate=2e-3, warmup_steps=300),
     "vocoder": Schedule(steps=2500, learning_rate=1e-3, weight_decay=0.0, grad_clip=10.0, average_decay=0.995),
     "judging_flow": Schedule(steps=6000, learning_rate=1.5e-3, warmup_steps=300),
-    "t3": Schedule(steps=12000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
+    "t3": Schedule(steps=13000, learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
 }
 
 

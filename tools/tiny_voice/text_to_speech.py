@@ -9,7 +9,7 @@ further text and its start tokens follow the speech before it). In all of them t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ class T3Recipe:
     unconditional_share: float = 0.12  # text embedding zeroed, as guidance does at inference
     emotional_share: float = 0.5
     emotional_rhythm: float = 0.35  # so that what was heard does not tell the tempo, and emotion must
-    even_share: float = 0.5  # batches whose phones last one token each: more words for the work, all of it spelling
+    even_share: float = 0.6  # batches whose phones last one token each: more words for the work, all of it spelling
     max_even_batch: int = 32
     corrupted_share: float = 0.06
     joined_share: float = 0.25  # batches of several sentences, half `history`, half `append`
@@ -48,6 +48,13 @@ class T3Recipe:
     guide_weight: float = 0.5
     guide_steps: int = 6000
     guide_width: float = 3.0  # characters
+    settled_from: int = 12_000  # steps after which speech keeps its own rhythm, and is mostly whole sentences
+
+    def at(self, step: int) -> T3Recipe:
+        """Of a step: with durations drawn anew to the end, a neutral text is said in an uneven rhythm, too."""
+        if step < self.settled_from:
+            return self
+        return replace(self, emotional_rhythm=0.08, emotional_share=0.4, even_share=0.25)
 
 
 def stretch_of(emotion: float) -> float:
@@ -135,12 +142,13 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         initialize(self.module)
 
     def draw(self, rng: np.random.Generator, step: int) -> TextToSpeechBatch:
-        recipe = self.recipe
+        recipe = self.recipe.at(step)
         joined = step >= recipe.single_only_steps and rng.random() < recipe.joined_share
         layout = ("history" if rng.random() < 0.5 else "append") if joined else "single"
         guide_left = max(0.0, 1.0 - step / recipe.guide_steps)
         even = layout == "single" and rng.random() < recipe.even_share
-        return self._draw(self.utterances, rng, layout, guide_weight=recipe.guide_weight * guide_left, even=even)
+        guide_weight = recipe.guide_weight * guide_left
+        return self._draw(self.utterances, rng, layout, recipe=recipe, guide_weight=guide_weight, even=even)
 
     def held_out(self) -> Iterator[tuple[str, TextToSpeechBatch]]:
         for layout in LAYOUTS:
@@ -169,6 +177,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
         rng: np.random.Generator,
         layout: str,
         *,
+        recipe: T3Recipe | None = None,
         guide_weight: float = 0.0,
         plain: bool = False,
         even: bool = False,
@@ -177,7 +186,7 @@ class TextToSpeechStage(Stage[TextToSpeechBatch]):
 
         ``even``: all phones are one token long.
         """
-        recipe, parts = self.recipe, 1 if layout == "single" else int(rng.integers(2, 4))
+        recipe, parts = recipe or self.recipe, 1 if layout == "single" else int(rng.integers(2, 4))
         anchor = int(rng.integers(len(source)))
         length = source.approximate_len(anchor, even=even) * parts
         most = recipe.max_even_batch if even else recipe.max_batch

@@ -394,3 +394,10 @@ def test_small_configs_hold_the_speech_tokens() -> None:
     assert isinstance(TINY.t3, T3Config)
     assert TINY.t3.speech_tokens_dict_size >= 6563
     assert TINY.s3gen.vocoder.hop_len == 480
+
+
+def test_speech_keeps_its_own_rhythm_in_the_last_steps() -> None:
+    recipe = T3Recipe(settled_from=100, emotional_rhythm=0.5, even_share=1.0)
+    assert recipe.at(99) is recipe
+    settled = recipe.at(100)
+    assert settled.emotional_rhythm < 0.1 and settled.even_share < 0.5 and settled.max_batch == recipe.max_batch
