@@ -32,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say serve test test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say serve test test-browser test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -45,8 +45,13 @@ JOBS ?= auto
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
 
+# The server's page in a browser: apt-get install chromium.
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt playwright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/integration/test_serve_page.py $(ARGS)
+
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu and not peer" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not peer and not browser" $(ARGS)
 
 test-oldest: $(OLDEST_READY)
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)

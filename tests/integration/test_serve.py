@@ -235,6 +235,20 @@ def test_a_request_has_an_id_and_a_line_without_its_text(running: Running, caplo
     assert "tea" not in caplog.text and "secret" not in caplog.text
 
 
+def test_the_page_is_the_packages_own(running: Running) -> None:
+    """Its files and no others; it may load nothing from elsewhere. tests/integration/test_serve_page.py uses it."""
+    status, headers, data = running.ask("GET", "/")
+    assert status == 200 and headers["content-type"].startswith("text/html") and b"<main>" in data
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+    for name in ("app.js", "audio.js", "worklets.js", "style.css"):
+        status, headers, data = running.ask("GET", f"/page/{name}")
+        assert status == 200 and data and b"http" not in data.replace(b"http-equiv", b"")
+    for name in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "none.js", "", "/etc/passwd"):
+        assert running.ask("GET", f"/page/{name}")[0] in (404, 307)
+    about = json.loads(running.ask("GET", "/info")[2])
+    assert about["models"][0]["name"] == "tiny" and "hit_rate" in about["models"][0]["cache"]
+
+
 def test_metrics_say_how_it_speaks(running: Running) -> None:
     running.speak()
     text = running.ask("GET", "/metrics")[2].decode()

@@ -36,6 +36,7 @@ from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, TOO_LARGE, A
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
+from chatterbox.serve.page import page
 from chatterbox.serve.security import Keys
 from chatterbox.serve.session import Session
 from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
@@ -80,6 +81,9 @@ class Server:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/", self.about),
             Route("/v1", self.about),
+            Route("/", page),
+            Route("/page/{name}", page),
+            Route("/info", self.info),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
@@ -245,6 +249,14 @@ class Server:
     async def remove_voice(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""
         return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+
+    async def info(self, request: Request) -> Response:
+        """GET /info: what there is, and what the caches save."""
+        models = [
+            {"name": model.name, "cache": model.synthesizer.prefixes.manager.stats()} for model in self._hub.loaded
+        ]
+        about = {"version": __version__, "formats": available(), "streams": self._num_streams, "models": models}
+        return JSONResponse({**about, "max_input": self._config.max_input})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""

@@ -38,6 +38,8 @@ class Keys:
         await self._answer(error)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
+        if scope["path"] == "/" or scope["path"].startswith("/page/"):  # it asks for the key itself
+            return bool(scope["type"] == "http")
         is_question = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
         return is_question and (scope["path"].rstrip("/") or "/") in self._open
 
