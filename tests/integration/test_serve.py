@@ -79,7 +79,8 @@ def served(library: VoiceLibrary | None = None) -> ServedModel:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("voices")
-    one = Running(served(VoiceLibrary(folder)), ServerConfig(voices=str(folder), max_upload_mib=1))
+    config = ServerConfig(voices=str(folder), jobs=str(folder / "jobs"), max_upload_mib=1, max_job_input=2000)
+    one = Running(served(VoiceLibrary(folder)), config)
     yield one
     one.close()
 
@@ -247,6 +248,35 @@ def test_the_page_is_the_packages_own(running: Running) -> None:
         assert running.ask("GET", f"/page/{name}")[0] in (404, 307)
     about = json.loads(running.ask("GET", "/info")[2])
     assert about["models"][0]["name"] == "tiny" and "hit_rate" in about["models"][0]["cache"]
+
+
+def test_a_long_text_is_a_job(running: Running) -> None:
+    path, text = "/v1/audio/speech/long", f"{TEXT}\n\n{TEXT}"
+    status, _, data = running.ask("POST", path, {"input": text, "voice": "alloy", "response_format": "wav"})
+    job = json.loads(data)
+    assert status == 202 and (job["total_chunks"], job["response_format"]) == (2, "wav")
+    events = [
+        json.loads(line[6:])
+        for line in running.ask("GET", job["sse_url"])[2].decode().splitlines()
+        if line[:4] == "data"
+    ]
+    assert events[-1]["type"] == "completed" and events[-1]["progress"] == 1
+    status, headers, data = running.ask("GET", job["download_url"])
+    assert status == 200 and headers["content-disposition"].endswith('.wav"') and data[:4] == b"RIFF"
+    assert len(data) / 48_000 == pytest.approx(events[-1]["duration_seconds"], abs=0.01)
+    assert [one["job_id"] for one in json.loads(running.ask("GET", path)[2])["jobs"]] == [job["job_id"]]
+    assert running.ask("PUT", f"{path}/{job['job_id']}/pause")[0] == 409
+    assert running.ask("DELETE", f"{path}/{job['job_id']}")[0] == 200
+    for method, rest in (("GET", ""), ("GET", "/download"), ("GET", "/sse"), ("PUT", "/resume"), ("DELETE", "")):
+        assert running.ask(method, f"{path}/{job['job_id']}{rest}")[0] == 404
+    for fields, message in (
+        ({"input": "x" * 2001}, "more than 2000"),
+        ({"input": "Hi.", "voice": "bob"}, "no voice 'bob'"),
+        ({"input": "Hi.", "exaggeration": 99}, "exaggeration must be"),
+    ):
+        status, _, data = running.ask("POST", path, fields)
+        assert status in (400, 404) and message in json.loads(data)["error"]["message"]
+    assert json.loads(running.ask("GET", path)[2]) == {"jobs": []}
 
 
 def test_metrics_say_how_it_speaks(running: Running) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,9 +30,11 @@ from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.config import StreamingConfig
 from chatterbox.serve.access_log import RequestsLog
+from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, TOO_LARGE, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
+from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
 from chatterbox.serve.page import page
@@ -69,10 +70,11 @@ class Server:
         self._on_ready, self._on_failure = on_ready, on_failure
         self._num_streams, self._is_ready = 0, False
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self._num_streams)
-        self._library = library_of(config)
+        self._library, self._jobs = library_of(config), JobRoutes(hub, config)
         routes = [
             Route("/v1/audio/speech", self.speech, methods=["POST"]),
             WebSocketRoute("/v1/audio/speech/stream", self.session),
+            *self._jobs.routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
@@ -115,6 +117,7 @@ class Server:
             if wyoming is not None:
                 await wyoming.stop()
             await warming
+            await run_in_threadpool(self._jobs.close)
             await run_in_threadpool(self._hub.close)
 
     async def _listen(self, port: int) -> AsyncTcpServer | None:
@@ -142,10 +145,11 @@ class Server:
         else:
             self._is_ready = True
             self._on_ready()
+            self._jobs.begin()
 
     async def speech(self, request: Request) -> Response:
         """POST /v1/audio/speech."""
-        body = await _json(request)
+        body = await json_of(request)
         call = speech_call(body, self._config)
         name, warnings = self._hub.named(call.model)
         with self._admitted() as leave:
@@ -339,13 +343,6 @@ async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece
 def _too_large(config: ServerConfig) -> ApiError:
     message = f"the recording has more than {config.max_upload_mib} MiB; 10 seconds of speech are enough"
     return ApiError(message, TOO_LARGE, param="audio_sample", code="file_too_large")
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except ValueError:
-        raise ApiError("the body is no JSON; send an object with input and voice", code="invalid_json") from None
 
 
 def _header(text: str) -> str:

@@ -29,6 +29,8 @@ class ServerConfig:
         None, "of requests that name none, or a name of OpenAI's; null is the model's own"
     )
     voices: str | None = option(None, "folder of voices by name; null is that of `chatterbox voices`")
+    jobs: str | None = option(None, "folder of long texts and their audio; null is in the user's data folder")
+    max_job_input: int = option(1_000_000, "characters of a long text at most")
     key_file: str | None = option(None, "keys that clients must send, one a line; or CHATTERBOX_API_KEY")
     open_lists: bool = option(True, "lists of models and voices, and health, need no key")
     no_keys: bool = option(False, "allow another address than this machine's own without keys")
@@ -46,7 +48,7 @@ class ServerConfig:
         own.word("wyoming_host", f"{LOOPBACK} is this machine alone, 0.0.0.0 all of its addresses")
         own.whole("port", 0, "8000 is usual", high=65_535)
         own.whole_or_none("wyoming_port", 0, "null listens at none", high=65_535)
-        for name in ("max_input", "max_upload_mib", "max_streams"):
+        for name in ("max_input", "max_job_input", "max_upload_mib", "max_streams"):
             own.whole(name, 1)
         for name in ("open_lists", "no_keys", "strict"):
             own.switch(name)

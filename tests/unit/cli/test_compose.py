@@ -113,6 +113,8 @@ GIVEN = {
         "models": ("turbo", "turbo:int8"),
         "default_voice": "mary",
         "voices": "there",
+        "jobs": "jobs",
+        "max_job_input": 9999,
         "key_file": "keys",
         "open_lists": False,
         "no_keys": True,
