@@ -1,13 +1,12 @@
-"""The server's routes, and what an answer carries beside its body.
+"""The server's routes, and what is answered beside speech.
 
-Owns: paths, headers, statuses, what is answered before the first byte. Does not know: how speech is made (`speech`),
+Owns: paths, statuses, how the server begins and ends. Does not know: how a request for speech is answered (`speaking`),
 which model and voice are meant (`models`), fields (`fields`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,27 +21,22 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
-from chatterbox.config import StreamingConfig
 from chatterbox.serve.access_log import RequestsLog
-from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, NOT_FOUND, RETRY_SECONDS, TOO_LARGE, ApiError, api_error
-from chatterbox.serve.fields import SpeechCall, speech_call
+from chatterbox.serve.errors import NOT_FOUND, TOO_LARGE, ApiError, api_error
+from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
-from chatterbox.serve.models import ModelHub, ServedModel, library_of
+from chatterbox.serve.models import ModelHub, library_of
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Keys
-from chatterbox.serve.session import Session
-from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
+from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import add_voice, remove_voice, voice_object
-from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
 
 if TYPE_CHECKING:
     from wyoming.server import AsyncTcpServer
@@ -68,12 +62,13 @@ class Server:
         """``on_ready``: called when the first model speaks; ``on_failure``: it cannot."""
         self._hub, self._config, self._started = hub, config, int(time.time())
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._num_streams, self._is_ready = 0, False
-        self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self._num_streams)
+        self._is_ready = False
+        self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self._speaking.num_streams)
+        self._speaking = Speaking(hub, config, self._metrics)
         self._library, self._jobs = library_of(config), JobRoutes(hub, config)
         routes = [
-            Route("/v1/audio/speech", self.speech, methods=["POST"]),
-            WebSocketRoute("/v1/audio/speech/stream", self.session),
+            Route("/v1/audio/speech", self._speaking.speech, methods=["POST"]),
+            WebSocketRoute("/v1/audio/speech/stream", self._speaking.session),
             *self._jobs.routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
@@ -125,7 +120,7 @@ class Server:
 
         host = self._config.wyoming_host
         try:
-            return await wyoming.start(host, port, self._spoken_voices, self._say, self._config.max_input)
+            return await wyoming.start(host, port, self._spoken_voices, self._speaking.say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))
             return None
@@ -146,80 +141,6 @@ class Server:
             self._is_ready = True
             self._on_ready()
             self._jobs.begin()
-
-    async def speech(self, request: Request) -> Response:
-        """POST /v1/audio/speech."""
-        body = await json_of(request)
-        call = speech_call(body, self._config)
-        name, warnings = self._hub.named(call.model)
-        with self._admitted() as leave:
-            model = await run_in_threadpool(self._hub.get, name)
-            asked, num_text_tokens = await run_in_threadpool(self._asked, model, call, body)
-            made = self._measured(name, pieces(model, call, asked), leave)
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            if told := [*call.warnings, *warnings]:
-                headers["x-chatterbox-warning"] = _header("; ".join(told))
-            content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
-            return StreamingResponse(content, media_type=content_type(call), headers=headers)
-
-    async def session(self, socket: WebSocket) -> None:
-        """WebSocket /v1/audio/speech/stream."""
-        model = await run_in_threadpool(self._hub.get, self._hub.names[0])
-        await Session(socket, self._config, model.defaults.streaming, self._say).run()
-
-    async def _say(
-        self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
-    ) -> AsyncIterator[Piece]:
-        """Speech of a text that is still being written."""
-        name, _ = self._hub.named(call.model)
-        with self._admitted() as leave:
-            model = await run_in_threadpool(self._hub.get, name)
-            asked, _ = await run_in_threadpool(self._asked, model, call, {})
-            made = pieces(model, call, dataclasses.replace(asked, text=text), streaming)  # type: ignore[arg-type]
-            return self._measured(name, made, leave)
-
-    async def _measured(
-        self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
-    ) -> AsyncIterator[Piece]:
-        """``speech``, and what it costs; ``leave`` is called when it is over."""
-        own, outcome, started, last = self._metrics, "left", time.perf_counter(), None
-        try:
-            async for piece in speech:
-                if last is None:
-                    own.first_audio.labels(name).observe(time.perf_counter() - started)
-                elif piece.metrics is not None and piece.data:
-                    own.gap.labels(name).observe(piece.metrics.gap)
-                last = piece
-                yield piece
-            outcome = "spoken"
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            leave()
-            own.requests.labels(name, outcome).inc()
-            if last is not None and last.metrics is not None and last.metrics.rtf is not None:
-                own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
-                own.real_time_factor.labels(name).observe(last.metrics.rtf)
-            await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
-
-    def _asked(self, model: ServedModel, call: SpeechCall, body: Any) -> tuple[SynthesisRequest, int]:
-        try:
-            asked = model.request(call, model.voice_name(call.voice, self._config.default_voice))
-            text_tokens = text_tokens_of(model.synthesizer.tokenizer, asked, call.text, hp=model.synthesizer.t3.hp)
-            return asked, len(text_tokens)
-        except Exception as error:
-            raise api_error(error, body) from error
-
-    def _admitted(self) -> _Admission:
-        if self._num_streams >= self._config.max_streams:
-            headers = {"retry-after": str(RETRY_SECONDS)}
-            message = f"{self._num_streams} requests are being answered, which is all that fit; try again in a moment"
-            raise ApiError(message, BUSY, code="queue_full", headers=headers)
-        return _Admission(self._count)
-
-    def _count(self, number: int) -> None:
-        self._num_streams += number
 
     async def voices(self, request: Request) -> Response:
         """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
@@ -259,7 +180,12 @@ class Server:
         models = [
             {"name": model.name, "cache": model.synthesizer.prefixes.manager.stats()} for model in self._hub.loaded
         ]
-        about = {"version": __version__, "formats": available(), "streams": self._num_streams, "models": models}
+        about = {
+            "version": __version__,
+            "formats": available(),
+            "streams": self._speaking.num_streams,
+            "models": models,
+        }
         return JSONResponse({**about, "max_input": self._config.max_input})
 
     async def metrics(self, request: Request) -> Response:
@@ -300,54 +226,9 @@ class Server:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
 
 
-class _Admission:
-    """A place among those that are answered: given back when the answer is over, or was never begun."""
-
-    def __init__(self, count: Callable[[int], None]) -> None:
-        self._count, self._is_held, self._is_handed_on = count, False, False
-
-    def __enter__(self) -> Callable[[], None]:
-        self._is_held = True
-        self._count(1)
-        return self._leave
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._leave()
-
-    def _leave(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._count(-1)
-
-
-async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece]:
-    """``speech`` once its first piece is there: what fails before it has a status."""
-    try:
-        first = await anext(speech, None)
-    except Exception as error:
-        raise api_error(error, body) from error
-
-    async def all_of_it() -> AsyncIterator[Piece]:
-        try:
-            if first is not None:
-                yield first
-            async for piece in speech:
-                yield piece
-        finally:
-            await speech.aclose()  # type: ignore[attr-defined]
-
-    return all_of_it()
-
-
 def _too_large(config: ServerConfig) -> ApiError:
     message = f"the recording has more than {config.max_upload_mib} MiB; 10 seconds of speech are enough"
     return ApiError(message, TOO_LARGE, param="audio_sample", code="file_too_large")
-
-
-def _header(text: str) -> str:
-    """As a header may hold it."""
-    return text.encode("ascii", "replace").decode("ascii").replace("\n", " ")[:1000]
 
 
 def _failed(error: ApiError) -> Response:

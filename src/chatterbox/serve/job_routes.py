@@ -1,7 +1,7 @@
 """Routes of jobs: long texts that are spoken while nobody waits.
 
-Owns: their paths, as travisvn's server has them, how a part of a job becomes a request. Does not know: how jobs are kept
-(`jobs`), how speech is made.
+Owns: their paths, as travisvn's server has them, how a part of a job becomes a request. Does not know: how jobs are
+kept (`jobs`), how speech is made.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Requests for speech, answered: over HTTP in one body, over sockets while their text is still being written.
+
+Owns: admission, headers, what is answered before the first byte, what an answer cost. Does not know: how speech is made
+(`speech`), paths, which model and voice are meant (`models`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.websockets import WebSocket
+
+from chatterbox.config import StreamingConfig
+from chatterbox.serve.bodies import json_of
+from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.errors import BUSY, RETRY_SECONDS, ApiError, api_error
+from chatterbox.serve.fields import SpeechCall, speech_call
+from chatterbox.serve.metrics import ServerMetrics
+from chatterbox.serve.models import ModelHub, ServedModel
+from chatterbox.serve.session import Session
+from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
+from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
+
+
+class Speaking:
+    """What answers them. ``num_streams``: that are answered now."""
+
+    def __init__(self, hub: ModelHub, config: ServerConfig, metrics: ServerMetrics) -> None:
+        self._hub, self._config, self._metrics = hub, config, metrics
+        self.num_streams = 0
+
+    async def speech(self, request: Request) -> Response:
+        """POST /v1/audio/speech."""
+        body = await json_of(request)
+        call = speech_call(body, self._config)
+        name, warnings = self._hub.named(call.model)
+        with self._admitted() as leave:
+            model = await run_in_threadpool(self._hub.get, name)
+            asked, num_text_tokens = await run_in_threadpool(self._asked, model, call, body)
+            made = self._measured(name, pieces(model, call, asked), leave)
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            if told := [*call.warnings, *warnings]:
+                headers["x-chatterbox-warning"] = _header("; ".join(told))
+            content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
+            return StreamingResponse(content, media_type=content_type(call), headers=headers)
+
+    async def session(self, socket: WebSocket) -> None:
+        """WebSocket /v1/audio/speech/stream."""
+        model = await run_in_threadpool(self._hub.get, self._hub.names[0])
+        await Session(socket, self._config, model.defaults.streaming, self.say).run()
+
+    async def say(
+        self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
+    ) -> AsyncIterator[Piece]:
+        """Speech of a text that is still being written."""
+        name, _ = self._hub.named(call.model)
+        with self._admitted() as leave:
+            model = await run_in_threadpool(self._hub.get, name)
+            asked, _ = await run_in_threadpool(self._asked, model, call, {})
+            made = pieces(model, call, dataclasses.replace(asked, text=text), streaming)  # type: ignore[arg-type]
+            return self._measured(name, made, leave)
+
+    async def _measured(
+        self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
+    ) -> AsyncIterator[Piece]:
+        """``speech``, and what it costs; ``leave`` is called when it is over."""
+        own, outcome, started, last = self._metrics, "left", time.perf_counter(), None
+        try:
+            async for piece in speech:
+                if last is None:
+                    own.first_audio.labels(name).observe(time.perf_counter() - started)
+                elif piece.metrics is not None and piece.data:
+                    own.gap.labels(name).observe(piece.metrics.gap)
+                last = piece
+                yield piece
+            outcome = "spoken"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            leave()
+            own.requests.labels(name, outcome).inc()
+            if last is not None and last.metrics is not None and last.metrics.rtf is not None:
+                own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
+                own.real_time_factor.labels(name).observe(last.metrics.rtf)
+            await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+
+    def _asked(self, model: ServedModel, call: SpeechCall, body: Any) -> tuple[SynthesisRequest, int]:
+        try:
+            asked = model.request(call, model.voice_name(call.voice, self._config.default_voice))
+            text_tokens = text_tokens_of(model.synthesizer.tokenizer, asked, call.text, hp=model.synthesizer.t3.hp)
+            return asked, len(text_tokens)
+        except Exception as error:
+            raise api_error(error, body) from error
+
+    def _admitted(self) -> _Admission:
+        if self.num_streams >= self._config.max_streams:
+            headers = {"retry-after": str(RETRY_SECONDS)}
+            message = f"{self.num_streams} requests are being answered, which is all that fit; try again in a moment"
+            raise ApiError(message, BUSY, code="queue_full", headers=headers)
+        return _Admission(self._count)
+
+    def _count(self, number: int) -> None:
+        self.num_streams += number
+
+
+class _Admission:
+    """A place among those that are answered: given back when the answer is over, or was never begun."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count, self._is_held, self._is_handed_on = count, False, False
+
+    def __enter__(self) -> Callable[[], None]:
+        self._is_held = True
+        self._count(1)
+        return self._leave
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._count(-1)
+
+
+async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece]:
+    """``speech`` once its first piece is there: what fails before it has a status."""
+    try:
+        first = await anext(speech, None)
+    except Exception as error:
+        raise api_error(error, body) from error
+
+    async def all_of_it() -> AsyncIterator[Piece]:
+        try:
+            if first is not None:
+                yield first
+            async for piece in speech:
+                yield piece
+        finally:
+            await speech.aclose()  # type: ignore[attr-defined]
+
+    return all_of_it()
+
+
+def _header(text: str) -> str:
+    """As a header may hold it."""
+    return text.encode("ascii", "replace").decode("ascii").replace("\n", " ")[:1000]
