@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import openai
 import pytest
+import starlette.requests
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -36,8 +38,8 @@ class Running:
     def __init__(self, model: ServedModel, config: ServerConfig, keys: tuple[str, ...] = ()) -> None:
         self.model, ready = model, threading.Event()
         self.hub = ModelHub([Loading("tiny", lambda: model)], config)
-        app = Server(self.hub, config, keys, on_ready=ready.set).app
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+        self.app = Server(self.hub, config, keys, on_ready=ready.set)
+        self.server = uvicorn.Server(uvicorn.Config(self.app.app, port=0, log_config=None))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         assert ready.wait(60)
@@ -305,6 +307,30 @@ def test_whoever_leaves_gives_the_rows_back(running: Running) -> None:
     answer.close()
     connection.close()
     wait_for(lambda: running.rows == 0)
+
+
+def test_whoever_leaves_before_the_body_gives_the_place_back(running: Running) -> None:
+    """The response is made, and its reader is gone before it is called for its first byte."""
+    speaking = running.app.speaking
+    answer = asyncio.run(_answered(speaking, {"input": "Hi.", "stream_format": "sse"}))
+    assert speaking.num_streams == 1
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def never(message: Any) -> None:
+        raise OSError("it has left")
+
+    with pytest.raises((OSError, starlette.requests.ClientDisconnect)):
+        asyncio.run(answer({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, never))
+    assert speaking.num_streams == 0
+
+
+async def _answered(speaking: Any, body: dict[str, str]) -> Any:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    return await speaking.speech(starlette.requests.Request({"type": "http", "headers": []}, receive))
 
 
 def test_a_full_server_says_so_before_the_first_byte(running: Running) -> None:

@@ -63,12 +63,12 @@ class Server:
         self._hub, self._config, self._started = hub, config, int(time.time())
         self._on_ready, self._on_failure = on_ready, on_failure
         self._is_ready = False
-        self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self._speaking.num_streams)
-        self._speaking = Speaking(hub, config, self._metrics)
+        self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
+        self.speaking = Speaking(hub, config, self._metrics)
         self._library, self._jobs = library_of(config), JobRoutes(hub, config)
         routes = [
-            Route("/v1/audio/speech", self._speaking.speech, methods=["POST"]),
-            WebSocketRoute("/v1/audio/speech/stream", self._speaking.session),
+            Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
+            WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
             *self._jobs.routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
@@ -120,7 +120,7 @@ class Server:
 
         host = self._config.wyoming_host
         try:
-            return await wyoming.start(host, port, self._spoken_voices, self._speaking.say, self._config.max_input)
+            return await wyoming.start(host, port, self._spoken_voices, self.speaking.say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))
             return None
@@ -135,12 +135,12 @@ class Server:
             model = self._hub.get(self._hub.names[0])
             if names := model.voices():
                 model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+            self._jobs.begin()
         except Exception as error:
             self._on_failure(error)
         else:
             self._is_ready = True
             self._on_ready()
-            self._jobs.begin()
 
     async def voices(self, request: Request) -> Response:
         """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
@@ -183,7 +183,7 @@ class Server:
         about = {
             "version": __version__,
             "formats": available(),
-            "streams": self._speaking.num_streams,
+            "streams": self.speaking.num_streams,
             "models": models,
         }
         return JSONResponse({**about, "max_input": self._config.max_input})

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from chatterbox.config import StreamingConfig
@@ -48,7 +49,7 @@ class Speaking:
             if told := [*call.warnings, *warnings]:
                 headers["x-chatterbox-warning"] = _header("; ".join(told))
             content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
-            return StreamingResponse(content, media_type=content_type(call), headers=headers)
+            return _Answer(leave, content, media_type=content_type(call), headers=headers)
 
     async def session(self, socket: WebSocket) -> None:
         """WebSocket /v1/audio/speech/stream."""
@@ -110,11 +111,25 @@ class Speaking:
         self.num_streams += number
 
 
+class _Answer(StreamingResponse):
+    """An answer whose place is given back also where its reader has left before its body was begun."""
+
+    def __init__(self, leave: Callable[[], None], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
 class _Admission:
     """A place among those that are answered: given back when the answer is over, or was never begun."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
-        self._count, self._is_held, self._is_handed_on = count, False, False
+        self._count, self._is_held = count, False
 
     def __enter__(self) -> Callable[[], None]:
         self._is_held = True
