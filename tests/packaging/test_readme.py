@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +67,34 @@ def test_commands_are_the_commands(offline):
 def test_streaming_commands(offline):
     from chatterbox.cli import main
 
-    alone, piped = snippets("sh")[3].splitlines()
+    alone, piped = snippets("sh")[4].splitlines()
     assert main(shlex.split(alone)[1:]) == 0
     assert soundfile.info("hello.wav").duration > 0.3
     assert [part.split()[0] for part in piped.split("|")] == ["llm", "chatterbox", "aplay"]
     command = [sys.executable, "-m", "chatterbox.cli", *piped.split("|")[1].split()[1:]]
     done = subprocess.run(command, input=b"Hello there.", capture_output=True)
     assert done.returncode == 0 and len(done.stdout) > 0.3 * 2 * 24_000
+
+
+def test_the_servers_commands(offline):
+    """It is started as said, and answers what `curl` sends; tests/integration/test_serve.py asks much more."""
+    serve, curl = (shlex.split(line) for line in snippets("sh")[3].splitlines())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    assert serve == ["chatterbox", "serve", "--port", "8000"] and curl[:2] == ["curl", "localhost:8000/v1/audio/speech"]
+    command = [sys.executable, "-m", "chatterbox.cli", "serve", "--port", port]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert f"http://127.0.0.1:{port}/v1/audio/speech" in server.stderr.readline()
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            connection.request("POST", "/v1/audio/speech", curl[curl.index("-d") + 1])
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("content-type")) == (200, "audio/mpeg") and len(
+                answer.read()
+            ) > 5000
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
 
 
 def test_a_policy_on_one_command_line(offline):
