@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 
 from chatterbox.serve.errors import NOT_FOUND, ApiError
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "web"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
     # Nothing of anywhere else; audio and downloads are of the page's own making.
