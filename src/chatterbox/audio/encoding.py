@@ -97,7 +97,7 @@ class _Pcm:
     """16-bit samples, behind a WAV header of unknown length or none."""
 
     def __init__(self, sample_rate: int, *, has_header: bool) -> None:
-        self._header = _wav_header(sample_rate) if has_header else b""
+        self._header = wav_header(sample_rate) if has_header else b""
 
     def push(self, samples: np.ndarray) -> bytes:
         header, self._header = self._header, b""
@@ -110,7 +110,8 @@ class _Pcm:
         pass
 
 
-def _wav_header(sample_rate: int) -> bytes:
+def wav_header(sample_rate: int) -> bytes:
+    """Of a mono WAV of unknown length, as players and sox read it from a pipe."""
     form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, mono
     parts = (b"RIFF", struct.pack("<I", UNKNOWN_LEN), b"WAVEfmt ", struct.pack("<I", len(form)), form)
     return b"".join((*parts, b"data", struct.pack("<I", UNKNOWN_LEN)))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatterbox.audio.encoding import wav_header
 from chatterbox.cli.errors import UsageError
 from chatterbox.cli.output import checked_path
-from chatterbox.cli.sinks import SAMPLE_RATE, Sink, naming, wav_header, write_all
+from chatterbox.cli.sinks import SAMPLE_RATE, Sink, naming, write_all
 from chatterbox.runtime.files import for_soundfile, is_written_through, whole
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def to_file(path: Path) -> Iterator[Sink]:
             frames = file.frames
         elif kind.is_wav:
             through = opened.enter_context(path.open("wb", buffering=0))
-            write_all(through.fileno(), wav_header())
+            write_all(through.fileno(), wav_header(SAMPLE_RATE))
 
             def write(samples: np.ndarray) -> None:
                 nonlocal frames

@@ -10,18 +10,17 @@ import contextlib
 import errno
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from chatterbox.audio.encoding import to_pcm, wav_header
 from chatterbox.cli.errors import UsageError
 
 SAMPLE_RATE = 24_000
 NO_TERMINAL = "standard output is a terminal, which cannot take audio; redirect or pipe it"
-UNKNOWN = 0xFFFFFFFF  # the length of a WAV whose end is not known
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 Sink = Callable[[np.ndarray], None]  # takes (N,) int16 samples
 
@@ -34,18 +33,8 @@ PLAYERS: dict[str, Sequence[str]] = {
     "pw-play": ("--format=s16", f"--rate={SAMPLE_RATE}", "--channels=1", "-"),
 }
 TAKES_WAV = ("ffplay",)
+pcm = to_pcm  # what goes out
 PIPE_HINT = "chatterbox stream ... | PLAYER (16 bits, little-endian, mono, 24000 Hz), or write a file with -o"
-
-
-def pcm(audio: np.ndarray) -> np.ndarray:
-    """Samples (N,) on -1..1 as 16-bit ones; what is louder is clipped."""
-    return np.rint(np.clip(audio, -1.0, 1.0) * 32767).astype("<i2")
-
-
-def wav_header() -> bytes:
-    """Of a WAV of unknown length, as players and sox read it from a pipe."""
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
-    return b"RIFF" + struct.pack("<I", UNKNOWN) + b"WAVE" + form + struct.pack("<4sI", b"data", UNKNOWN)
 
 
 def check_output() -> bool:
@@ -82,7 +71,7 @@ def to_output(*, is_wav: bool) -> Iterator[Sink]:
     fd = sys.stdout.fileno()
     with naming("to standard output"):
         if is_wav:
-            write_all(fd, wav_header())
+            write_all(fd, wav_header(SAMPLE_RATE))
         yield lambda samples: write_all(fd, samples.tobytes())
 
 
@@ -98,7 +87,7 @@ def to_player(name: str) -> Iterator[Sink]:
     fd = player.stdin.fileno()
     try:
         if name in TAKES_WAV:
-            write_all(fd, wav_header())
+            write_all(fd, wav_header(SAMPLE_RATE))
         yield lambda samples: write_all(fd, samples.tobytes())
     except BrokenPipeError:
         pass  # it has ended: well or badly, as its exit code says

@@ -85,8 +85,8 @@ def keys_of(config: ServerConfig, variable: str | None) -> tuple[str, ...]:
     keys = [key for key in keys if key]
     if not keys and not config.is_local and not config.no_keys:
         raise ValueError(
-            f"others can call {config.host}, so a key is needed: set CHATTERBOX_API_KEY, or serve.key_file=FILE; "
-            "serve.no_keys=true serves anybody"
+            f"others can call {config.host}, so a key is needed: set CHATTERBOX_API_KEY, or server.key_file=FILE; "
+            "server.no_keys=true serves anybody"
         )
     return tuple(keys)
 

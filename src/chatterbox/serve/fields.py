@@ -58,7 +58,8 @@ def speech_call(body: Any, config: ServerConfig) -> SpeechCall:
     given = {**(extra if isinstance(extra, Mapping) else {}), **body}
     given.pop("extra_params", None)
     given = {ALIASES.get(name, name): value for name, value in given.items() if value is not None}
-    warnings = _unknown(given, config)
+    _check_names(given, config)
+    warnings: list[str] = []
     text = _text(given.get("input"), config)
     if "instructions" in given:
         warnings.append("instructions have no effect: this model cannot follow them")
@@ -76,11 +77,10 @@ def speech_call(body: Any, config: ServerConfig) -> SpeechCall:
     )
 
 
-def _unknown(given: Mapping[str, Any], config: ServerConfig) -> list[str]:
+def _check_names(given: Mapping[str, Any], config: ServerConfig) -> None:
     unknown = sorted(name for name in given if name not in KNOWN)
     if unknown and config.strict:
         raise ApiError(f"there is no field {unknown[0]!r}", param=unknown[0], code="unknown_parameter")
-    return []
 
 
 def _text(text: Any, config: ServerConfig) -> str:
