@@ -57,6 +57,8 @@ class JobRoutes:
 
     def begin(self) -> None:
         """Go on with what was under way when the last server ended."""
+        if self._config.jobs is None and default_folder() is None:  # nowhere to look: whoever adds one is told
+            return
         if (self._folder / "jobs.sqlite3").exists():
             self._opened()
 
