@@ -277,7 +277,8 @@ def test_a_long_text_is_a_job(running: Running) -> None:
         ({"input": "Hi.", "exaggeration": 99}, "exaggeration must be"),
     ):
         status, _, data = running.ask("POST", path, fields)
-        assert status in (400, 404) and message in json.loads(data)["error"]["message"]
+        error = json.loads(data)["error"]
+        assert status in (400, 404) and message in error["message"] and error["param"] in fields
     assert json.loads(running.ask("GET", path)[2]) == {"jobs": []}
 
 
@@ -296,6 +297,10 @@ def test_models_that_are_not_known_are_answered_with_a_warning(running: Running)
     warning = headers["x-chatterbox-warning"]
     assert "there is no model 'gpt-9-tts'; tiny answered" in warning and "instructions have no effect" in warning
     assert "x-chatterbox-warning" not in running.speak(model="tts-1-hd")[1]
+    body = {"input": "Hi.", "model": "gpt-9-tts", "instructions": "Whisper."}
+    job = json.loads(running.ask("POST", "/v1/audio/speech/long", body)[2])
+    assert "; ".join(job["warnings"]) == warning
+    assert running.ask("DELETE", job["status_url"])[0] == 200
 
 
 def test_whoever_leaves_gives_the_rows_back(running: Running) -> None:

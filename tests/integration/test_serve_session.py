@@ -72,7 +72,8 @@ def test_text_in_pieces_is_spoken_while_it_comes(running: Running) -> None:
         tell(socket, "session.close")
         last, _ = until(socket, "session.done")
     told = first + rest
-    assert told[0] == {"type": "audio.start", "response_format": "pcm", "sample_rate": 24_000, "channels": 1}
+    form = {"response_format": "pcm", "sample_rate": 24_000, "channels": 1}
+    assert told[0] == {"type": "audio.start", **form, "warnings": []}
     marks = [one for one in told if one["type"] == "audio.sentence"]
     assert [one["text"].strip() for one in marks] == [sentence.strip() for sentence in SENTENCES]
     assert [one["utterance"] for one in marks] == [0, 1, 2]
@@ -111,6 +112,14 @@ def test_one_thing_is_said_behind_the_other_and_settings_hold(running: Running) 
         tell(socket, "input.text", text="Hi.")
         tell(socket, "input.done")
         assert until(socket, "audio.done")[1].startswith(b"RIFF")
+
+
+def test_what_is_not_done_as_asked_is_told(running: Running) -> None:
+    with connected(running) as socket:
+        tell(socket, "session.config", model="gpt-9-tts", instructions="Whisper.")
+        tell(socket, "input.text", text="Hi.")
+        warnings = until(socket, "audio.start")[0][-1]["warnings"]
+        assert len(warnings) == 2 and "there is no model 'gpt-9-tts'" in warnings[1]
 
 
 def test_barge_in(running: Running) -> None:

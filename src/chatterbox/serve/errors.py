@@ -5,7 +5,7 @@ Owns: the shape, which status an exception of the package means. Does not know: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from chatterbox.audio.encoding import EncodingError
@@ -38,7 +38,7 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def api_error(error: BaseException, known: Mapping[str, Any] | None = None) -> ApiError:
+def api_error(error: BaseException, known: Container[str] = ()) -> ApiError:
     """``error`` as a client is told it. ``known``: fields of the request; a message that begins with one is about it.
 
     What nobody has foreseen is a fault of the server, whose message stays in its log.
@@ -57,5 +57,5 @@ def api_error(error: BaseException, known: Mapping[str, Any] | None = None) -> A
         return ApiError(message, param="response_format", code="unsupported_format")
     if isinstance(error, ValueError | TypeError):
         first = message.partition(" ")[0]
-        return ApiError(message, param=first if first in (known or {}) else None, code="invalid_value")
+        return ApiError(message, param=first if first in known else None, code="invalid_value")
     return ApiError("the server failed at this request; its log says at what", FAULT, code="server_fault")

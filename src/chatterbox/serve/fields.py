@@ -31,7 +31,10 @@ ALIASES = {"language_id": "language", "speed_factor": "speed", "cache_policy": "
 
 @dataclass(frozen=True)
 class SpeechCall:
-    """A body as it is understood. ``warnings``: what was not done as asked, one line each."""
+    """A body as it is understood.
+
+    ``given``: names of its fields, as errors name them. ``warnings``: what was not done as asked, one line each.
+    """
 
     text: str
     model: str | None = None
@@ -42,6 +45,7 @@ class SpeechCall:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     language: str | None = None
     kvcache: str | None = None
+    given: frozenset[str] = field(default=frozenset(), compare=False)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -50,8 +54,12 @@ class SpeechCall:
         return self.options.get("speed", 1.0) != 1.0 or self.options.get("loudness") is not None
 
 
-def speech_call(body: Any, config: ServerConfig) -> SpeechCall:
-    """``body`` of JSON, or of a form. Raises ApiError, with the field that is wrong."""
+def speech_call(body: Any, config: ServerConfig, *, max_input: int | None = None) -> SpeechCall:
+    """``body`` of JSON, or of a form; ``max_input`` in place of the configuration's, for a job.
+
+    Raises:
+        ApiError: with the field that is wrong.
+    """
     if not isinstance(body, Mapping):
         raise ApiError("the body must be a JSON object", code="invalid_json")
     extra = body.get("extra_params")  # as vLLM-Omni's clients send more fields
@@ -60,7 +68,7 @@ def speech_call(body: Any, config: ServerConfig) -> SpeechCall:
     given = {ALIASES.get(name, name): value for name, value in given.items() if value is not None}
     _check_names(given, config)
     warnings: list[str] = []
-    text = _text(given.get("input"), config)
+    text = _text(given.get("input"), max_input or config.max_input)
     if "instructions" in given:
         warnings.append("instructions have no effect: this model cannot follow them")
     return SpeechCall(
@@ -73,6 +81,7 @@ def speech_call(body: Any, config: ServerConfig) -> SpeechCall:
         sampling={name: given[name] for name in SAMPLING & given.keys()},
         language=_name("language", given.get("language")),
         kvcache=_name("kvcache", given.get("kvcache")),
+        given=frozenset(given),
         warnings=tuple(warnings),
     )
 
@@ -83,12 +92,12 @@ def _check_names(given: Mapping[str, Any], config: ServerConfig) -> None:
         raise ApiError(f"there is no field {unknown[0]!r}", param=unknown[0], code="unknown_parameter")
 
 
-def _text(text: Any, config: ServerConfig) -> str:
+def _text(text: Any, most: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ApiError(f"input must be a text to speak, got {shown(text)}", param="input", code="invalid_value")
-    if len(text) > config.max_input:
+    if len(text) > most:
         raise ApiError(
-            f"input has {len(text)} characters, more than {config.max_input}; send it in parts",
+            f"input has {len(text)} characters, more than {most}; send it in parts",
             param="input",
             code="string_above_max_length",
         )

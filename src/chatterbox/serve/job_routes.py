@@ -70,28 +70,25 @@ class JobRoutes:
     async def add(self, request: Request) -> Response:
         """POST: a request for speech, whose text may be long."""
         body = await json_of(request)
-        longer = dataclasses.replace(self._config, max_input=self._config.max_job_input)
-        call = speech_call(body, longer)
+        call = speech_call(body, self._config, max_input=self._config.max_job_input)
         return JSONResponse(await run_in_threadpool(self._added, body, call), ACCEPTED)
 
     def _added(self, body: Mapping[str, Any], call: SpeechCall) -> dict[str, Any]:
-        name, _ = self._hub.named(call.model)
-        model = self._hub.get(name)
-        voice = model.voice_name(call.voice, self._config.default_voice)
-        asked = with_seed(model.request(call, voice))  # what is said after a restart follows what was said before
+        asked = self._hub.asked(call)
+        request = with_seed(asked.request)  # what is said after a restart follows what was said before
         own = {key: value for key, value in body.items() if key not in ("input", "text")}
-        fields = {**own, "model": name, "voice": voice, "seed": asked.seed, "response_format": call.format}
-        return _told(self._opened().add(call.text, fields, asked.paragraph_pause))
+        settled = {"model": asked.model.name, "voice": asked.voice, "seed": request.seed}
+        fields = {**own, **settled, "response_format": call.format}
+        job = self._opened().add(call.text, fields, request.paragraph_pause)
+        return {**_told(job), "warnings": list(asked.warnings)}
 
     def _speak(
         self, fields: Mapping[str, Any], text: str, number: int, is_unwanted: Callable[[], bool]
     ) -> Iterator[np.ndarray]:
         """A part of a job. Raises what its request raises."""
-        call = speech_call({**fields, "input": text}, self._config)
-        model = self._hub.get(self._hub.named(call.model)[0])
-        request = model.request(call, model.voice_name(call.voice, self._config.default_voice))
-        request = dataclasses.replace(request, seed=utterance_seed(request.seed, number))
-        with closing(model.synthesizer.stream(request, None)) as chunks:
+        asked = self._hub.asked(speech_call({**fields, "input": text}, self._config, max_input=len(text)))
+        request = dataclasses.replace(asked.request, seed=utterance_seed(asked.request.seed, number))
+        with closing(asked.model.synthesizer.stream(request, None)) as chunks:
             for chunk in chunks:
                 if is_unwanted():
                     return

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatterbox.config import KVCacheConfig, SpeechOptions, StreamingConfig
 from chatterbox.engine.guards import check_guard
 from chatterbox.models.tokenizers.languages import LANGUAGES, base_language, check_language
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import NOT_FOUND, ApiError
+from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, family, load_prepared
@@ -136,6 +136,15 @@ class ServedModel:
         return own
 
 
+class Asked(NamedTuple):
+    """A call, as the model that it means is asked. ``warnings``: what is not done as asked, one line each."""
+
+    model: ServedModel
+    request: SynthesisRequest
+    voice: str
+    warnings: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Loading:
     """How a model of some name is made; ``make`` takes seconds."""
@@ -177,6 +186,20 @@ class ModelHub:
                 f"there is no model {asked!r}; there are {there}", NOT_FOUND, param="model", code="model_not_found"
             )
         return default, [f"there is no model {asked!r}; {default} answered"]
+
+    def asked(self, call: SpeechCall) -> Asked:
+        """What a call means: its model, which may have to be loaded, its voice, its request.
+
+        Raises:
+            ApiError: there is no such model or voice, or a value does not fit.
+        """
+        name, warnings = self.named(call.model)
+        model = self.get(name)
+        try:
+            voice = model.voice_name(call.voice, self._config.default_voice)
+            return Asked(model, model.request(call, voice), voice, (*call.warnings, *warnings))
+        except Exception as error:
+            raise api_error(error, call.given) from error
 
     def get(self, name: str) -> ServedModel:
         """A model of `named`, which may have to be loaded."""

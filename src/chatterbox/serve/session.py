@@ -5,7 +5,7 @@ Owns: messages of both sides, their order, barge-in. Does not know: how speech i
 The client sends JSON: ``session.config`` (fields of a request for speech, and of streaming; they hold until the next),
 ``input.text`` (a piece of text, of any size), ``input.done`` (the text is over: say all of it), ``input.cancel`` (stop
 at once, and forget what was not said), ``session.close``. It gets JSON and, between, binary frames of the format:
-``audio.start``, ``audio.sentence`` before the frames of each, ``audio.done`` with the tokens used, or
+``audio.start`` (with warnings), ``audio.sentence`` before the frames of each, ``audio.done`` with the tokens used, or
 ``audio.cancelled``; ``session.done``; ``error``.
 """
 
@@ -27,13 +27,13 @@ from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
-from chatterbox.serve.speech import Piece
+from chatterbox.serve.speech import Speech
 
 logger = logging.getLogger(__name__)
 
 STREAMING = {one.name for one in dataclasses.fields(StreamingConfig)}
 ILL_FORMED = 1007  # why a connection is closed
-Speak = Callable[[SpeechCall, StreamingConfig | None, AsyncIterator[str]], Awaitable[AsyncIterator[Piece]]]
+Speak = Callable[[SpeechCall, StreamingConfig | None, AsyncIterator[str]], Awaitable[Speech]]
 
 
 class Session:
@@ -125,8 +125,10 @@ class Session:
             await asyncio.wait([before])
         call, num_tokens, sentence = self._call, 0, None
         try:
-            async with aclosing(await self._speak(call, self._streaming, text)) as speech:  # type: ignore[type-var]
-                await self._tell(type="audio.start", response_format=call.format, sample_rate=S3GEN_SR, channels=1)
+            made, warnings = await self._speak(call, self._streaming, text)
+            async with aclosing(made) as speech:  # type: ignore[type-var]
+                form = {"response_format": call.format, "sample_rate": S3GEN_SR, "channels": 1}
+                await self._tell(type="audio.start", **form, warnings=warnings)
                 async for piece in speech:
                     if piece.metrics is not None:
                         num_tokens = piece.metrics.num_tokens

@@ -23,10 +23,10 @@ from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import BUSY, RETRY_SECONDS, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.metrics import ServerMetrics
-from chatterbox.serve.models import ModelHub, ServedModel
+from chatterbox.serve.models import Asked, ModelHub
 from chatterbox.serve.session import Session
-from chatterbox.serve.speech import Piece, audio, content_type, events, pieces
-from chatterbox.synthesis.request import SynthesisRequest, text_tokens_of
+from chatterbox.serve.speech import Piece, Speech, audio, content_type, events, pieces
+from chatterbox.synthesis.request import text_tokens_of
 
 
 class Speaking:
@@ -40,15 +40,14 @@ class Speaking:
         """POST /v1/audio/speech."""
         body = await json_of(request)
         call = speech_call(body, self._config)
-        name, warnings = self._hub.named(call.model)
         with self._admitted() as leave:
-            model = await run_in_threadpool(self._hub.get, name)
-            asked, num_text_tokens = await run_in_threadpool(self._asked, model, call, body)
-            made = self._measured(name, pieces(model, call, asked), leave)
+            asked = await run_in_threadpool(self._hub.asked, call)
+            num_text_tokens = await run_in_threadpool(_num_text_tokens, asked, call)
+            made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave)
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            if told := [*call.warnings, *warnings]:
-                headers["x-chatterbox-warning"] = _header("; ".join(told))
-            content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, body))
+            if asked.warnings:
+                headers["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
+            content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, call))
             return _Answer(leave, content, media_type=content_type(call), headers=headers)
 
     async def session(self, socket: WebSocket) -> None:
@@ -56,16 +55,12 @@ class Speaking:
         model = await run_in_threadpool(self._hub.get, self._hub.names[0])
         await Session(socket, self._config, model.defaults.streaming, self.say).run()
 
-    async def say(
-        self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
-    ) -> AsyncIterator[Piece]:
+    async def say(self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]) -> Speech:
         """Speech of a text that is still being written."""
-        name, _ = self._hub.named(call.model)
         with self._admitted() as leave:
-            model = await run_in_threadpool(self._hub.get, name)
-            asked, _ = await run_in_threadpool(self._asked, model, call, {})
-            made = pieces(model, call, dataclasses.replace(asked, text=text), streaming)  # type: ignore[arg-type]
-            return self._measured(name, made, leave)
+            model, request, _, warnings = await run_in_threadpool(self._hub.asked, call)
+            made = pieces(model, call, dataclasses.replace(request, text=text), streaming)  # type: ignore[arg-type]
+            return Speech(self._measured(model.name, made, leave), warnings)
 
     async def _measured(
         self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
@@ -91,14 +86,6 @@ class Speaking:
                 own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
                 own.real_time_factor.labels(name).observe(last.metrics.rtf)
             await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
-
-    def _asked(self, model: ServedModel, call: SpeechCall, body: Any) -> tuple[SynthesisRequest, int]:
-        try:
-            asked = model.request(call, model.voice_name(call.voice, self._config.default_voice))
-            text_tokens = text_tokens_of(model.synthesizer.tokenizer, asked, call.text, hp=model.synthesizer.t3.hp)
-            return asked, len(text_tokens)
-        except Exception as error:
-            raise api_error(error, body) from error
 
     def _admitted(self) -> _Admission:
         if self.num_streams >= self._config.max_streams:
@@ -146,12 +133,20 @@ class _Admission:
             self._count(-1)
 
 
-async def _begun(speech: AsyncIterator[Piece], body: Any) -> AsyncIterator[Piece]:
+def _num_text_tokens(asked: Asked, call: SpeechCall) -> int:
+    own = asked.model.synthesizer
+    try:
+        return len(text_tokens_of(own.tokenizer, asked.request, call.text, hp=own.t3.hp))
+    except Exception as error:
+        raise api_error(error, call.given) from error
+
+
+async def _begun(speech: AsyncIterator[Piece], call: SpeechCall) -> AsyncIterator[Piece]:
     """``speech`` once its first piece is there: what fails before it has a status."""
     try:
         first = await anext(speech, None)
     except Exception as error:
-        raise api_error(error, body) from error
+        raise api_error(error, call.given) from error
 
     async def all_of_it() -> AsyncIterator[Piece]:
         try:

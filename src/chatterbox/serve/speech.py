@@ -45,6 +45,13 @@ class Piece:
     sentence: Sentence | None = None
 
 
+class Speech(NamedTuple):
+    """What is being made, and what of it is not as it was asked for, one line each."""
+
+    pieces: AsyncIterator[Piece]
+    warnings: tuple[str, ...]
+
+
 def pieces(
     model: ServedModel, call: SpeechCall, request: SynthesisRequest, streaming: StreamingConfig | None = None
 ) -> AsyncIterator[Piece]:

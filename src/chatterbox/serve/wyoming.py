@@ -107,7 +107,8 @@ class _Handler(AsyncEventHandler):
         if before is not None:
             await asyncio.wait([before])
         try:
-            async with aclosing(await self._speak(call, None, text)) as speech:  # type: ignore[type-var]
+            made, _ = await self._speak(call, None, text)  # there is nothing in a voice and a language to warn of
+            async with aclosing(made) as speech:  # type: ignore[type-var]
                 await self.write_event(AudioStart(**FORMAT).event())
                 async for piece in speech:
                     if piece.data:
