@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
 from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.models import Defaults, Loading, ModelHub, ServedModel
 from chatterbox.synthesis.synthesizer import Synthesizer
 from chatterbox.voice.library import VoiceLibrary
@@ -40,7 +42,7 @@ class Running:
         self.hub = ModelHub([Loading("tiny", lambda: model)], config)
         self.app = Server(self.hub, config, keys, on_ready=ready.set)
         self.server = uvicorn.Server(uvicorn.Config(self.app.app, port=0, log_config=None))
-        self.thread = threading.Thread(target=self.server.run)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         assert ready.wait(60)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
@@ -387,3 +389,74 @@ def test_what_fails_behind_the_first_bytes(running: Running, monkeypatch: pytest
     assert last["error"]["code"] == "server_fault" and "secret" not in data.decode()
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         running.speak(response_format="pcm")
+
+
+def test_health_says_whether_it_speaks(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers no request is not healthy, and one that does again is."""
+    own = running.model.synthesizer
+
+    def fails(*arguments: Any, **options: Any) -> Iterator[Any]:
+        raise RuntimeError("the device is lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(own, "stream", fails)
+        broken.setattr(own, "speak", fails)
+        assert running.speak()[0] == 500
+        status, _, data = running.ask("GET", "/health")
+        assert (status, json.loads(data)["status"]) == (503, "error")
+    assert running.speak(input="Hi.")[0] == 200
+    assert json.loads(running.ask("GET", "/health")[2])["status"] == "healthy"
+
+
+def test_one_key_has_its_own_limits(running: Running) -> None:
+    limited = Running(running.model, ServerConfig(key_rate=2), ("first", "second"))
+    try:
+        hello = {"input": "Hi.", "response_format": "pcm"}
+        answers = [limited.ask("POST", "/v1/audio/speech", hello, **{"x-api-key": "first"}) for _ in range(3)]
+        assert [status for status, _, _ in answers] == [200, 200, 429]
+        assert json.loads(answers[2][2])["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(answers[2][1]["retry-after"]) <= 60
+        assert limited.ask("POST", "/v1/audio/speech", hello, **{"x-api-key": "second"})[0] == 200
+    finally:
+        limited.close(keeps_model=True)
+
+
+def test_a_model_that_nobody_uses_is_unloaded_and_comes_back() -> None:
+    models = [served() for _ in range(2)]
+    parts = [weakref.ref(one.synthesizer.t3) for one in models]
+    hub = ModelHub([Loading("tiny", models.pop)], ServerConfig())
+    with hub.used("tiny"):
+        hub.get("tiny")
+        assert hub.unload_idle(0.0) == []
+    assert hub.unload_idle(60.0) == [] and [one.name for one in hub.loaded] == ["tiny"]
+    assert hub.unload_idle(0.0) == ["tiny"] and hub.loaded == [] and parts[1]() is None
+    assert hub.unload_idle(0.0) == []
+    again = hub.asked(SpeechCall("Hi."))
+    assert again.model.synthesizer.speak(again.request).audio.shape[1] > 0
+    hub.close()
+
+
+def test_a_server_unloads_and_warms_as_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, warmed = served(), list[Any]()
+    monkeypatch.setattr(model.synthesizer, "warm", warmed.extend)
+    one = Running(model, ServerConfig(unload_seconds=1.0, warm=("built-in",)))
+    try:
+        assert [request.text for request in warmed] == [""]
+        wait_for(lambda: one.hub.loaded == [])
+    finally:
+        one.close()
+
+
+def test_a_voice_that_cannot_be_warmed_is_told_at_once(running: Running) -> None:
+    failures, config = list[Exception](), ServerConfig(warm=("bob",))
+    hub = ModelHub([Loading("tiny", lambda: running.model)], config)
+    server = Server(hub, config, on_failure=failures.append)
+    hub.close = lambda: None  # type: ignore[method-assign]
+
+    async def begun() -> None:
+        async with server.app.router.lifespan_context(server.app):
+            while not failures:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(begun())
+    assert "there is no voice 'bob'" in str(failures[0])

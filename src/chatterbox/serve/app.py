@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -28,11 +29,12 @@ from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import NOT_FOUND, TOO_LARGE, ApiError, api_error
+from chatterbox.serve.errors import CLOSED, NOT_FOUND, TOO_LARGE, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
+from chatterbox.serve.health import FAILING, Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
-from chatterbox.serve.models import ModelHub, library_of
+from chatterbox.serve.models import ModelHub, ServedModel, library_of
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speaking import Speaking
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWNER = "chatterbox"
+LOOK_SECONDS = 5.0  # between two looks for models that nobody uses, at most
 MIB, FORM_BYTES = 2**20, 2**16  # of a form beside its file
 
 
@@ -62,9 +65,9 @@ class Server:
         """``on_ready``: called when the first model speaks; ``on_failure``: it cannot."""
         self._hub, self._config, self._started = hub, config, int(time.time())
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._is_ready = False
+        self._health = Health(self._say_a_word)
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
-        self.speaking = Speaking(hub, config, self._metrics)
+        self.speaking = Speaking(hub, config, self._metrics, self._health)
         self._library, self._jobs = library_of(config), JobRoutes(hub, config)
         routes = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
@@ -103,12 +106,14 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        warming = asyncio.create_task(run_in_threadpool(self._warm))
+        warming = asyncio.create_task(run_in_threadpool(self._begin))
+        unloading = asyncio.create_task(self._unload())
         wyoming = None if self._config.wyoming_port is None else await self._listen(self._config.wyoming_port)
         try:
             yield
         finally:
-            self._is_ready = False
+            self._health.end()
+            unloading.cancel()
             if wyoming is not None:
                 await wyoming.stop()
             await warming
@@ -120,7 +125,8 @@ class Server:
 
         host = self._config.wyoming_host
         try:
-            return await wyoming.start(host, port, self._spoken_voices, self.speaking.say, self._config.max_input)
+            say = partial(self.speaking.say, None)
+            return await wyoming.start(host, port, self._spoken_voices, say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))
             return None
@@ -129,18 +135,43 @@ class Server:
         model = self._hub.get(self._hub.names[0])
         return [(name, model.languages) for name in model.voices()]
 
-    def _warm(self) -> None:
-        """Load the default model, and have it say something: what is slow once is slow before the first caller."""
+    def _begin(self) -> None:
+        """Load what is configured, and have it say something: what is slow once is slow before the first caller."""
         try:
-            model = self._hub.get(self._hub.names[0])
-            if names := model.voices():
-                model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+            for name in self._hub.names if self._config.preload else self._hub.names[:1]:
+                self._hub.get(name)
+            self._say_a_word()
+            self._warm(self._hub.get(self._hub.names[0]))
             self._jobs.begin()
         except Exception as error:
             self._on_failure(error)
         else:
-            self._is_ready = True
+            self._health.begin()
             self._on_ready()
+
+    def _warm(self, model: ServedModel) -> None:
+        """Compute what every text of the voices that are to be warm begins with.
+
+        Raises:
+            VoiceError: there is none of that name.
+        """
+        if names := self._config.warm:
+            requests = [model.request(SpeechCall(""), model.voice_name(name, None)) for name in names]
+            model.synthesizer.warm(requests)
+
+    def _say_a_word(self) -> None:
+        """Of the first model, in any voice; where it has none there is nothing to try."""
+        model = self._hub.get(self._hub.names[0])
+        if names := model.voices():
+            model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+
+    async def _unload(self) -> None:
+        """Now and then, where the configuration says so."""
+        seconds = self._config.unload_seconds
+        while seconds is not None:
+            await asyncio.sleep(min(seconds, LOOK_SECONDS))
+            for name in await run_in_threadpool(self._hub.unload_idle, seconds):
+                logger.info("model %s was not used for %g s and is unloaded", name, seconds)
 
     async def voices(self, request: Request) -> Response:
         """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
@@ -215,12 +246,14 @@ class Server:
         return JSONResponse({"server": "chatterbox", "version": __version__, "formats": available()})
 
     async def health(self, request: Request) -> Response:
-        """GET /health: the process lives."""
-        return JSONResponse({"status": "healthy" if self._is_ready else "initializing", "version": __version__})
+        """GET /health: whether it speaks; after a failure it says a word to find out."""
+        status = await run_in_threadpool(self._health.status)
+        return JSONResponse({"status": status, "version": __version__}, CLOSED if status == FAILING else 200)
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: the default model speaks."""
-        return JSONResponse({"ready": self._is_ready}, 200 if self._is_ready else 503)
+        is_ready = self._health.is_ready
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else CLOSED)
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}

@@ -38,8 +38,15 @@ class ServerConfig:
     max_input: int = option(50_000, "characters of one request at most; OpenAI takes 4096")
     max_upload_mib: int = option(20, "of a recording that is uploaded at most")
     max_streams: int = option(64, "requests that are answered at once, those that wait among them; one more gets 429")
+    key_streams: int | None = option(None, "of them, those of one key at most; null is all")
+    key_rate: int | None = option(None, "requests for speech that one key may make in a minute; null is any number")
     origins: tuple[str, ...] = option((), "web pages of other origins that may call: https://example.org; * is any")
     hosts: tuple[str, ...] = option((), "names that the server is called by; none given is any")
+    preload: bool = option(False, "load all models when the server starts, not only the first")
+    warm: tuple[str, ...] = option((), "voices whose first request finds all that is known of a voice computed")
+    unload_seconds: float | None = option(
+        None, "a model that nobody uses for so long gives its memory back, and is loaded when it is asked for again"
+    )
     drain_seconds: float = option(30.0, "that answers under way have to end when the server is told to stop")
 
     def __post_init__(self) -> None:
@@ -50,10 +57,14 @@ class ServerConfig:
         own.whole_or_none("wyoming_port", 0, "null listens at none", high=65_535)
         for name in ("max_input", "max_job_input", "max_upload_mib", "max_streams"):
             own.whole(name, 1)
-        for name in ("open_lists", "no_keys", "strict"):
+        for name in ("key_streams", "key_rate"):
+            own.whole_or_none(name, 1, "null is any number")
+        for name in ("open_lists", "no_keys", "strict", "preload"):
             own.switch(name)
         own.number("drain_seconds", 0.0, 3600.0, "in seconds")
-        for name in ("models", "origins", "hosts"):
+        if self.unload_seconds is not None:
+            own.number("unload_seconds", 1.0, 1e7, "in seconds; null keeps models loaded")
+        for name in ("models", "origins", "hosts", "warm"):
             own.put(name, _words(name, getattr(self, name)))
         own.word_or_none("default_voice", "null is the model's own")
 

@@ -88,7 +88,8 @@ class JobRoutes:
         """A part of a job. Raises what its request raises."""
         asked = self._hub.asked(speech_call({**fields, "input": text}, self._config, max_input=len(text)))
         request = dataclasses.replace(asked.request, seed=utterance_seed(asked.request.seed, number))
-        with closing(asked.model.synthesizer.stream(request, None)) as chunks:
+        own = asked.model
+        with self._hub.used(own.name), closing(own.synthesizer.stream(request, None)) as chunks:
             for chunk in chunks:
                 if is_unwanted():
                     return

@@ -6,8 +6,12 @@ Owns: names, which model and voice a call means, how a call becomes a request. D
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -160,6 +164,8 @@ class ModelHub:
         self._loadings: Mapping[str, Loading] = {one.name: one for one in loadings}
         self._config, self._loaded = config, dict[str, ServedModel]()
         self._locks = {name: threading.Lock() for name in self._loadings}
+        self._uses, self._last_used = Counter[str](), dict[str, float]()
+        self._counting = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -167,7 +173,7 @@ class ModelHub:
 
     @property
     def loaded(self) -> list[ServedModel]:
-        return list(self._loaded.values())
+        return [*self._loaded.copy().values()]
 
     def named(self, asked: str | None) -> tuple[str, list[str]]:
         """The name that a call means, and warnings: OpenAI's names, and others unless told, are the default's.
@@ -206,7 +212,33 @@ class ModelHub:
         with self._locks[name]:
             if name not in self._loaded:
                 self._loaded[name] = self._loadings[name].make()
+            self._last_used[name] = time.monotonic()
             return self._loaded[name]
+
+    @contextmanager
+    def used(self, name: str) -> Iterator[None]:
+        """As long as it is held, `unload_idle` leaves the model alone."""
+        with self._counting:
+            self._uses[name] += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._uses[name] -= 1
+                self._last_used[name] = time.monotonic()
+
+    def unload_idle(self, seconds: float) -> list[str]:
+        """Give back the memory of models that nobody has used for so long; who asks loads them again. Their names."""
+        given_back = []
+        for name in self.names:
+            with self._locks[name]:
+                if name not in self._loaded or self._uses[name] or time.monotonic() - self._last_used[name] < seconds:
+                    continue
+                self._loaded.pop(name).close()
+                given_back.append(name)
+        if given_back:
+            gc.collect()
+        return given_back
 
     def close(self) -> None:
         """End all that is under way."""

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from chatterbox.serve.admission import Caller
 from chatterbox.serve.errors import UNAUTHORIZED, ApiError
 
 OPEN_PATHS = ("/health", "/ready", "/v1", "/v1/models", "/v1/audio/models", "/v1/audio/voices")
@@ -29,7 +31,9 @@ class Keys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or not self._keys or self._is_open(scope):
             return await self._app(scope, receive, send)
-        if self._has_key(Headers(scope=scope)):
+        caller = self._caller(Headers(scope=scope))
+        if caller is not None:
+            scope.setdefault("state", {})["caller"] = caller
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 4401, "reason": "a key is needed"})
@@ -43,7 +47,14 @@ class Keys:
         is_question = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
         return is_question and (scope["path"].rstrip("/") or "/") in self._open
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _caller(self, headers: Headers) -> int | None:
+        """Whose key came, by number; None: nobody's."""
         given = headers.get("x-api-key", "") or headers.get("authorization", "").removeprefix("Bearer ").strip()
         encoded = given.encode("utf-8", "surrogateescape")
-        return sum(hmac.compare_digest(encoded, key) for key in self._keys) > 0  # all of them, whichever fits
+        fits = [hmac.compare_digest(encoded, key) for key in self._keys]  # all of them, whichever fits
+        return fits.index(True) if any(fits) else None
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Whose key came with a request; None: there are no keys."""
+    return getattr(connection.state, "caller", None)

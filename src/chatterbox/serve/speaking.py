@@ -1,7 +1,7 @@
 """Requests for speech, answered: over HTTP in one body, over sockets while their text is still being written.
 
-Owns: admission, headers, what is answered before the first byte, what an answer cost. Does not know: how speech is made
-(`speech`), paths, which model and voice are meant (`models`).
+Owns: headers, what is answered before the first byte, what an answer cost. Does not know: how speech is made
+(`speech`), paths, who is admitted (`admission`), which model and voice are meant (`models`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -18,30 +19,38 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from chatterbox.config import StreamingConfig
+from chatterbox.serve.admission import Admissions, Caller
 from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, RETRY_SECONDS, ApiError, api_error
+from chatterbox.serve.errors import ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
+from chatterbox.serve.health import Health
 from chatterbox.serve.metrics import ServerMetrics
 from chatterbox.serve.models import Asked, ModelHub
+from chatterbox.serve.security import caller_of
 from chatterbox.serve.session import Session
 from chatterbox.serve.speech import Piece, Speech, audio, content_type, events, pieces
 from chatterbox.synthesis.request import text_tokens_of
 
 
 class Speaking:
-    """What answers them. ``num_streams``: that are answered now."""
+    """What answers them."""
 
-    def __init__(self, hub: ModelHub, config: ServerConfig, metrics: ServerMetrics) -> None:
-        self._hub, self._config, self._metrics = hub, config, metrics
-        self.num_streams = 0
+    def __init__(self, hub: ModelHub, config: ServerConfig, metrics: ServerMetrics, health: Health) -> None:
+        self._hub, self._config, self._metrics, self._health = hub, config, metrics, health
+        self._admissions = Admissions(config)
+
+    @property
+    def num_streams(self) -> int:
+        """Requests that are answered now."""
+        return self._admissions.num_held
 
     async def speech(self, request: Request) -> Response:
         """POST /v1/audio/speech."""
         body = await json_of(request)
         call = speech_call(body, self._config)
-        with self._admitted() as leave:
-            asked = await run_in_threadpool(self._hub.asked, call)
+        with self._admissions.admit(caller_of(request)) as leave:
+            asked = await self._asked(call)
             num_text_tokens = await run_in_threadpool(_num_text_tokens, asked, call)
             made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave)
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -53,14 +62,23 @@ class Speaking:
     async def session(self, socket: WebSocket) -> None:
         """WebSocket /v1/audio/speech/stream."""
         model = await run_in_threadpool(self._hub.get, self._hub.names[0])
-        await Session(socket, self._config, model.defaults.streaming, self.say).run()
+        await Session(socket, self._config, model.defaults.streaming, partial(self.say, caller_of(socket))).run()
 
-    async def say(self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]) -> Speech:
+    async def say(
+        self, caller: Caller, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
+    ) -> Speech:
         """Speech of a text that is still being written."""
-        with self._admitted() as leave:
-            model, request, _, warnings = await run_in_threadpool(self._hub.asked, call)
+        with self._admissions.admit(caller) as leave:
+            model, request, _, warnings = await self._asked(call)
             made = pieces(model, call, dataclasses.replace(request, text=text), streaming)  # type: ignore[arg-type]
             return Speech(self._measured(model.name, made, leave), warnings)
+
+    async def _asked(self, call: SpeechCall) -> Asked:
+        try:
+            return await run_in_threadpool(self._hub.asked, call)
+        except ApiError as error:
+            self._health.failed(error)
+            raise
 
     async def _measured(
         self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
@@ -68,16 +86,19 @@ class Speaking:
         """``speech``, and what it costs; ``leave`` is called when it is over."""
         own, outcome, started, last = self._metrics, "left", time.perf_counter(), None
         try:
-            async for piece in speech:
-                if last is None:
-                    own.first_audio.labels(name).observe(time.perf_counter() - started)
-                elif piece.metrics is not None and piece.data:
-                    own.gap.labels(name).observe(piece.metrics.gap)
-                last = piece
-                yield piece
+            with self._hub.used(name):
+                async for piece in speech:
+                    if last is None:
+                        own.first_audio.labels(name).observe(time.perf_counter() - started)
+                    elif piece.metrics is not None and piece.data:
+                        own.gap.labels(name).observe(piece.metrics.gap)
+                    last = piece
+                    yield piece
             outcome = "spoken"
-        except Exception:
+            self._health.spoken()
+        except Exception as error:
             outcome = "failed"
+            self._health.failed(error)
             raise
         finally:
             leave()
@@ -86,16 +107,6 @@ class Speaking:
                 own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
                 own.real_time_factor.labels(name).observe(last.metrics.rtf)
             await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
-
-    def _admitted(self) -> _Admission:
-        if self.num_streams >= self._config.max_streams:
-            headers = {"retry-after": str(RETRY_SECONDS)}
-            message = f"{self.num_streams} requests are being answered, which is all that fit; try again in a moment"
-            raise ApiError(message, BUSY, code="queue_full", headers=headers)
-        return _Admission(self._count)
-
-    def _count(self, number: int) -> None:
-        self.num_streams += number
 
 
 class _Answer(StreamingResponse):
@@ -110,27 +121,6 @@ class _Answer(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._leave()
-
-
-class _Admission:
-    """A place among those that are answered: given back when the answer is over, or was never begun."""
-
-    def __init__(self, count: Callable[[int], None]) -> None:
-        self._count, self._is_held = count, False
-
-    def __enter__(self) -> Callable[[], None]:
-        self._is_held = True
-        self._count(1)
-        return self._leave
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._leave()
-
-    def _leave(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._count(-1)
 
 
 def _num_text_tokens(asked: Asked, call: SpeechCall) -> int:

@@ -122,8 +122,13 @@ GIVEN = {
         "max_input": 4096,
         "max_upload_mib": 5,
         "max_streams": 8,
+        "key_streams": 4,
+        "key_rate": 60,
         "origins": ("https://example.org",),
         "hosts": ("example.org",),
+        "preload": True,
+        "warm": ("mary",),
+        "unload_seconds": 600.0,
         "drain_seconds": 3.0,
     },
 }
