@@ -19,6 +19,10 @@ import openai
 import pytest
 import starlette.requests
 import uvicorn
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
@@ -460,3 +464,18 @@ def test_a_voice_that_cannot_be_warmed_is_told_at_once(running: Running) -> None
 
     asyncio.run(begun())
     assert "there is no voice 'bob'" in str(failures[0])
+
+
+def test_a_request_is_a_span_of_its_callers_trace(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    running.ask("POST", "/v1/audio/speech", {"input": "Hi.", "response_format": "pcm"}, traceparent=parent)
+    wait_for(spans.get_finished_spans)
+    (span,) = spans.get_finished_spans()
+    assert span.name == "chatterbox.speech" and format(span.context.trace_id, "032x") == "a" * 32
+    told = dict(span.attributes or {})
+    assert (told["chatterbox.model"], told["chatterbox.outcome"]) == ("tiny", "spoken")
+    assert told["chatterbox.audio_seconds"] > 0 and [one.name for one in span.events] == ["first audio"]
+    assert "Hi." not in str(told)

@@ -36,7 +36,7 @@ from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
 from chatterbox.serve.page import page
-from chatterbox.serve.security import Keys
+from chatterbox.serve.security import Client, Keys
 from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import add_voice, remove_voice, voice_object
 
@@ -125,7 +125,7 @@ class Server:
 
         host = self._config.wyoming_host
         try:
-            say = partial(self.speaking.say, None)
+            say = partial(self.speaking.say, Client())
             return await wyoming.start(host, port, self._spoken_voices, say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))

@@ -6,8 +6,9 @@ Owns: the comparison of keys, which paths are open. Does not know: what a path d
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -55,6 +56,13 @@ class Keys:
         return fits.index(True) if any(fits) else None
 
 
-def caller_of(connection: HTTPConnection) -> Caller:
-    """Whose key came with a request; None: there are no keys."""
-    return getattr(connection.state, "caller", None)
+class Client(NamedTuple):
+    """Who asks: whose key came, by number, None where there are no keys; and what else the request says of itself."""
+
+    caller: Caller = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+def client_of(connection: HTTPConnection) -> Client:
+    """Of a request, or of a socket."""
+    return Client(getattr(connection.state, "caller", None), connection.headers)

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from chatterbox.config import StreamingConfig
-from chatterbox.serve.admission import Admissions, Caller
+from chatterbox.serve.admission import Admissions
 from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import ApiError, api_error
@@ -27,9 +27,10 @@ from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.health import Health
 from chatterbox.serve.metrics import ServerMetrics
 from chatterbox.serve.models import Asked, ModelHub
-from chatterbox.serve.security import caller_of
+from chatterbox.serve.security import Client, client_of
 from chatterbox.serve.session import Session
 from chatterbox.serve.speech import Piece, Speech, audio, content_type, events, pieces
+from chatterbox.serve.tracing import SpeechSpan
 from chatterbox.synthesis.request import text_tokens_of
 
 
@@ -49,10 +50,11 @@ class Speaking:
         """POST /v1/audio/speech."""
         body = await json_of(request)
         call = speech_call(body, self._config)
-        with self._admissions.admit(caller_of(request)) as leave:
+        client = client_of(request)
+        with self._admissions.admit(client.caller) as leave:
             asked = await self._asked(call)
             num_text_tokens = await run_in_threadpool(_num_text_tokens, asked, call)
-            made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave)
+            made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave, client)
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             if asked.warnings:
                 headers["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
@@ -62,16 +64,16 @@ class Speaking:
     async def session(self, socket: WebSocket) -> None:
         """WebSocket /v1/audio/speech/stream."""
         model = await run_in_threadpool(self._hub.get, self._hub.names[0])
-        await Session(socket, self._config, model.defaults.streaming, partial(self.say, caller_of(socket))).run()
+        await Session(socket, self._config, model.defaults.streaming, partial(self.say, client_of(socket))).run()
 
     async def say(
-        self, caller: Caller, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
+        self, client: Client, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
     ) -> Speech:
         """Speech of a text that is still being written."""
-        with self._admissions.admit(caller) as leave:
+        with self._admissions.admit(client.caller) as leave:
             model, request, _, warnings = await self._asked(call)
             made = pieces(model, call, dataclasses.replace(request, text=text), streaming)  # type: ignore[arg-type]
-            return Speech(self._measured(model.name, made, leave), warnings)
+            return Speech(self._measured(model.name, made, leave, client), warnings)
 
     async def _asked(self, call: SpeechCall) -> Asked:
         try:
@@ -81,15 +83,17 @@ class Speaking:
             raise
 
     async def _measured(
-        self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
+        self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None], client: Client
     ) -> AsyncIterator[Piece]:
         """``speech``, and what it costs; ``leave`` is called when it is over."""
         own, outcome, started, last = self._metrics, "left", time.perf_counter(), None
+        span = SpeechSpan(client.headers)
         try:
             with self._hub.used(name):
                 async for piece in speech:
                     if last is None:
                         own.first_audio.labels(name).observe(time.perf_counter() - started)
+                        span.event("first audio")
                     elif piece.metrics is not None and piece.data:
                         own.gap.labels(name).observe(piece.metrics.gap)
                     last = piece
@@ -99,6 +103,7 @@ class Speaking:
         except Exception as error:
             outcome = "failed"
             self._health.failed(error)
+            span.fail(error)
             raise
         finally:
             leave()
@@ -106,6 +111,9 @@ class Speaking:
             if last is not None and last.metrics is not None and last.metrics.rtf is not None:
                 own.audio_seconds.labels(name).inc(last.metrics.total_audio_duration or 0.0)
                 own.real_time_factor.labels(name).observe(last.metrics.rtf)
+                span.tell(audio_seconds=last.metrics.total_audio_duration or 0.0, rtf=last.metrics.rtf)
+            span.tell(model=name, outcome=outcome)
+            span.end()
             await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
 
 
