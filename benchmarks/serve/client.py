@@ -1,4 +1,4 @@
-"""HTTP as a client of speech needs it: bodies read while they come, connections that are left, readers with little room.
+"""HTTP as clients of speech need it: bodies that are read while they come, or left, or read with little room.
 
 Owns: requests, chunked bodies, forms, when a body's pieces arrive. Does not know: what is asked, processes.
 """
