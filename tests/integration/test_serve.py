@@ -11,6 +11,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import av
@@ -25,13 +26,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+import chatterbox.serve.models
 from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
 from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.models import Defaults, Loading, ModelHub, ServedModel
 from chatterbox.synthesis.synthesizer import Synthesizer
-from chatterbox.voice.library import VoiceLibrary
+from chatterbox.voice.library import VoiceLibrary, load_prepared
 from tests.support.waiting import wait_for
 
 TEXT = "The tea is in the kitchen, and the cups are on the table."
@@ -211,6 +213,40 @@ def test_a_recording_becomes_a_voice(running: Running) -> None:
     assert json.loads(running.ask("DELETE", "/v1/audio/voices/Aunt-Mary")[2])["deleted"] is True
     assert running.ask("DELETE", "/v1/audio/voices/Aunt-Mary")[0] == 404
     assert running.ask("DELETE", "/v1/audio/voices/built-in")[0] == 409
+
+
+def test_a_name_is_given_once_and_taken_once_by_whoever_asks_at_once(running: Running) -> None:
+    recording = running.speak(response_format="wav")[2]
+
+    def added(_: int) -> int:
+        try:
+            return 200 if upload(running, "twin", recording)["id"] == "twin" else 0
+        except openai.APIStatusError as error:
+            return error.status_code
+
+    with ThreadPoolExecutor(3) as threads:
+        assert sorted(threads.map(added, range(3))) == [200, 409, 409]
+        removed = threads.map(lambda _: running.ask("DELETE", "/v1/audio/voices/twin")[0], range(3))
+        assert sorted(removed) == [200, 404, 404]
+
+
+def test_voices_that_were_removed_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory; and one that is removed while it is asked for is not there, which is no fault of the server."""
+    model, library = running.model, running.model._library
+    for name in ("first", "second"):
+        library.add(name, model._models.conds, {})
+        assert running.speak(voice=name, input="Hi.")[0] == 200
+        library.remove(name)
+    assert "second" in model._prepared and "first" not in model._prepared
+
+    def removing(path: Any, models: Any) -> Any:
+        library.remove("third")
+        return load_prepared(path, models)
+
+    library.add("third", model._models.conds, {})
+    monkeypatch.setattr(chatterbox.serve.models, "load_prepared", removing)
+    status, _, data = running.speak(voice="third")
+    assert (status, json.loads(data)["error"]["code"]) == (404, "voice_not_found")
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,19 @@ class ServedModel:
             return self._models.conds
         assert self._library is not None and voice is not None
         path = self._library.path(voice)
-        changed = path.stat().st_mtime_ns
-        with self._lock:
-            known = self._prepared.get(voice)
-            if known is None or known[0] != changed:
-                known = self._prepared[voice] = changed, load_prepared(path, self._models)
+        try:
+            changed = path.stat().st_mtime_ns
+            with self._lock:
+                known = self._prepared.get(voice)
+                if known is None or known[0] != changed:
+                    known = changed, load_prepared(path, self._models)
+                    there = self._library.names()
+                    kept = {name: one for name, one in self._prepared.items() if name in there}  # else removed by now
+                    self._prepared = {**kept, voice: known}
+        except (OSError, ValueError):
+            if not path.exists():  # removed meanwhile
+                raise VoiceError(f"there is no voice {voice!r} any more") from None
+            raise
         return known[1]
 
     def _language(self, asked: str | None) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from chatterbox.voice.conditionals import Hearing
 from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
+_ADDING = threading.Lock()  # one looks whether its name is free, and takes it
 
 
 def add_voice(model: ServedModel, library: VoiceLibrary | None, name: str, recording: bytes) -> dict[str, Any]:
@@ -30,14 +32,21 @@ def add_voice(model: ServedModel, library: VoiceLibrary | None, name: str, recor
     if library is None:
         raise ApiError("there is no folder for voices; set server.voices", code="no_voice_folder")
     if voice in library.names():
-        raise ApiError(f"there is a voice {voice!r} already", CONFLICT, param="name", code="voice_exists")
+        raise _there_is(voice)
     try:
         library.free(voice)
     except VoiceError as error:
         raise ApiError(str(error), param="name", code="invalid_value") from None
     conditionals = model.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
-    library.add(voice, conditionals, {"model": model.name, "family": model.family, "title": name.strip()})
+    with _ADDING:
+        if voice in library.names():  # by another client, meanwhile
+            raise _there_is(voice)
+        library.add(voice, conditionals, {"model": model.name, "family": model.family, "title": name.strip()})
     return voice_object(voice, name.strip()) | {"created_at": int(time.time())}
+
+
+def _there_is(voice: str) -> ApiError:
+    return ApiError(f"there is a voice {voice!r} already", CONFLICT, param="name", code="voice_exists")
 
 
 def remove_voice(library: VoiceLibrary | None, name: str) -> dict[str, Any]:

@@ -85,7 +85,11 @@ class VoiceLibrary:
         return describe(self.path(name))
 
     def remove(self, name: str) -> None:
-        self.path(name).unlink()
+        """Raises VoiceError if it is not here, or gone meanwhile."""
+        try:
+            self.path(name).unlink()
+        except FileNotFoundError:
+            raise VoiceError(f"no voice {name!r} in {self.folder}") from None
 
 
 def describe(path: Path) -> dict[str, str]:

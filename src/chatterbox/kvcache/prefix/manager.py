@@ -288,6 +288,7 @@ class GlobalKVCacheManager:
                 entries=num_resident,
                 host_entries=len(self.tree) - num_resident,
                 voices=len(self.tree.voices()),
+                leases=self.tree.num_refs,
                 budget_bytes=self.budget_bytes,
                 total_budget_bytes=self._tiers.total_bytes,
                 pressure=int(self._tiers.level),

@@ -83,6 +83,7 @@ class PrefixStats(CacheStats):
     entries: int = 0  # segments on the device
     host_entries: int = 0
     voices: int = 0
+    leases: int = 0  # that keep a prefix in the tree, until they are released
     budget_bytes: int = 0
     total_budget_bytes: int = 0
     pressure: int = 0  # `chatterbox.kvcache.prefix.memory_pressure.Level`

@@ -100,6 +100,11 @@ class RadixTree:
             pending += node.children.values()
             yield node
 
+    @property
+    def num_refs(self) -> int:
+        """How often `ref` was called without its `unref`: each is of one voice's root too."""
+        return sum(root.ref_count for root in self._roots.values())
+
     def voices(self) -> list[str]:
         return list(self._roots)
 
