@@ -228,6 +228,25 @@ def test_what_is_no_recording_is_refused(
     assert running.model._library.names() == before
 
 
+def test_a_consent_is_answered_and_not_kept(running: Running) -> None:
+    def consent(recording: bytes, **form: str) -> Any:
+        return running.client().post(
+            "/audio/voice_consents", cast_to=dict[str, Any], body=form, files={"recording": ("yes.wav", recording)},
+            options={"headers": {"content-type": "multipart/form-data"}},
+        )  # fmt: skip
+
+    told = consent(b"any", name="Mary", language="en-US")
+    assert (told["object"], told["name"], told["language"]) == ("audio.voice_consent", "Mary", "en-US")
+    assert running.ask("GET", f"/v1/audio/voice_consents/{told['id']}")[0] == 404
+    for recording, form in ((b"any", {"name": " ", "language": "en"}), (b"any", {"name": "Mary"})):
+        with pytest.raises(openai.BadRequestError, match="must be given"):
+            consent(recording, **form)
+    with pytest.raises(openai.APIStatusError, match="more than 1 MiB"):
+        consent(bytes(2**20 + 1), name="Mary", language="en")
+    status, _, data = running.ask("POST", "/v1/audio/voice_consents", {"name": "Mary", "language": "en"})
+    assert status == 400 and json.loads(data)["error"]["param"] == "recording"
+
+
 def test_a_request_has_an_id_and_a_line_without_its_text(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "chatterbox.serve.requests"):
         own = running.ask("POST", "/v1/audio/speech", {"input": TEXT}, **{"x-request-id": "mine-7"})[1]["x-request-id"]
