@@ -36,6 +36,7 @@ from chatterbox.serve.health import FAILING, Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
+from chatterbox.serve.openapi import description
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speaking import Speaking
@@ -84,6 +85,7 @@ class Server:
             Route("/v1", self.about),
             Route("/", page),
             Route("/page/{name}", page),
+            Route("/openapi.json", self.openapi),
             Route("/info", self.info),
             Route("/health", self.health),
             Route("/ready", self.ready),
@@ -200,6 +202,10 @@ class Server:
     async def remove_voice(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""
         return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(description(self._config))
 
     async def info(self, request: Request) -> Response:
         """GET /info: what there is, and what the caches save."""
