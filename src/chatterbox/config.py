@@ -24,6 +24,17 @@ def option(default: T, about: str) -> T:
     return field(default=default, metadata={"about": about})
 
 
+# Numbers of a request: lowest, highest, and what to say of others; of whole numbers the lowest.
+SAMPLING_RANGES = {
+    "temperature": (0.0, 10.0, "0 is greedy, 0.8 is usual"),
+    "cfg_weight": (0.0, 10.0, "0 turns guidance off, 0.5 is usual"),
+    "repetition_penalty": (0.1, 10.0, "1 turns it off, 1.2 is usual"),
+    "min_p": (0.0, 1.0, "0 turns it off, 0.05 is usual"),
+    "top_p": (0.0, 1.0, "1 turns it off"),
+}
+SAMPLING_COUNTS = {"top_k": (0, "0 turns it off"), "max_new_tokens": (1, "1000 is 40 s")}
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next speech token is decoded, and how many at most. ``temperature`` 0 is greedy."""
@@ -38,15 +49,12 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         own = Fields(self)
-        own.number("temperature", 0.0, 10.0, "0 is greedy, 0.8 is usual")
-        own.number("cfg_weight", 0.0, 10.0, "0 turns guidance off, 0.5 is usual")
-        own.number("repetition_penalty", 0.1, 10.0, "1 turns it off, 1.2 is usual")
-        own.number("min_p", 0.0, 1.0, "0 turns it off, 0.05 is usual")
-        own.number("top_p", 0.0, 1.0, "1 turns it off")
+        for name, within in SAMPLING_RANGES.items():
+            own.number(name, *within)
         if self.top_p == 0.0:
             raise ValueError("top_p must be above 0, got 0.0; 1 turns it off")
-        own.whole("top_k", 0, "0 turns it off")
-        own.whole("max_new_tokens", 1, "1000 is 40 s")
+        for name, (low, remedy) in SAMPLING_COUNTS.items():
+            own.whole(name, low, remedy)
 
 
 def window_of(name: str, window: object, max_cache_size: object) -> int | None:
@@ -228,12 +236,18 @@ def precision_config(precision: str | PrecisionConfig) -> PrecisionConfig:
     return PrecisionConfig(word("precision", precision, f"choose from {', '.join(PRECISIONS)}"))
 
 
-EXAGGERATION = (0.0, 10.0, "0.5 is neutral")
+SPEECH_RANGES = {  # as SAMPLING_RANGES
+    "exaggeration": (0.0, 10.0, "0.5 is neutral"),
+    "paragraph_pause": (0.0, 60.0, "in seconds; 0 speaks on"),
+    "speed": (0.5, 2.0, "1 is as the voice speaks"),
+    "loudness": (-70.0, 0.0, "in LUFS; -16 is usual, None leaves it as it is"),
+}
 
 
 def exaggeration_of(value: object) -> float:
     """Emotion as a plain number, 0.5 for None. Raises ValueError if it is no number, or out of range."""
-    return number("exaggeration", SpeechOptions.exaggeration if value is None else value, *EXAGGERATION)
+    given = SpeechOptions.exaggeration if value is None else value
+    return number("exaggeration", given, *SPEECH_RANGES["exaggeration"])
 
 
 CLEANINGS = ("full", "characters", "none")
@@ -262,8 +276,9 @@ class SpeechOptions:
 
     def __post_init__(self) -> None:
         own = Fields(self, none_is_default=True)
-        own.number("exaggeration", *EXAGGERATION)
-        own.number("paragraph_pause", 0.0, 60.0, "in seconds; 0 speaks on")
+        for name, within in SPEECH_RANGES.items():
+            if name != "loudness" or self.loudness is not None:
+                own.number(name, *within)
         own.put("seed", seed_of(self.seed))
         for name in ("use_cache", "watermark"):
             own.switch(name)
@@ -273,9 +288,6 @@ class SpeechOptions:
             raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {self.cleaning!r}")
         if self.normalize is not None:
             own.switch("normalize")
-        own.number("speed", 0.5, 2.0, "1 is as the voice speaks")
-        if self.loudness is not None:
-            own.number("loudness", -70.0, 0.0, "in LUFS; -16 is usual, None leaves it as it is")
 
 
 class SpeechArguments(TypedDict, total=False):

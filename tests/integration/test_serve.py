@@ -133,7 +133,7 @@ def test_events_hold_the_format_that_was_asked_for(running: Running, whole: np.n
     """LiveKit asks for MP3 in events."""
     status, headers, data = running.speak(response_format=name, stream_format="sse")
     assert status == 200 and headers["content-type"].startswith("text/event-stream")
-    lines = data.decode().split("\n\n")
+    lines = [line for line in data.decode().split("\n\n") if line != ": keep-alive"]
     assert lines.pop() == "" and all(line.startswith("data: ") for line in lines)
     first, *deltas, last = [json.loads(line[6:]) for line in lines]
     assert first["type"] == "speech.audio.info" and first["sample_rate"] == 24_000
@@ -266,6 +266,25 @@ def test_what_is_no_recording_is_refused(
     with pytest.raises(error, match=message):
         upload(running, name, recording)
     assert running.model._library.names() == before
+
+
+def test_a_consent_is_answered_and_not_kept(running: Running) -> None:
+    def consent(recording: bytes, **form: str) -> Any:
+        return running.client().post(
+            "/audio/voice_consents", cast_to=dict[str, Any], body=form, files={"recording": ("yes.wav", recording)},
+            options={"headers": {"content-type": "multipart/form-data"}},
+        )  # fmt: skip
+
+    told = consent(b"any", name="Mary", language="en-US")
+    assert (told["object"], told["name"], told["language"]) == ("audio.voice_consent", "Mary", "en-US")
+    assert running.ask("GET", f"/v1/audio/voice_consents/{told['id']}")[0] == 404
+    for recording, form in ((b"any", {"name": " ", "language": "en"}), (b"any", {"name": "Mary"})):
+        with pytest.raises(openai.BadRequestError, match="must be given"):
+            consent(recording, **form)
+    with pytest.raises(openai.APIStatusError, match="more than 1 MiB"):
+        consent(bytes(2**20 + 1), name="Mary", language="en")
+    status, _, data = running.ask("POST", "/v1/audio/voice_consents", {"name": "Mary", "language": "en"})
+    assert status == 400 and json.loads(data)["error"]["param"] == "recording"
 
 
 def test_a_request_has_an_id_and_a_line_without_its_text(running: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -28,13 +27,16 @@ from starlette.routing import Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
+from chatterbox.serve.bodies import form_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import CLOSED, NOT_FOUND, TOO_LARGE, ApiError, api_error
+from chatterbox.serve.consents import add_consent
+from chatterbox.serve.errors import CLOSED, NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.health import FAILING, Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel, library_of
+from chatterbox.serve.openapi import description
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Client, Keys
 from chatterbox.serve.speaking import Speaking
@@ -47,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 OWNER = "chatterbox"
 LOOK_SECONDS = 5.0  # between two looks for models that nobody uses, at most
-MIB, FORM_BYTES = 2**20, 2**16  # of a form beside its file
 
 
 class Server:
@@ -76,6 +77,7 @@ class Server:
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
+            Route("/v1/audio/voice_consents", partial(add_consent, config=config), methods=["POST"]),
             Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -83,6 +85,7 @@ class Server:
             Route("/v1", self.about),
             Route("/", page),
             Route("/page/{name}", page),
+            Route("/openapi.json", self.openapi),
             Route("/info", self.info),
             Route("/health", self.health),
             Route("/ready", self.ready),
@@ -182,19 +185,13 @@ class Server:
 
     async def add_voice(self, request: Request) -> Response:
         """POST /v1/audio/voices: a form with ``name`` and the recording ``audio_sample``."""
-        most = self._config.max_upload_mib * MIB
-        if int(request.headers.get("content-length", 0)) > most + FORM_BYTES:
-            raise _too_large(self._config)
-        async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
-            sample, name = form.get("audio_sample"), form.get("name")
-            if not isinstance(sample, UploadFile):
-                raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
-            if not isinstance(name, str) or not name.strip():
-                raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
-            recording = await sample.read(most + 1)
-        if len(recording) > most:
-            raise _too_large(self._config)
-        return JSONResponse(await run_in_threadpool(self._added, name, recording))
+        form = await form_of(request, self._config)
+        sample, name = form.file("audio_sample"), form.fields.get("name", "")
+        if sample is None:
+            raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
+        if not name.strip():
+            raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
+        return JSONResponse(await run_in_threadpool(self._added, name, sample.data))
 
     def _added(self, name: str, recording: bytes) -> dict[str, Any]:
         try:
@@ -205,6 +202,10 @@ class Server:
     async def remove_voice(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""
         return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(description(self._config))
 
     async def info(self, request: Request) -> Response:
         """GET /info: what there is, and what the caches save."""
@@ -257,11 +258,6 @@ class Server:
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
-
-
-def _too_large(config: ServerConfig) -> ApiError:
-    message = f"the recording has more than {config.max_upload_mib} MiB; 10 seconds of speech are enough"
-    return ApiError(message, TOO_LARGE, param="audio_sample", code="file_too_large")
 
 
 def _failed(error: ApiError) -> Response:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatterbox.audio.encoding import FORMATS
-from chatterbox.config import SamplingConfig, SpeechOptions
+from chatterbox.config import SPEECH_RANGES, SamplingConfig, SpeechOptions
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import ApiError
 from chatterbox.values import shown
@@ -21,7 +21,7 @@ OPENAI_VOICES = (
 )  # fmt: skip
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15")
 STREAM_FORMATS = ("audio", "sse")
-SPEED = (0.5, 2.0)  # what can be spoken; OpenAI takes 0.25 to 4
+SPEED, OPENAI_SPEED = SPEECH_RANGES["speed"][:2], (0.25, 4.0)  # what can be spoken, and what is taken for it
 OPTIONS = {one.name for one in dataclasses.fields(SpeechOptions)} - {"use_cache", "watermark"}
 SAMPLING = {one.name for one in dataclasses.fields(SamplingConfig)}
 OWN = {"input", "model", "voice", "response_format", "stream_format", "instructions", "language", "kvcache"}
@@ -126,7 +126,8 @@ def _options(given: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
     options = {name: given[name] for name in OPTIONS & given.keys()}
     try:
         speed = float(options.get("speed", 1.0))
-        options["speed"] = min(max(speed, SPEED[0]), SPEED[1]) if 0.25 <= speed <= 4.0 else speed
+        is_taken = OPENAI_SPEED[0] <= speed <= OPENAI_SPEED[1]
+        options["speed"] = min(max(speed, SPEED[0]), SPEED[1]) if is_taken else speed
     except (TypeError, ValueError, OverflowError):  # `SpeechOptions` says what is wrong
         return options
     if options["speed"] != speed:

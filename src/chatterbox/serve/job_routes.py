@@ -27,12 +27,11 @@ from chatterbox.serve.errors import ApiError
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.jobs import DONE, FAILED, PAUSED, Job, Jobs
 from chatterbox.serve.models import ModelHub
-from chatterbox.serve.speech import EVENTS_TYPE, event
+from chatterbox.serve.speech import EVENTS_TYPE, KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
 from chatterbox.synthesis.request import utterance_seed, with_seed
 from chatterbox.voice.library import default_folder
 
 PATH = "/v1/audio/speech/long"
-KEEP_ALIVE = 2.0  # seconds between two events at most
 ACCEPTED = 202
 
 
@@ -160,8 +159,8 @@ async def _events(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
             if job.state in (DONE, FAILED, PAUSED):
                 return
         else:
-            yield b": keep-alive\n\n"
-        job = await run_in_threadpool(jobs.wait, job.id, known, KEEP_ALIVE)
+            yield KEEP_ALIVE
+        job = await run_in_threadpool(jobs.wait, job.id, known, KEEP_ALIVE_SECONDS)
 
 
 def _told(job: Job) -> dict[str, Any]:

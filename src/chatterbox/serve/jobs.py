@@ -33,7 +33,7 @@ from chatterbox.text import split_text
 logger = logging.getLogger(__name__)
 
 PART_LEN = 600  # characters at most: what is said again after a restart
-WAITING, RUNNING, PAUSED, DONE, FAILED = "queued", "running", "paused", "completed", "failed"
+STATES = WAITING, RUNNING, PAUSED, DONE, FAILED = "queued", "running", "paused", "completed", "failed"
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chatterbox.serve.admission import Caller
 from chatterbox.serve.errors import UNAUTHORIZED, ApiError
 
-OPEN_PATHS = ("/health", "/ready", "/v1", "/v1/models", "/v1/audio/models", "/v1/audio/voices")
+OPEN_PATHS = ("/health", "/ready", "/v1", "/v1/models", "/v1/audio/models", "/v1/audio/voices", "/openapi.json")
 
 
 class Keys:

@@ -5,6 +5,7 @@ Owns: what a stream says first, between and last, when it fails too. Does not kn
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -26,6 +27,8 @@ from chatterbox.synthesis.request import SynthesisRequest
 logger = logging.getLogger(__name__)
 
 EVENTS_TYPE = "text/event-stream"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
+KEEP_ALIVE_SECONDS = 2.0  # between two lines of events at most: LiveKit leaves after 5
 
 
 class Sentence(NamedTuple):
@@ -92,8 +95,11 @@ async def events(speech: AsyncIterator[Piece], call: SpeechCall, num_text_tokens
     yield event({"type": "speech.audio.info", **form, "bits_per_sample": 16})
     metrics = None
     try:
-        async with aclosing(speech) as made:  # type: ignore[type-var]
+        async with aclosing(_patiently(speech)) as made:  # type: ignore[type-var]
             async for piece in made:
+                if piece is None:
+                    yield KEEP_ALIVE
+                    continue
                 metrics = piece.metrics
                 if piece.data:
                     encoded = base64.b64encode(piece.data).decode("ascii")
@@ -105,6 +111,32 @@ async def events(speech: AsyncIterator[Piece], call: SpeechCall, num_text_tokens
     num_speech_tokens = 0 if metrics is None else metrics.num_tokens
     usage = {"input_tokens": num_text_tokens, "output_tokens": num_speech_tokens}
     yield event({"type": "speech.audio.done", "usage": {**usage, "total_tokens": sum(usage.values())}})
+
+
+async def _patiently(speech: AsyncIterator[Piece]) -> AsyncIterator[Piece | None]:
+    """``speech``, and None as often as nothing comes for `KEEP_ALIVE_SECONDS`: it may wait for rows of the engine.
+
+    Leaving closes it.
+    """
+    coming = asyncio.create_task(_next(speech))
+    try:
+        while True:
+            while not (await asyncio.wait([coming], timeout=KEEP_ALIVE_SECONDS))[0]:
+                yield None
+            piece = coming.result()
+            if piece is None:
+                return
+            yield piece
+            coming = asyncio.create_task(_next(speech))
+    finally:
+        if coming.done():
+            await speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+        else:
+            coming.cancel()  # which is raised within ``speech``, and so ends it
+
+
+async def _next(speech: AsyncIterator[Piece]) -> Piece | None:
+    return await anext(speech, None)
 
 
 def event(values: dict[str, Any]) -> bytes:

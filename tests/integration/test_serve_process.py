@@ -1,0 +1,75 @@
+"""`chatterbox serve` as a process: what SIGTERM does to answers under way."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DRAIN_SECONDS = 60
+TEXT = "The tea is in the kitchen, and the cups are on the table."
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    settings = (
+        f"server.voices={tmp_path}/voices",
+        f"server.jobs={tmp_path}/jobs",
+        f"server.drain_seconds={DRAIN_SECONDS}",
+    )
+    command = [sys.executable, "-m", "chatterbox.cli", "serve", "--port", "0", *settings]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    one = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    yield one
+    one.kill()
+    one.wait()
+
+
+def port_of(process: subprocess.Popen[str]) -> int:
+    """Once it speaks."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"speaks at http://127\.0\.0\.1:(\d+)/", line):
+            return int(found[1])
+    raise AssertionError("it ended before it spoke")
+
+
+def ask(port: int) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DRAIN_SECONDS)
+    body = {"input": TEXT, "response_format": "pcm", "seed": 1}
+    connection.request("POST", "/v1/audio/speech", json.dumps(body))
+    return connection, connection.getresponse()
+
+
+def test_sigterm_lets_an_answer_end_and_takes_no_more(process: subprocess.Popen[str]) -> None:
+    port = port_of(process)
+    connection, answer = ask(port)
+    whole = answer.read()
+    connection.close()
+    connection, answer = ask(port)
+    first, told = answer.read(1000), time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    deadline = told + 5
+    with pytest.raises(ConnectionError):
+        while time.monotonic() < deadline:
+            ask(port)[0].close()
+    assert first + answer.read() == whole
+    connection.close()
+    assert process.wait(DRAIN_SECONDS) == 0 and time.monotonic() - told < DRAIN_SECONDS
+    assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_sigterm_before_it_speaks(process: subprocess.Popen[str]) -> None:
+    """At any moment: killed where no handler is there yet, a shell's code for the signal, or as above."""
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DRAIN_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM, 0)
