@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -27,16 +26,17 @@ from starlette.routing import Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
+from chatterbox.serve.bodies import form_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import NOT_FOUND, TOO_LARGE, ApiError, api_error
+from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
-from chatterbox.serve.models import ModelHub, library_of
+from chatterbox.serve.models import ModelHub
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speaking import Speaking
-from chatterbox.serve.voices import add_voice, remove_voice, voice_object
+from chatterbox.serve.voices import Voices, voice_object
 
 if TYPE_CHECKING:
     from wyoming.server import AsyncTcpServer
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWNER = "chatterbox"
-MIB, FORM_BYTES = 2**20, 2**16  # of a form beside its file
 
 
 class Server:
@@ -65,7 +64,7 @@ class Server:
         self._is_ready = False
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
         self.speaking = Speaking(hub, config, self._metrics)
-        self._library, self._jobs = library_of(config), JobRoutes(hub, config)
+        self._voices, self._jobs = Voices(hub, config), JobRoutes(hub, config)
         routes = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
             WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
@@ -144,36 +143,26 @@ class Server:
 
     async def voices(self, request: Request) -> Response:
         """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
-        names = await run_in_threadpool(self._voice_names, request.query_params.get("model"))
+        names = await run_in_threadpool(self._voices.names, request.query_params.get("model"))
         if request.query_params.get("legacy", "").lower() in ("1", "true"):
             return JSONResponse({"voices": names})
         return JSONResponse({"voices": [*map(voice_object, names)]})
 
     async def add_voice(self, request: Request) -> Response:
         """POST /v1/audio/voices: a form with ``name`` and the recording ``audio_sample``."""
-        most = self._config.max_upload_mib * MIB
-        if int(request.headers.get("content-length", 0)) > most + FORM_BYTES:
-            raise _too_large(self._config)
-        async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
-            sample, name = form.get("audio_sample"), form.get("name")
-            if not isinstance(sample, UploadFile):
-                raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
-            if not isinstance(name, str) or not name.strip():
-                raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
-            recording = await sample.read(most + 1)
-        if len(recording) > most:
-            raise _too_large(self._config)
-        return JSONResponse(await run_in_threadpool(self._added, name, recording))
-
-    def _added(self, name: str, recording: bytes) -> dict[str, Any]:
-        try:
-            return add_voice(self._hub.get(self._hub.names[0]), self._library, name, recording)
-        except ValueError as error:
-            raise ApiError(str(error), param="audio_sample", code="invalid_audio") from error
+        form = await form_of(request, self._config)
+        sample, name = form.file("audio_sample"), form.fields.get("name", "")
+        if sample is None:
+            raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
+        if not name.strip():
+            raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
+        return JSONResponse(await run_in_threadpool(self._voices.add, name, sample.data))
 
     async def remove_voice(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""
-        return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+        name = request.path_params["name"]
+        await run_in_threadpool(self._voices.remove, name)
+        return JSONResponse({"id": name, "object": "audio.voice.deleted", "deleted": True})
 
     async def info(self, request: Request) -> Response:
         """GET /info: what there is, and what the caches save."""
@@ -191,9 +180,6 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         return Response(await run_in_threadpool(self._metrics.text), media_type=CONTENT_TYPE)
-
-    def _voice_names(self, model: str | None) -> list[str]:
-        return self._hub.get(self._hub.named(model)[0]).voices()
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -224,11 +210,6 @@ class Server:
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
-
-
-def _too_large(config: ServerConfig) -> ApiError:
-    message = f"the recording has more than {config.max_upload_mib} MiB; 10 seconds of speech are enough"
-    return ApiError(message, TOO_LARGE, param="audio_sample", code="file_too_large")
 
 
 def _failed(error: ApiError) -> Response:
