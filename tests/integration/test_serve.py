@@ -211,7 +211,7 @@ def test_a_recording_becomes_a_voice(running: Running) -> None:
     ("name", "recording", "error", "message"),
     [
         ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
-        ("empty", b"", openai.BadRequestError, "recording of the new voice"),
+        ("empty", b"", openai.BadRequestError, "audio_sample is empty"),
         ("..", b"RIFF", openai.BadRequestError, "a voice cannot be called ''"),
         ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
         ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),

@@ -26,7 +26,7 @@ from starlette.routing import Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
-from chatterbox.serve.bodies import form_of
+from chatterbox.serve.bodies import BodyLimit, form_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
@@ -93,6 +93,7 @@ class Server:
                 Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
             )
         middleware.append(Middleware(Keys, keys=keys, open_lists=config.open_lists, answer=_failed))
+        middleware.append(Middleware(BodyLimit, config=config))
         self.app = Starlette(
             routes=routes,
             middleware=middleware,
