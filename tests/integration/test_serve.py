@@ -208,6 +208,10 @@ def test_a_recording_becomes_a_voice(running: Running) -> None:
     assert "Aunt-Mary" in VoiceLibrary(running.model._library.folder).names()
     ours, mary = (running.speak(voice=name, response_format="pcm")[2] for name in ("alloy", "Aunt-Mary"))
     assert len(mary) > 48_000 and mary != ours
+    for name in ("Aunt Mary", "Aunt Mary.wav"):  # as other servers name voices
+        assert running.speak(voice=name, response_format="pcm")[2] == mary
+    for name in ("../Aunt-Mary", "voices\\Aunt-Mary.wav", "Aunt-Mary.exe"):
+        assert running.speak(voice=name)[0] == 404
     with pytest.raises(openai.ConflictError, match="there is a voice 'Aunt-Mary' already"):
         upload(running, "Aunt Mary", recording)
     assert json.loads(running.ask("DELETE", "/v1/audio/voices/Aunt-Mary")[2])["deleted"] is True
@@ -253,7 +257,7 @@ def test_voices_that_were_removed_are_not_kept(running: Running, monkeypatch: py
     ("name", "recording", "error", "message"),
     [
         ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
-        ("empty", b"", openai.BadRequestError, "recording of the new voice"),
+        ("empty", b"", openai.BadRequestError, "audio_sample is empty"),
         ("..", b"RIFF", openai.BadRequestError, "a voice cannot be called ''"),
         ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
         ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),

@@ -27,7 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
-from chatterbox.serve.bodies import form_of
+from chatterbox.serve.bodies import BodyLimit, form_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.consents import add_consent
 from chatterbox.serve.errors import CLOSED, NOT_FOUND, ApiError, api_error
@@ -35,12 +35,12 @@ from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.health import FAILING, Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
-from chatterbox.serve.models import ModelHub, ServedModel, library_of
+from chatterbox.serve.models import ModelHub, ServedModel
 from chatterbox.serve.openapi import description
 from chatterbox.serve.page import page
 from chatterbox.serve.security import Client, Keys
 from chatterbox.serve.speaking import Speaking
-from chatterbox.serve.voices import add_voice, remove_voice, voice_object
+from chatterbox.serve.voices import Voices, voice_object
 
 if TYPE_CHECKING:
     from wyoming.server import AsyncTcpServer
@@ -69,7 +69,7 @@ class Server:
         self._health = Health(self._say_a_word)
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
         self.speaking = Speaking(hub, config, self._metrics, self._health)
-        self._library, self._jobs = library_of(config), JobRoutes(hub, config)
+        self._voices, self._jobs = Voices(hub, config), JobRoutes(hub, config)
         routes = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
             WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
@@ -100,6 +100,7 @@ class Server:
                 Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
             )
         middleware.append(Middleware(Keys, keys=keys, open_lists=config.open_lists, answer=_failed))
+        middleware.append(Middleware(BodyLimit, config=config))
         self.app = Starlette(
             routes=routes,
             middleware=middleware,
@@ -178,7 +179,7 @@ class Server:
 
     async def voices(self, request: Request) -> Response:
         """GET /v1/audio/voices: objects, or with ``?legacy=true`` their names."""
-        names = await run_in_threadpool(self._voice_names, request.query_params.get("model"))
+        names = await run_in_threadpool(self._voices.names, request.query_params.get("model"))
         if request.query_params.get("legacy", "").lower() in ("1", "true"):
             return JSONResponse({"voices": names})
         return JSONResponse({"voices": [*map(voice_object, names)]})
@@ -191,17 +192,13 @@ class Server:
             raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
         if not name.strip():
             raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
-        return JSONResponse(await run_in_threadpool(self._added, name, sample.data))
-
-    def _added(self, name: str, recording: bytes) -> dict[str, Any]:
-        try:
-            return add_voice(self._hub.get(self._hub.names[0]), self._library, name, recording)
-        except ValueError as error:
-            raise ApiError(str(error), param="audio_sample", code="invalid_audio") from error
+        return JSONResponse(await run_in_threadpool(self._voices.add, name, sample.data))
 
     async def remove_voice(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""
-        return JSONResponse(await run_in_threadpool(remove_voice, self._library, request.path_params["name"]))
+        name = request.path_params["name"]
+        await run_in_threadpool(self._voices.remove, name)
+        return JSONResponse({"id": name, "object": "audio.voice.deleted", "deleted": True})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
@@ -223,9 +220,6 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         return Response(await run_in_threadpool(self._metrics.text), media_type=CONTENT_TYPE)
-
-    def _voice_names(self, model: str | None) -> list[str]:
-        return self._hub.get(self._hub.named(model)[0]).voices()
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""

@@ -34,6 +34,7 @@ class SpeechCall:
     """A body as it is understood.
 
     ``given``: names of its fields, as errors name them. ``warnings``: what was not done as asked, one line each.
+    ``recording``: a file's bytes, whose voice it is that speaks. ``is_collected``: nobody hears it before its end.
     """
 
     text: str
@@ -47,11 +48,13 @@ class SpeechCall:
     kvcache: str | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     warnings: tuple[str, ...] = ()
+    recording: bytes | None = field(default=None, repr=False)
+    is_collected: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether utterances are handed out whole: what is asked for cannot be had before their end."""
-        return self.options.get("speed", 1.0) != 1.0 or self.options.get("loudness") is not None
+        """Whether utterances are handed out whole: what is asked for cannot be had, or is not, before their end."""
+        return self.is_collected or self.options.get("speed", 1.0) != 1.0 or self.options.get("loudness") is not None
 
 
 def speech_call(body: Any, config: ServerConfig, *, max_input: int | None = None) -> SpeechCall:

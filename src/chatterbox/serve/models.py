@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,8 @@ from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
 from chatterbox.synthesis.request import SynthesisRequest
-from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, family, load_prepared
+from chatterbox.values import shown
+from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, describe, family, load_prepared, name_of
 
 ENGLISH = "en"
 
@@ -44,6 +46,14 @@ class Defaults:
     language: str | None = None
 
 
+class _Prepared(NamedTuple):
+    """A voice of the library. ``changed``: its file's time in ns. ``language``: that it speaks unless told."""
+
+    changed: int
+    conditionals: Conditionals
+    language: str | None
+
+
 class ServedModel:
     """One model for all calls, and the voices that it can speak in."""
 
@@ -57,25 +67,27 @@ class ServedModel:
     ) -> None:
         self.name, self.synthesizer, self.defaults = name, synthesizer, defaults
         self._models, self._library = models, library
-        self._prepared: dict[str, tuple[int, Conditionals]] = {}  # by name, with the file's time in ns
+        self._prepared: dict[str, _Prepared] = {}  # by name
         self._lock = threading.Lock()
 
     def request(self, call: SpeechCall, voice: str | None) -> SynthesisRequest:
-        """What ``call`` asks of this model, in a voice of `voice_name`.
+        """What ``call`` asks of this model, in a voice of `voice_name`; None is that of the call's recording.
 
         Raises:
             ValueError: a value that does not fit; the message begins with its name.
             VoiceError: there is no such voice, or it is another model's.
+            ApiError: the recording cannot be heard.
         """
         own = self.defaults
         options = {**vars(own.options), **call.options}
         check_guard(options["guard"], self.synthesizer.t3.hp)
+        heard = self._voice(voice) if call.recording is None else self._heard(call.recording)
         return SynthesisRequest(
             text=call.text,
-            conditionals=self._conditionals(voice),
+            conditionals=heard.conditionals,
             sampling=dataclasses.replace(self._models.config.sampling, **{**own.sampling, **call.sampling}),
             cache_policy=own.kvcache if call.kvcache is None else dataclasses.replace(own.kvcache, policy=call.kvcache),
-            language_id=self._language(call.language),
+            language_id=self.language(call.language, heard.language),
             **options,
         )
 
@@ -87,18 +99,22 @@ class ServedModel:
     def voice_name(self, asked: str | None, default: str | None) -> str:
         """The voice that a call means: OpenAI's names are the default's, unless a voice has been given one of them.
 
+        A recording's name may stand for the voice that was made of it, as in other servers; no path does.
+
         Raises:
             VoiceError: there is none of that name.
         """
         there = self.voices()
         if asked in there:
             return str(asked)
+        if asked is not None and not {"/", "\\"} & set(asked) and name_of(asked) in there:
+            return name_of(asked)
         usual = default or (there[0] if there else None)
         if asked is None or asked.lower() in (*OPENAI_VOICES, "default"):
             if usual is None:
                 raise VoiceError(f"model {self.name} has no voice of its own, and none was added; upload one")
             return usual
-        raise VoiceError(f"there is no voice {asked!r}; there are {', '.join(there) or 'none'}")
+        raise VoiceError(f"there is no voice {shown(asked)}; there are {', '.join(there) or 'none'}")
 
     @property
     def languages(self) -> list[str]:
@@ -116,44 +132,58 @@ class ServedModel:
     def close(self) -> None:
         self.synthesizer.close()
 
-    def _conditionals(self, voice: str | None) -> Conditionals:
+    def language(self, asked: str | None, voice: str | None = None) -> str | None:
+        """That a text is in, as a request names it: a model of one language is told none but its own.
+
+        ``voice``: what its voice speaks, where nothing is asked for. Raises ValueError: the model does not speak it.
+        """
+        own, tokenizer = self._models.language, self._models.tokenizer
+        if own is None and self.synthesizer.t3.hp.is_multilingual:
+            usual = voice or self.defaults.language or ENGLISH
+            return check_language(asked or usual, getattr(tokenizer, "has_language", None))
+        speaks = own or ENGLISH
+        if asked is not None and base_language(asked) != base_language(speaks):
+            raise ValueError(f"language must be {speaks}, which model {self.name} speaks alone, got {shown(asked)}")
+        return own
+
+    def _heard(self, recording: bytes) -> _Prepared:
+        """The voice of a file's bytes, which is prepared once for as long as it is remembered."""
+        try:
+            return _Prepared(0, self.synthesizer.conditionals(io.BytesIO(recording)), None)
+        except ValueError as error:
+            raise ApiError(str(error), param="voice_file", code="invalid_audio") from error
+
+    def _voice(self, voice: str | None) -> _Prepared:
         if voice in (None, BUILT_IN):
             assert self._models.conds is not None
-            return self._models.conds
+            return _Prepared(0, self._models.conds, None)
         assert self._library is not None and voice is not None
         path = self._library.path(voice)
         try:
             changed = path.stat().st_mtime_ns
             with self._lock:
                 known = self._prepared.get(voice)
-                if known is None or known[0] != changed:
-                    known = changed, load_prepared(path, self._models)
-                    there = self._library.names()
+                if known is None or known.changed != changed:
+                    made, there = load_prepared(path, self._models), self._library.names()
+                    known = _Prepared(changed, made, describe(path).get("language"))
                     kept = {name: one for name, one in self._prepared.items() if name in there}  # else removed by now
                     self._prepared = {**kept, voice: known}
         except (OSError, ValueError):
             if not path.exists():  # removed meanwhile
                 raise VoiceError(f"there is no voice {voice!r} any more") from None
             raise
-        return known[1]
-
-    def _language(self, asked: str | None) -> str | None:
-        """That the text is in, as a request names it: a model of one language is told none but its own."""
-        own, tokenizer = self._models.language, self._models.tokenizer
-        if own is None and self.synthesizer.t3.hp.is_multilingual:
-            return check_language(asked or self.defaults.language or ENGLISH, getattr(tokenizer, "has_language", None))
-        speaks = own or ENGLISH
-        if asked is not None and base_language(asked) != base_language(speaks):
-            raise ValueError(f"language must be {speaks}, which model {self.name} speaks alone, got {asked!r}")
-        return own
+        return known
 
 
 class Asked(NamedTuple):
-    """A call, as the model that it means is asked. ``warnings``: what is not done as asked, one line each."""
+    """A call, as the model that it means is asked. ``voice``: its name; None: the call has a recording instead.
+
+    ``warnings``: what is not done as asked, one line each.
+    """
 
     model: ServedModel
     request: SynthesisRequest
-    voice: str
+    voice: str | None
     warnings: tuple[str, ...]
 
 
@@ -210,7 +240,8 @@ class ModelHub:
         name, warnings = self.named(call.model)
         model = self.get(name)
         try:
-            voice = model.voice_name(call.voice, self._config.default_voice)
+            is_named = call.recording is None
+            voice = model.voice_name(call.voice, self._config.default_voice) if is_named else None
             return Asked(model, model.request(call, voice), voice, (*call.warnings, *warnings))
         except Exception as error:
             raise api_error(error, call.given) from error

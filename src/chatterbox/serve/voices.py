@@ -6,57 +6,110 @@ Owns: what an upload must be, the order in which it is kept. Does not know: HTTP
 from __future__ import annotations
 
 import io
-import re
 import threading
 import time
 from typing import Any
 
 from chatterbox.audio.recordings import LIBRARY
-from chatterbox.serve.errors import CONFLICT, ApiError
-from chatterbox.serve.models import ServedModel
+from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.errors import CONFLICT, ApiError, api_error
+from chatterbox.serve.models import ModelHub, library_of
+from chatterbox.values import shown
 from chatterbox.voice.conditionals import Hearing
-from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary
+from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, name_of
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 _ADDING = threading.Lock()  # one looks whether its name is free, and takes it
 
 
-def add_voice(model: ServedModel, library: VoiceLibrary | None, name: str, recording: bytes) -> dict[str, Any]:
-    """Keep the voice of ``recording``, a file's bytes, for ``model``. What OpenAI's client is told.
+class Voices:
+    """Those of a server's first model, which may have to be loaded. Each call may take long."""
 
-    Raises:
-        ApiError: there is such a voice, it cannot have this name, or nowhere to keep it.
-        ValueError: nothing that can be heard, or too little.
-    """
-    voice = _NOT_IN_NAMES.sub("-", name.strip()).strip("-_")
-    if library is None:
-        raise ApiError("there is no folder for voices; set server.voices", code="no_voice_folder")
-    if voice in library.names():
-        raise _there_is(voice)
-    try:
-        library.free(voice)
-    except VoiceError as error:
-        raise ApiError(str(error), param="name", code="invalid_value") from None
-    conditionals = model.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
-    with _ADDING:
-        if voice in library.names():  # by another client, meanwhile
-            raise _there_is(voice)
-        library.add(voice, conditionals, {"model": model.name, "family": model.family, "title": name.strip()})
-    return voice_object(voice, name.strip()) | {"created_at": int(time.time())}
+    def __init__(self, hub: ModelHub, config: ServerConfig) -> None:
+        self._hub, self._config, self._found = hub, config, library_of(config)
 
+    def names(self, model: str | None = None) -> list[str]:
+        """Of all, a model's own first. Raises ApiError: there is no such model."""
+        return self._hub.get(self._hub.named(model)[0]).voices()
 
-def _there_is(voice: str) -> ApiError:
-    return ApiError(f"there is a voice {voice!r} already", CONFLICT, param="name", code="voice_exists")
+    def default(self) -> str:
+        """Who speaks where a request names none. Raises VoiceError: nobody does."""
+        return self._hub.get(self._hub.names[0]).voice_name(None, self._config.default_voice)
 
+    def add(self, name: str, recording: bytes, language: str | None = None) -> dict[str, Any]:
+        """Keep the voice of ``recording``, a file's bytes. What OpenAI's client is told.
 
-def remove_voice(library: VoiceLibrary | None, name: str) -> dict[str, Any]:
-    """Forget a voice. Raises VoiceError: there is none, ApiError: it is a model's own."""
-    if name == BUILT_IN:
-        raise ApiError(f"the voice {BUILT_IN!r} is a model's own and stays", CONFLICT, code="voice_is_built_in")
-    if library is None:
-        raise VoiceError(f"no voice {name!r}")
-    library.remove(name)
-    return {"id": name, "object": "audio.voice.deleted", "deleted": True}
+        Args:
+            language: that the voice speaks where a request names none.
+
+        Raises:
+            ApiError: there is such a voice, it cannot have this name, or nowhere to keep it; or there is nothing that
+                can be heard, or too little; or the model does not speak the language.
+        """
+        voice, model, title = name_of(name), self._hub.get(self._hub.names[0]), name.strip()
+        self._check_free(voice)
+        notes = {"model": model.name, "family": model.family, "title": title}
+        if language is not None:
+            try:
+                notes["language"] = model.language(language) or language
+            except ValueError as error:
+                raise api_error(error, ("language", "language_id")) from error
+        try:
+            heard = model.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
+        except ValueError as error:
+            raise ApiError(str(error), param="audio_sample", code="invalid_audio") from error
+        with _ADDING:
+            self._check_free(voice)  # which another client may have taken meanwhile
+            self._library.add(voice, heard, notes)
+        return voice_object(voice, title) | {"created_at": int(time.time())}
+
+    def about(self, name: str) -> dict[str, Any]:
+        """A voice, and what was noted when it was added. Raises VoiceError: there is none."""
+        self._check_there(name)
+        noted = {} if name == BUILT_IN else self._library.about(name)
+        told = {key: noted[key] for key in ("language", "model", "heard", "size") if key in noted}
+        return voice_object(name, noted.get("title")) | told
+
+    def data(self, name: str) -> bytes:
+        """What a voice's file holds. Raises VoiceError: there is none, ApiError: it is a model's own, without one."""
+        self._check_kept(name)
+        self._library.about(name)  # a file, and whole
+        return self._library.path(name).read_bytes()
+
+    def rename(self, name: str, new: str) -> dict[str, Any]:
+        """Raises VoiceError: there is no such voice, ApiError: none can have the new name, or it is a model's own."""
+        with _ADDING:
+            self._check_kept(name)
+            self._check_free(name_of(new))
+            self._library.rename(name, name_of(new))
+        return self.about(name_of(new))
+
+    def remove(self, name: str) -> None:
+        """Forget a voice. Raises VoiceError: there is none, ApiError: it is a model's own."""
+        self._check_kept(name)
+        self._library.remove(name)
+
+    @property
+    def _library(self) -> VoiceLibrary:
+        if self._found is None:
+            raise ApiError("there is no folder for voices; set server.voices", code="no_voice_folder")
+        return self._found
+
+    def _check_free(self, voice: str) -> None:
+        if voice in self._library.names():
+            raise ApiError(f"there is a voice {voice!r} already", CONFLICT, param="name", code="voice_exists")
+        try:
+            self._library.free(voice)
+        except VoiceError as error:
+            raise ApiError(str(error), param="name", code="invalid_value") from None
+
+    def _check_kept(self, name: str) -> None:
+        self._check_there(name)
+        if name == BUILT_IN:
+            raise ApiError(f"the voice {BUILT_IN!r} is a model's own and stays", CONFLICT, code="voice_is_built_in")
+
+    def _check_there(self, name: str) -> None:
+        if name not in (there := self.names()):
+            raise VoiceError(f"there is no voice {shown(name)}; there are {', '.join(there) or 'none'}")
 
 
 def voice_object(voice: str, title: str | None = None) -> dict[str, Any]:

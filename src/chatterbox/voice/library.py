@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chatterbox.models.config import T3Config
 from chatterbox.runtime.files import whole
+from chatterbox.values import shown
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
@@ -26,7 +27,11 @@ SUFFIX = ".safetensors"
 KIBIBYTE = 1024
 FRAMES_PER_SECOND = 50  # of a recording's mel
 
+MAX_NAME_LEN = 100
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
+_RECORDING = re.compile(r"\.(wav|mp3|flac|m4a|ogg|opus|aac|webm)\Z", re.IGNORECASE)  # how the name of one ends
 
 
 class VoiceError(ValueError):
@@ -40,6 +45,11 @@ def default_folder() -> Path | None:
     except RuntimeError:
         return None
     return Path(data) / "chatterbox" / "voices"
+
+
+def name_of(title: str) -> str:
+    """What a voice is called of this title, or of a recording of this name: what no name may hold is a dash in it."""
+    return _NOT_IN_NAMES.sub("-", _RECORDING.sub("", title.strip())).strip("-_")
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ class VoiceLibrary:
         """Where a new voice would be. Raises VoiceError if it cannot have this name."""
         if not _NAME.fullmatch(name) or name == BUILT_IN:
             raise VoiceError(f"a voice cannot be called {name!r}; use letters, digits, - and _, but not {BUILT_IN!r}")
+        if len(name) > MAX_NAME_LEN:
+            raise VoiceError(f"a voice's name has at most {MAX_NAME_LEN} characters, {shown(name)} has {len(name)}")
         if name in self.names() and not force:
             raise VoiceError(f"there is a voice {name!r} already; choose another name, or --force replaces it")
         return self.folder / f"{name}{SUFFIX}"
@@ -83,6 +95,10 @@ class VoiceLibrary:
     def about(self, name: str) -> dict[str, str]:
         """What was noted when a voice was added, and what its file says. Raises VoiceError, ValueError if broken."""
         return describe(self.path(name))
+
+    def rename(self, name: str, new: str) -> None:
+        """Raises VoiceError: there is no such voice, or none can have the new name."""
+        self.path(name).rename(self.free(new))
 
     def remove(self, name: str) -> None:
         """Raises VoiceError if it is not here, or gone meanwhile."""
