@@ -30,7 +30,7 @@ SWITCHES = [
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("voices")
-    one = Running(served(VoiceLibrary(folder)), ServerConfig(voices=str(folder)))
+    one = Running(served(VoiceLibrary(folder)), ServerConfig(voices=str(folder), jobs=str(folder / "jobs")))
     yield one
     one.close()
 
@@ -139,6 +139,25 @@ def test_a_voice_is_recorded_listened_to_and_removed(page: Page, running: Runnin
     page.wait_for_selector("#record[aria-pressed=false]")
     page.wait_for_selector("#heard:not([hidden])")
     until(page, "document.getElementById('heard').duration", lambda seconds: seconds and seconds > 1)
+
+
+def test_a_long_text_is_a_job_that_is_followed_and_fetched(page: Page, tmp_path: Path) -> None:
+    page.fill("#text", f"{TEXT}\n\n{TEXT}")
+    page.click("#keep")
+    status(page, "The text is spoken as a job")
+    until(
+        page,
+        "document.querySelector('#jobs span')?.textContent",
+        lambda text: text and "is ready: 2 of 2 parts" in text,
+    )
+    assert page.evaluate("document.querySelector('#jobs progress').value") == 1
+    with page.expect_download() as download:
+        page.click("#jobs button:visible >> text=Download")
+    download.value.save_as(tmp_path / "speech.mp3")
+    assert download.value.suggested_filename == "speech.mp3" and (tmp_path / "speech.mp3").stat().st_size > 10_000
+    page.click("#jobs button:visible >> text=Remove")
+    until(page, "document.querySelectorAll('#jobs li').length", lambda count: count == 0)
+    assert page.is_visible("#jobs-none")
 
 
 def test_what_goes_wrong_is_told(page: Page) -> None:

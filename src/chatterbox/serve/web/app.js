@@ -1,6 +1,7 @@
 // The page: what is typed and chosen becomes a request for speech, and what comes back is heard while it comes.
 
 import { RATE, decoder, draw, player, recorder, wav } from "./audio.js";
+import { jobs } from "./jobs.js";
 
 const $ = (id) => document.getElementById(id);
 const SLIDERS = ["exaggeration", "cfg_weight", "temperature"];
@@ -8,6 +9,7 @@ const touched = new Set();
 let speaking = null; // {abort, playing} of what is under way
 let recorded = null;
 let stopRecording = null;
+const long = jobs({ list: $("jobs"), none: $("jobs-none"), ask, tell });
 
 function tell(text, isError = false) {
   $("status").textContent = text;
@@ -25,8 +27,8 @@ async function ask(path, options = {}) {
   return answer;
 }
 
-function body() {
-  const fields = { input: $("text").value, model: $("model").value, voice: $("voice").value, response_format: "pcm" };
+function body(format = "pcm") {
+  const fields = { input: $("text").value, model: $("model").value, voice: $("voice").value, response_format: format };
   for (const name of SLIDERS) if (touched.has(name)) fields[name] = Number($(name).value);
   if ($("seed").value.trim()) fields.seed = Number($("seed").value);
   if ($("language").value.trim()) fields.language = $("language").value.trim();
@@ -156,6 +158,15 @@ async function removeVoice() {
   }
 }
 
+async function keep() {
+  try {
+    $("jobs-part").open = true;
+    await long.add(body("mp3"));
+  } catch (error) {
+    tell(error.message, true);
+  }
+}
+
 async function record() {
   if (stopRecording) {
     hear(stopRecording());
@@ -203,6 +214,8 @@ $("speech").addEventListener("reset", (event) => {
 });
 $("stop").addEventListener("click", () => { stop(); tell("Stopped"); });
 $("upload").addEventListener("submit", (event) => { event.preventDefault(); addVoice(); });
+$("keep").addEventListener("click", keep);
+$("jobs-part").addEventListener("toggle", () => { if ($("jobs-part").open) long.look(); });
 $("forget").addEventListener("click", removeVoice);
 $("record").addEventListener("click", record);
 $("recording").addEventListener("change", () => hear($("recording").files[0] ?? null));
