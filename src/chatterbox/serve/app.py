@@ -141,11 +141,13 @@ class Server:
 
     def _begin(self) -> None:
         """Load what is configured, and have it say something: what is slow once is slow before the first caller."""
+        first, *others = self._hub.names
         try:
-            for name in self._hub.names if self._config.preload else self._hub.names[:1]:
+            with self._hub.used(first):
+                self._say_a_word()
+                self._warm(self._hub.get(first))
+            for name in others if self._config.preload else ():
                 self._hub.get(name)
-            self._say_a_word()
-            self._warm(self._hub.get(self._hub.names[0]))
             self._jobs.begin()
         except Exception as error:
             self._on_failure(error)
@@ -165,9 +167,11 @@ class Server:
 
     def _say_a_word(self) -> None:
         """Of the first model, in any voice; where it has none there is nothing to try."""
-        model = self._hub.get(self._hub.names[0])
-        if names := model.voices():
-            model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+        first = self._hub.names[0]
+        with self._hub.used(first):
+            model = self._hub.get(first)
+            if names := model.voices():
+                model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
 
     async def _unload(self) -> None:
         """Now and then, where the configuration says so."""
