@@ -135,6 +135,8 @@ class Server:
             model = self._hub.get(self._hub.names[0])
             if names := model.voices():
                 model.synthesizer.speak(model.request(SpeechCall("Ready.", sampling={"max_new_tokens": 20}), names[0]))
+            if self._library is not None:
+                self._library.sweep()
             self._jobs.begin()
         except Exception as error:
             self._on_failure(error)
