@@ -32,7 +32,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say serve test test-browser test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams streaming-hour report shim
+.PHONY: say serve test test-browser test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams bench-serve serve-soak serve-killed streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -135,6 +135,17 @@ bench-streaming: $(READY)
 bench-streams: $(READY) $(PEER_READY) $(STREAMING_READY)
 	$(BIN)/python -m benchmarks.speed.streams --peer "$(abspath $(PEER_VENV))/bin/python" \
 		--streaming "$(abspath $(STREAMING_VENV))/bin/python" -o $(RESULTS)/streams.json $(ARGS)
+
+# The server as its clients know it: under half an hour on two cores, ten minutes without the peer's part; nothing else
+# should run. ARGS="--only first_audio" is one part. The other two are about errors and memory: ten minutes each.
+bench-serve: $(READY) $(PEER_READY)
+	$(BIN)/python -m benchmarks.serve.serve --peer "$(abspath $(PEER_VENV))/bin/python" -o $(RESULTS)/serve.json $(ARGS)
+
+serve-soak: $(READY)
+	$(BIN)/python -m benchmarks.serve.soak -o $(RESULTS)/serve_soak.json $(ARGS)
+
+serve-killed: $(READY)
+	$(BIN)/python -m benchmarks.serve.killed -o $(RESULTS)/serve_killed.json $(ARGS)
 
 # An hour of audio in one stream, in each continuity: goes on with the mode that it was at; half an hour on one core.
 streaming-hour: $(READY)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.lib import plots
 from benchmarks.quality.summary import plot as quality_against_bytes
 from benchmarks.quality.summary import table as quality_table
+from benchmarks.serve.captions import HTTP, KILLED, SERVE_TABLES, SOAK
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Result]
@@ -273,16 +274,21 @@ STREAMS_TABLES = {
 }
 
 
-def streams_text(name: str, result: Result) -> list[str]:
-    """A table of each kind, under what it is of; what failed."""
-    lines: list[str] = []
-    for kind, about in STREAMS_TABLES.items():
-        rows = [row for row in result["rows"] if row["table"] == kind]
-        if rows:
-            lines += [about, "", *all_columns(name, {"rows": rows}), ""]
-    if result.get("failed"):
-        lines += ["Not measured: " + "; ".join(f"{case}: {why}" for case, why in result["failed"].items()) + ".", ""]
-    return lines[:-1]
+def by_table(tables: Mapping[str, str]) -> Callable[[str, Result], list[str]]:
+    """A text of each kind of table, under what it is of; what failed. ``tables``: what each is of, in order."""
+
+    def text(name: str, result: Result) -> list[str]:
+        lines: list[str] = []
+        for kind, about in tables.items():
+            rows = [row for row in result["rows"] if row["table"] == kind]
+            if rows:
+                lines += [about, "", *all_columns(name, {"rows": rows}), ""]
+        if result.get("failed"):
+            failed = "; ".join(f"{case}: {why}" for case, why in result["failed"].items())
+            lines += [f"Not measured: {failed}.", ""]
+        return lines[:-1]
+
+    return text
 
 
 QUALITY_COLUMNS = """\
@@ -358,11 +364,14 @@ SECTIONS = (
         "Many streams at once",
         ("streams",),
         "make bench-streams",
-        streams_text,
+        by_table(STREAMS_TABLES),
         about="A player starts with 100 ms of audio and plays in real time: *waited seconds* is how long all players\n"
         "of a turn stood still after that. Where calls come one after another the first audio is counted from the\n"
         "first call. Brackets are 95% intervals of the median of paired turns.",
     ),
+    Section("The server: speech over HTTP", ("serve",), "make bench-serve", by_table(SERVE_TABLES), about=HTTP),
+    Section("The server: many clients", ("serve_soak",), "make serve-soak", by_table(SERVE_TABLES), about=SOAK),
+    Section("The server: killed in its work", ("serve_killed",), "make serve-killed", all_columns, about=KILLED),
     Section(
         "Two cores for one chunk, or one for each of two",
         ("cores",),

@@ -148,6 +148,7 @@ class Server:
                 self._warm(self._hub.get(first))
             for name in others if self._config.preload else ():
                 self._hub.get(name)
+            self._voices.sweep()
             self._jobs.begin()
         except Exception as error:
             self._on_failure(error)

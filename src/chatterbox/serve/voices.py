@@ -27,6 +27,11 @@ class Voices:
     def __init__(self, hub: ModelHub, config: ServerConfig) -> None:
         self._hub, self._config, self._found = hub, config, library_of(config)
 
+    def sweep(self) -> None:
+        """Remove what killed writers have left."""
+        if self._found is not None:
+            self._found.sweep()
+
     def names(self, model: str | None = None) -> list[str]:
         """Of all, a model's own first. Raises ApiError: there is no such model."""
         return self._hub.get(self._hub.named(model)[0]).voices()

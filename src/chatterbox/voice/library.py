@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatterbox.models.config import T3Config
-from chatterbox.runtime.files import whole
+from chatterbox.runtime.files import PART, left_overs, remove_left_over, whole
 from chatterbox.values import shown
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ class VoiceLibrary:
         with whole(path) as part:
             save_file(voice.as_tensors(), str(part), metadata={"format": FORMAT, **about})
         return path
+
+    def sweep(self) -> None:
+        """Remove the files of voices whose writers were killed."""
+        for left in left_overs(self.folder, PART):
+            remove_left_over(left)
 
     def about(self, name: str) -> dict[str, str]:
         """What was noted when a voice was added, and what its file says. Raises VoiceError, ValueError if broken."""

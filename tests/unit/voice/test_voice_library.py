@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chatterbox.runtime.files import whole
 from chatterbox.voice.library import MAX_NAME_LEN, VoiceError, VoiceLibrary, name_of
 
 
@@ -52,3 +53,20 @@ def test_names_that_cannot_be_had(library: VoiceLibrary, name: str, new: str, me
     with pytest.raises(VoiceError, match=message):
         library.rename(name, new)
     assert library.names() == ["john", "mary"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    library, left = VoiceLibrary(tmp_path), tmp_path / ".mary.safetensors.0123456789abcdef.part"
+    for path in (left, tmp_path / "anna.safetensors"):
+        path.write_bytes(b"a voice")
+    with whole(tmp_path / "bob.safetensors") as part:
+        library.sweep()
+        assert part.exists() and not left.exists()
+    assert library.names() == ["anna", "bob"]
+    VoiceLibrary(tmp_path / "absent").sweep()
+
+
+def test_a_voice_that_is_gone_meanwhile_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VoiceLibrary, "names", lambda self: ["mary"])
+    with pytest.raises(VoiceError, match="no voice 'mary'"):
+        VoiceLibrary(tmp_path).remove("mary")

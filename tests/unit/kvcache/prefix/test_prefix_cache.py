@@ -129,10 +129,11 @@ def test_the_budget_holds_at_every_moment_and_leases_stay_valid(policy: str) -> 
             assert torch.equal(joined(lease.segments), made_of(voice, labels).keys)
             lease.release()
             lease.release()
+    assert manager.stats()["leases"] == sum(lease._node is not None for lease, *_ in held)
     for lease, *_ in held:
         lease.release()
     stats = manager.stats()
-    assert stats["evictions"] > 50 and stats["hits"] > 20
+    assert stats["evictions"] > 50 and stats["hits"] > 20 and stats["leases"] == 0
     manager.clear()
     assert manager.nbytes == 0
 
