@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ FOLLOWED = "/v1/audio/speech/long/{name}/sse"  # lasts as long as all jobs befor
 
 
 @pytest.mark.schemathesis
-def test_schemathesis_finds_nothing(running: Running) -> None:
+def test_schemathesis_finds_nothing(running: Running, tmp_path: Path) -> None:
     """No request makes the server fail, and answers are as they are described."""
     command = [
         sys.executable, "-m", "schemathesis.cli",
@@ -137,5 +138,5 @@ def test_schemathesis_finds_nothing(running: Running) -> None:
         "--max-examples", "20", "--max-time", "120", "--request-timeout", "120", "--suppress-health-check", "all",
         "--exclude-checks", NOT_CHECKED, "--exclude-path", FOLLOWED, "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900, check=False)
     assert done.returncode == 0, done.stdout
