@@ -35,7 +35,7 @@ JSON, FORM = "application/json", "multipart/form-data"
 Content = Mapping[str, Schema]  # by its type
 AUDIO: Content = {one.content_type: {} for one in FORMATS.values()}
 EVENTS: Content = {EVENTS_TYPE: TEXT}
-REFUSED = (BAD_REQUEST, NOT_FOUND, BUSY, CLOSED)  # a request for speech
+REFUSED = (BAD_REQUEST, NOT_FOUND, TOO_LARGE, BUSY, CLOSED)  # a request for speech
 
 
 @dataclass(frozen=True)
