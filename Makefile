@@ -18,6 +18,10 @@ OLDEST_READY = $(OLDEST_VENV)/.ready
 TRANSFORMERS_VENV ?= .venv-transformers
 TRANSFORMERS_READY = $(TRANSFORMERS_VENV)/.ready
 
+# Programs that speak through OpenAI, to be served: node with npm, and 1 GB.
+CLIENTS ?= .venv-clients
+CLIENTS_READY = $(CLIENTS)/.ready
+
 TEXT ?= Hello. This sentence was spoken on this machine.
 OUT ?= say.wav
 export SAY_TEXT = $(value TEXT)
@@ -32,7 +36,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say serve test test-browser test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams bench-serve serve-soak serve-killed streaming-hour report shim
+.PHONY: say serve test test-browser test-openapi test-clients test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams bench-serve serve-soak serve-killed streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -49,6 +53,15 @@ test: $(READY)
 test-browser: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt playwright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/integration/test_serve_page.py $(ARGS)
+
+# Requests that schemathesis makes of the server's description of itself.
+test-openapi: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt schemathesis
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m schemathesis tests/integration/test_serve_openapi.py $(ARGS)
+
+# OpenAI's package for node, LiveKit's and Pipecat's own code against the server.
+test-clients: $(READY) $(CLIENTS_READY)
+	CHATTERBOX_CLIENTS="$(abspath $(CLIENTS))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer and not browser" $(ARGS)
@@ -205,6 +218,13 @@ $(PEER_READY): tests/peer/requirements.txt tests/peer/requirements-nodeps.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet -r tests/peer/requirements.txt
 	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peer/requirements-nodeps.txt
 	rm -f $(PEER_VENV)/lib/python*/site-packages/torchaudio/lib/*.so  # built against CUDA, and not needed
+	@touch $@
+
+$(CLIENTS_READY): tests/clients/requirements.txt tests/clients/package.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	cp tests/clients/package.json $(CLIENTS)/
+	npm install --prefix $(CLIENTS) --no-audit --no-fund
 	@touch $@
 
 $(STREAMING_READY): tests/peer/requirements-streaming.txt tests/peer/requirements-streaming-nodeps.txt

@@ -165,6 +165,7 @@ def test_errors_are_openais(running: Running) -> None:
     for method, path, status in (("GET", "/v1/audio/speech", 405), ("GET", "/v1/nothing", 404)):
         got, _, data = running.ask(method, path)
         assert got == status and json.loads(data)["error"]["message"]
+    assert running.ask("PATCH", "/v1/audio/voices")[1]["allow"] == "GET, HEAD, POST"
     status, _, data = running.ask("POST", "/v1/audio/speech", b"{")
     assert status == 400 and json.loads(data)["error"]["code"] == "invalid_json"
 

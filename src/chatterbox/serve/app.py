@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Match, Route, WebSocketRoute
 
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
@@ -277,4 +277,15 @@ async def _on_http(request: Request, error: Exception) -> Response:
         405: ("that method is not for this path", "method_not_allowed"),
     }
     message, code = known.get(error.status_code, (error.detail, None))
-    return _failed(ApiError(message, error.status_code, code=code, headers=error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # of the path's other routes too
+        headers["Allow"] = ", ".join(_methods(request))
+    return _failed(ApiError(message, error.status_code, code=code, headers=headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that the path of a request has, each of a route of its own."""
+    fitting = [
+        one for one in request.app.routes if isinstance(one, Route) and one.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for one in fitting for method in one.methods or ()})

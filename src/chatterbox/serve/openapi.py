@@ -35,12 +35,16 @@ JSON, FORM = "application/json", "multipart/form-data"
 Content = Mapping[str, Schema]  # by its type
 AUDIO: Content = {one.content_type: {} for one in FORMATS.values()}
 EVENTS: Content = {EVENTS_TYPE: TEXT}
-REFUSED = (BAD_REQUEST, NOT_FOUND, BUSY, CLOSED)  # a request for speech
+REFUSED = (BAD_REQUEST, NOT_FOUND, TOO_LARGE, BUSY, CLOSED)  # a request for speech
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What one path answers to some methods. ``errors``: statuses beside those that any path may have."""
+    """What one path answers to some methods.
+
+    ``errors``: statuses beside those that any path may have. ``names``: the field of an answer that names what it made
+    in the paths below.
+    """
 
     path: str
     methods: Sequence[str]
@@ -49,17 +53,29 @@ class Operation:
     errors: Sequence[int] = ()
     body: Content | None = None
     query: Mapping[str, Schema] = field(default_factory=dict)
+    names: str | None = None
+
+    def id(self, method: str) -> str:
+        return f"{method}_{re.sub(r'[^a-z0-9]+', '_', self.path).strip('_')}"
 
     def described(self, method: str) -> dict[str, Any]:
         """As OpenAPI has it."""
         always = (FAULT,) if self.path.rstrip("/") in OPEN_PATHS and method == "get" else (UNAUTHORIZED, FAULT)
         errors = {status: _json("Error") for status in (*self.errors, *always)}
-        responses = {str(status): _answer(content) for status, content in sorted({**errors, **self.answers}.items())}
+        answers = {**errors, **self.answers}
+        responses = {str(status): _answer(content) for status, content in sorted(answers.items())}
+        if self.names is not None:
+            responses[str(min(self.answers))]["links"] = self._links()
         told: dict[str, Any] = {"summary": self.about, "parameters": self._parameters(), "responses": responses}
-        told["operationId"] = f"{method}_{re.sub(r'[^a-z0-9]+', '_', self.path).strip('_')}"
+        told["operationId"] = self.id(method)
         if self.body is not None:
             told["requestBody"] = {"required": True, "content": _content(self.body)}
         return told
+
+    def _links(self) -> dict[str, Any]:
+        below = [one for one in OPERATIONS if one.path.startswith(self.path + "/{name}")]
+        named = {"parameters": {"name": f"$response.body#/{self.names}"}}
+        return {one.id(method): {"operationId": one.id(method), **named} for one in below for method in one.methods}
 
     def _parameters(self) -> list[dict[str, Any]]:
         within = re.findall(r"\{(\w+)\}", self.path)
@@ -92,7 +108,7 @@ OPERATIONS = (
     ),
     Operation(
         _LONG, ["post"], "A job that speaks a long text",
-        {ACCEPTED: _json("NewJob")}, REFUSED, _json("LongSpeechRequest"),
+        {ACCEPTED: _json("NewJob")}, REFUSED, _json("LongSpeechRequest"), names="job_id",
     ),
     Operation(_LONG, ["get"], "All jobs, the newest first", {OK: _json("Jobs")}, (BAD_REQUEST,)),
     Operation(_JOB, ["get"], "How far a job is", {OK: _json("Job")}, (NOT_FOUND,)),
@@ -105,7 +121,7 @@ OPERATIONS = (
     Operation("/v1/audio/voices", ["get"], "All voices", {OK: _json("Voices")}, (NOT_FOUND,), query=_LEGACY),
     Operation(
         "/v1/audio/voices", ["post"], "A voice of a recording",
-        {OK: _json("NewVoice")}, (BAD_REQUEST, CONFLICT, TOO_LARGE), {FORM: named("VoiceForm")},
+        {OK: _json("NewVoice")}, (BAD_REQUEST, CONFLICT, TOO_LARGE), {FORM: named("VoiceForm")}, names="id",
     ),
     Operation(
         "/v1/audio/voices/{name}", ["delete"], "Forgets a voice", {OK: _json("DeletedVoice")}, (NOT_FOUND, CONFLICT)
