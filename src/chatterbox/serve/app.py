@@ -34,6 +34,7 @@ from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub
 from chatterbox.serve.page import page
+from chatterbox.serve.peers.travisvn import TravisvnRoutes
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import Voices, voice_object
@@ -65,23 +66,28 @@ class Server:
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
         self.speaking = Speaking(hub, config, self._metrics)
         self._voices, self._jobs = Voices(hub, config), JobRoutes(hub, config)
-        routes = [
+        versioned = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
-            WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
             *self._jobs.routes,
+            *TravisvnRoutes(hub, self.speaking, self._voices, config).routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
             Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
+            Route("/v1/info", self.info),
+            Route("/v1/health", self.health),
+            Route("/v1/ready", self.ready),
+        ]
+        routes = [
+            *versioned,
+            *map(_without_version, versioned),
+            WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
             Route("/v1/", self.about),
             Route("/v1", self.about),
             Route("/", page),
             Route("/page/{name}", page),
-            Route("/info", self.info),
-            Route("/health", self.health),
-            Route("/ready", self.ready),
             Route("/metrics", self.metrics),
         ]
         middleware = [Middleware(RequestsLog)]
@@ -203,7 +209,9 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """GET /health: the process lives."""
-        return JSONResponse({"status": "healthy" if self._is_ready else "initializing", "version": __version__})
+        status, loaded = "healthy" if self._is_ready else "initializing", self._hub.loaded
+        about = {"status": status, "version": __version__, "model_loaded": self._is_ready}
+        return JSONResponse({**about, "device": str(loaded[0].synthesizer.t3.device) if loaded else None})
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: the default model speaks."""
@@ -211,6 +219,11 @@ class Server:
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
+
+
+def _without_version(route: Route) -> Route:
+    """The same without /v1 before it, as clients of other servers ask."""
+    return Route(route.path.removeprefix("/v1"), route.endpoint, methods=[*(route.methods or ())])
 
 
 def _failed(error: ApiError) -> Response:

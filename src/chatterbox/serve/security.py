@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatterbox.serve.errors import UNAUTHORIZED, ApiError
 
-OPEN_PATHS = ("/health", "/ready", "/v1", "/v1/models", "/v1/audio/models", "/v1/audio/voices")
+# With /v1 before them and without.
+HEALTH_PATHS = ("/health", "/ready", "/ping")
+LIST_PATHS = ("", "/models", "/audio/models", "/audio/voices", "/voices", "/voices/all-names", "/languages")
 
 
 class Keys:
@@ -24,7 +26,7 @@ class Keys:
         """``answer``: makes a response of an `ApiError`."""
         self._app, self._answer = app, answer
         self._keys = [key.encode() for key in keys]
-        self._open = OPEN_PATHS if open_lists else OPEN_PATHS[:2]
+        self._open = (*HEALTH_PATHS, *LIST_PATHS) if open_lists else HEALTH_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or not self._keys or self._is_open(scope):
@@ -41,7 +43,7 @@ class Keys:
         if scope["path"] == "/" or scope["path"].startswith("/page/"):  # it asks for the key itself
             return bool(scope["type"] == "http")
         is_question = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return is_question and (scope["path"].rstrip("/") or "/") in self._open
+        return is_question and scope["path"].rstrip("/").removeprefix("/v1") in self._open
 
     def _has_key(self, headers: Headers) -> bool:
         given = headers.get("x-api-key", "") or headers.get("authorization", "").removeprefix("Bearer ").strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -38,28 +38,38 @@ class Speaking:
 
     async def speech(self, request: Request) -> Response:
         """POST /v1/audio/speech."""
-        body = await json_of(request)
-        call = speech_call(body, self._config)
+        return await self.answer(speech_call(await json_of(request), self._config))
+
+    async def answer(self, call: SpeechCall, headers: Mapping[str, str] | None = None) -> Response:
+        """A call's speech, while it is made, with ``headers`` of the route's own.
+
+        Raises:
+            ApiError: nothing can be said.
+        """
         with self._admitted() as leave:
             asked = await run_in_threadpool(self._hub.asked, call)
             num_text_tokens = await run_in_threadpool(_num_text_tokens, asked, call)
             made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave)
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            own = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
             if asked.warnings:
-                headers["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
+                own["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
             content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, call))
-            return _Answer(leave, content, media_type=content_type(call), headers=headers)
+            return _Answer(leave, content, media_type=content_type(call), headers=own)
 
     async def session(self, socket: WebSocket) -> None:
         """WebSocket /v1/audio/speech/stream."""
         model = await run_in_threadpool(self._hub.get, self._hub.names[0])
         await Session(socket, self._config, model.defaults.streaming, self.say).run()
 
-    async def say(self, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]) -> Speech:
-        """Speech of a text that is still being written."""
+    async def say(
+        self, call: SpeechCall, streaming: StreamingConfig | None = None, text: AsyncIterator[str] | None = None
+    ) -> Speech:
+        """Speech of a call, or of a text that is still being written, for who is no reader of a body."""
         with self._admitted() as leave:
             model, request, _, warnings = await run_in_threadpool(self._hub.asked, call)
-            made = pieces(model, call, dataclasses.replace(request, text=text), streaming)  # type: ignore[arg-type]
+            if text is not None:
+                request = dataclasses.replace(request, text=text)  # type: ignore[arg-type]
+            made = pieces(model, call, request, streaming)
             return Speech(self._measured(model.name, made, leave), warnings)
 
     async def _measured(
