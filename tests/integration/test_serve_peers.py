@@ -12,9 +12,19 @@ import pytest
 
 from chatterbox.audio.encoding import encoder_of
 from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.peers.devnen import MODES, speech_fields
 from chatterbox.voice.library import VoiceLibrary
 from tests.integration.test_serve import TEXT, Running, decoded, served
 
+HOSTILE = (
+    "../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "..\\..\\built-in.wav",
+    "file:///etc/passwd",
+    "http://127.0.0.1/a.wav",
+    "/dev/zero",
+    "\0",
+)
 Told = tuple[int, dict[str, str], bytes]
 
 
@@ -194,3 +204,98 @@ class TestTravisvn:
                 assert keyed.ask("POST", path, {"input": "Hi."})[0] == 401
         finally:
             keyed.close(keeps_model=True)
+
+
+class TestDevnen:
+    """devnen/Chatterbox-TTS-Server."""
+
+    def test_speech(self, running: Running) -> None:
+        body = {
+            "text": TEXT, "voice_mode": "predefined", "predefined_voice_id": "built-in.wav", "split_text": True,
+            "chunk_size": 120, "temperature": 0.5, "exaggeration": 0.5, "cfg_weight": 0.0, "seed": 1, "language": "en",
+        }  # fmt: skip
+        status, headers, data = running.ask("POST", "/tts", body)
+        assert (status, headers["content-type"]) == (200, "audio/wav") and decoded(data) > 1
+        assert headers["content-disposition"] == 'attachment; filename="speech.wav"'
+        assert data[44:] == running.speak(response_format="pcm")[2]
+        status, headers, data = running.ask("POST", "/tts", {"text": "Hi.", "output_format": "opus", "stream": True})
+        assert headers["content-type"] == "audio/ogg" and headers["content-disposition"].endswith('.opus"')
+
+    @pytest.mark.parametrize("seed", [0, -1, "0"])
+    def test_seed_zero_is_another_way_each_time(self, running: Running, seed: Any) -> None:
+        asked = [speech_fields({"text": "Hi.", "seed": seed})["seed"] for _ in range(2)]
+        assert asked in ([None, None], [-1, -1])
+        first, second = (running.ask("POST", "/tts", {"text": TEXT, "seed": seed})[2] for _ in range(2))
+        assert first != second
+
+    def test_the_other_servers_field_at_the_same_path(self, running: Running) -> None:
+        for path in ("/tts", "/v1/tts"):
+            status, headers, _ = running.ask("POST", path, {"input": "Hi.", "voice": "alloy"})
+            assert (status, headers["content-type"]) == (200, "audio/wav")
+
+    def test_recordings_become_voices_by_their_files_names(self, running: Running, recording: bytes) -> None:
+        files = [("files", "Aunt Mary.wav", recording), ("files", "noise.mp3", b"no audio")]
+        status, _, data = send(running, "/upload_reference", *files)
+        told = json.loads(data)
+        assert (status, told["uploaded_files"]) == (200, ["Aunt-Mary"])
+        assert told["all_reference_files"] == ["built-in", "Aunt-Mary"] == got(running, "/get_reference_files")
+        assert told["errors"][0]["filename"] == "noise.mp3" and "cannot be read" in told["errors"][0]["error"]
+        assert error_of(send(running, "/upload_predefined_voice", files[0]))[0] == 409
+        assert {"display_name": "Aunt-Mary", "filename": "Aunt-Mary"} in got(running, "/get_predefined_voices")
+        spoken = running.speak(voice="Aunt-Mary", response_format="pcm")[2]
+        for name in ("Aunt-Mary", "Aunt-Mary.wav", "Aunt Mary.wav"):
+            body = {"text": TEXT, "voice_mode": "clone", "reference_audio_filename": name, "seed": 1}
+            assert running.ask("POST", "/tts", body)[2][44:] == spoken
+        assert running.speak(voice="Aunt Mary.wav", response_format="pcm")[2] == spoken
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    @pytest.mark.parametrize(("mode", "field"), list(MODES.items()))
+    def test_names_are_no_paths(self, running: Running, mode: str, field: str, name: str) -> None:
+        for given in (name, f"{name}.wav"):
+            status, message = error_of(running.ask("POST", "/tts", {"text": "Hi.", "voice_mode": mode, field: given}))
+            assert status == 404 and message.startswith("there is no voice")
+        assert error_of(running.speak(voice=name))[0] == 404
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_uploads_stay_in_the_folder(self, running: Running, recording: bytes, name: str) -> None:
+        library = running.model._library
+        before = sorted(path for path in library.folder.parent.rglob("*") if library.folder not in path.parents)
+        told = send(running, "/upload_reference", ("files", f"{name}.wav", recording))
+        assert told[0] == 200 or error_of(told)[0] == 400
+        after = sorted(path for path in library.folder.parent.rglob("*") if library.folder not in path.parents)
+        assert after == before and not {"/", "\\", "."} & set("".join(library.names()))
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"text": None}, "input must be a text to speak, got None"),
+            ({"text": 5}, "input must be a text to speak, got 5"),
+            ({"text": "Hi.", "voice_mode": "x"}, "voice_mode must be predefined or clone, got 'x'"),
+            ({"text": "Hi.", "voice_mode": ["clone"]}, "voice_mode must be predefined or clone"),
+            ({"text": "Hi.", "voice_mode": "clone"}, "reference_audio_filename must be the name of a voice"),
+            ({"text": "Hi.", "predefined_voice_id": 5}, "voice must be a name, got 5"),
+            ({"text": "Hi.", "output_format": "ogg"}, "response_format must be one of mp3"),
+            ({"text": "Hi.", "output_format": ["wav"]}, "response_format must be one of mp3"),
+            ({"text": "Hi.", "seed": [1]}, "seed must be"),
+            ({"text": "Hi.", "seed": True}, "seed must be"),
+            ({"text": "Hi.", "speed_factor": "fast"}, "speed must be"),
+            ({"text": "Hi.", "temperature": {}}, "temperature must be"),
+            ({}, "input must be a text"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, running: Running, fields: dict[str, Any], message: str) -> None:
+        status, told = error_of(running.ask("POST", "/tts", fields))
+        assert status == 400 and told.startswith(message)
+
+    def test_bodies_of_the_wrong_shape(self, running: Running) -> None:
+        for body in (b"", b"[]", b"5", b'"text"', b"{"):
+            assert error_of(running.ask("POST", "/tts", body))[0] == 400
+        assert error_of(send(running, "/upload_reference"))[1] == "files must be recordings"
+        assert error_of(send(running, "/upload_reference", files="/etc/passwd"))[1] == "files must be recordings"
+        assert error_of(send(running, "/upload_reference", *[("files", "a.wav", b"x")] * 21))[0] == 400
+        large = ("files", "a.wav", bytes(2**20 + 1))
+        assert error_of(send(running, "/upload_predefined_voice", large))[0] == 413
+
+    def test_its_model(self, running: Running) -> None:
+        about = got(running, "/api/model-info")
+        assert (about["model"], about["sample_rate"], about["languages"]) == ("tiny", 24_000, ["en"])

@@ -34,6 +34,7 @@ from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub
 from chatterbox.serve.page import page
+from chatterbox.serve.peers.devnen import DevnenRoutes
 from chatterbox.serve.peers.travisvn import TravisvnRoutes
 from chatterbox.serve.security import Keys
 from chatterbox.serve.speaking import Speaking
@@ -83,6 +84,7 @@ class Server:
         routes = [
             *versioned,
             *map(_without_version, versioned),
+            *DevnenRoutes(hub, self.speaking, self._voices, config).routes,
             WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
             Route("/v1/", self.about),
             Route("/v1", self.about),
