@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import uuid
 from collections.abc import Iterator
@@ -10,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatterbox.audio.encoding import encoder_of
+from chatterbox.audio.encoding import encoder_of, to_pcm
 from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.peers.devnen import MODES, speech_fields
 from chatterbox.voice.library import VoiceLibrary
 from tests.integration.test_serve import TEXT, Running, decoded, served
+from tests.support.waiting import wait_for
 
 HOSTILE = (
     "../../etc/passwd",
@@ -299,3 +303,84 @@ class TestDevnen:
     def test_its_model(self, running: Running) -> None:
         about = got(running, "/api/model-info")
         assert (about["model"], about["sample_rate"], about["languages"]) == ("tiny", 24_000, ["en"])
+
+
+class TestBatch:
+    """vLLM-Omni's."""
+
+    path = "/v1/audio/speech/batch"
+
+    def ask(self, running: Running, *items: Any, **shared: Any) -> Any:
+        status, _, data = running.ask("POST", self.path, {**shared, "items": list(items)})
+        assert status == 200, data
+        return json.loads(data)
+
+    def test_items_have_shared_fields_and_their_own(self, running: Running) -> None:
+        items = [{"input": TEXT}, {"input": "Hi.", "response_format": "mp3"}, {"input": TEXT, "seed": 2, "speed": 4}]
+        told = self.ask(running, *items, voice="alloy", response_format="wav", seed=1)
+        assert (told["total"], told["succeeded"], told["failed"]) == (3, 3, 0)
+        results = told["results"]
+        assert [(one["index"], one["status"], one["media_type"]) for one in results] == [
+            (0, "success", "audio/wav"), (1, "success", "audio/mpeg"), (2, "success", "audio/wav"),
+        ]  # fmt: skip
+        first, second, third = (base64.b64decode(one["audio_data"]) for one in results)
+        request = running.model.request(SpeechCall(TEXT, options={"seed": 1}), "built-in")
+        assert first[44:] == to_pcm(running.model.synthesizer.speak(request).audio[0].numpy()).tobytes()
+        assert 0.2 < decoded(second) < 3 and decoded(third) < 0.8 * decoded(first)
+        assert [one["warnings"] for one in results] == [
+            [], [], ["speed 4 was taken as 2, the nearest that can be spoken"]
+        ]  # fmt: skip
+
+    def test_items_share_the_steps_of_the_engine(self, running: Running) -> None:
+        def steps() -> int:
+            return running.model.synthesizer.scheduler.stats()["steps"]
+
+        items, before = [{"input": " ".join([TEXT] * 3), "seed": seed} for seed in range(4)], steps()
+        for item in items:
+            self.ask(running, item)
+        alone, between = steps() - before, steps()
+        self.ask(running, *items)
+        assert steps() - between < 0.7 * alone
+
+    def test_what_is_wrong_with_an_item_is_told_of_it_alone(self, running: Running) -> None:
+        wrong: list[Any] = [5, {"input": " "}, {"input": "Hi.", "voice": "bob"}, {"input": "Hi.", "seed": []}, None]
+        told = self.ask(running, *wrong, {"input": "Hi."}, model="tts-1")
+        assert (told["succeeded"], told["failed"]) == (1, 5)
+        assert [one["status"] for one in told["results"]] == ["error"] * 5 + ["success"]
+        first, second, third, fourth, _ = (one.get("error") for one in told["results"][:5])
+        assert first["message"] == "an item must be a JSON object, got 5"
+        assert second["param"] == "input" and third["code"] == "voice_not_found" and fourth["param"] == "seed"
+        assert running.app.speaking.num_streams == 0
+
+    @pytest.mark.parametrize("items", [None, [], {}, "Hi.", 5, [{"input": "Hi."}] * 33])
+    def test_what_is_no_batch(self, running: Running, items: Any) -> None:
+        told = error_of(running.ask("POST", self.path, {"items": items}))
+        assert told[0] == 400 and told[1].startswith("items must be a list of 1 to 32 requests for speech, got")
+
+    def test_bodies_of_the_wrong_shape(self, running: Running) -> None:
+        for body in (b"", b"[]", b"5", b"{"):
+            assert error_of(running.ask("POST", self.path, body))[0] == 400
+        many = {"items": [{"input": "x" * 600}] * 2}
+        assert error_of(running.ask("POST", self.path, many)) == (
+            400, "items have 1200 characters, more than 1000; send them in several batches",
+        )  # fmt: skip
+
+    def test_each_item_takes_a_place(self, running: Running) -> None:
+        full = Running(running.model, ServerConfig(max_streams=2))
+        try:
+            told = self.ask(full, *[{"input": "Hi.", "seed": 1}] * 5)
+            assert (told["succeeded"], told["failed"]) == (2, 3)
+            assert {one["error"]["code"] for one in told["results"][2:]} == {"queue_full"}
+            full.app.speaking.num_streams = 2
+            status, headers, data = full.ask("POST", self.path, {"items": [{"input": "Hi."}] * 2})
+            assert (status, headers["retry-after"]) == (429, "1") and b"queue_full" in data
+            full.app.speaking.num_streams = 0
+        finally:
+            full.close(keeps_model=True)
+
+    def test_whoever_leaves_ends_it(self, running: Running) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request("POST", self.path, json.dumps({"items": [{"input": " ".join([TEXT] * 4)}] * 4}))
+        wait_for(lambda: running.rows > 2)
+        connection.close()
+        wait_for(lambda: running.rows == 0 and running.app.speaking.num_streams == 0)

@@ -26,6 +26,7 @@ from starlette.routing import Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
+from chatterbox.serve.batch import Batches
 from chatterbox.serve.bodies import BodyLimit, form_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
@@ -69,6 +70,7 @@ class Server:
         self._voices, self._jobs = Voices(hub, config), JobRoutes(hub, config)
         versioned = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
+            Route("/v1/audio/speech/batch", Batches(self.speaking, config).batch, methods=["POST"]),
             *self._jobs.routes,
             *TravisvnRoutes(hub, self.speaking, self._voices, config).routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
