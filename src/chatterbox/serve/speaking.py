@@ -70,7 +70,7 @@ class Speaking:
             if text is not None:
                 request = dataclasses.replace(request, text=text)  # type: ignore[arg-type]
             made = pieces(model, call, request, streaming)
-            return Speech(self._measured(model.name, made, leave), warnings)
+            return Speech(_Leaving(self._measured(model.name, made, leave), leave), warnings)
 
     async def _measured(
         self, name: str, speech: AsyncIterator[Piece], leave: Callable[[], None]
@@ -118,6 +118,25 @@ class _Answer(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+class _Leaving:
+    """Speech whose place is given back when it is closed, be it before its first piece: a generator would keep it."""
+
+    def __init__(self, speech: AsyncIterator[Piece], leave: Callable[[], None]) -> None:
+        self._speech, self._leave = speech, leave
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._speech)
+
+    async def aclose(self) -> None:
+        try:
+            await self._speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
         finally:
             self._leave()
 
