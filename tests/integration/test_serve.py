@@ -32,6 +32,7 @@ from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.models import Defaults, Loading, ModelHub, ServedModel
+from chatterbox.serve.security import Client
 from chatterbox.synthesis.synthesizer import Synthesizer
 from chatterbox.voice.library import VoiceLibrary, load_prepared
 from tests.support.waiting import wait_for
@@ -395,6 +396,19 @@ def test_whoever_leaves_before_the_body_gives_the_place_back(running: Running) -
     with pytest.raises((OSError, starlette.requests.ClientDisconnect)):
         asyncio.run(answer({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, never))
     assert speaking.num_streams == 0
+
+
+def test_whoever_is_cancelled_before_the_first_piece_gives_the_place_back(running: Running) -> None:
+    """As a session is whose client barges in, or leaves, while it is told that audio begins."""
+    speaking = running.app.speaking
+
+    async def cancelled() -> int:
+        made = (await speaking.say(Client(), SpeechCall("Hi.", format="pcm"))).pieces
+        held = speaking.num_streams
+        await made.aclose()
+        return held
+
+    assert asyncio.run(cancelled()) == 1 and speaking.num_streams == 0
 
 
 async def _answered(speaking: Any, body: dict[str, str]) -> Any:

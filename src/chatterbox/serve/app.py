@@ -27,6 +27,7 @@ from starlette.routing import Match, Route, WebSocketRoute
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.access_log import RequestsLog
+from chatterbox.serve.batch import Batches
 from chatterbox.serve.bodies import BodyLimit, form_of
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.consents import add_consent
@@ -38,6 +39,8 @@ from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub, ServedModel
 from chatterbox.serve.openapi import description
 from chatterbox.serve.page import page
+from chatterbox.serve.peers.devnen import DevnenRoutes
+from chatterbox.serve.peers.travisvn import TravisvnRoutes
 from chatterbox.serve.security import Client, Keys
 from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import Voices, voice_object
@@ -70,10 +73,11 @@ class Server:
         self._metrics = ServerMetrics(lambda: hub.loaded, lambda: self.speaking.num_streams)
         self.speaking = Speaking(hub, config, self._metrics, self._health)
         self._voices, self._jobs = Voices(hub, config), JobRoutes(hub, config)
-        routes = [
+        versioned = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
-            WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
+            Route("/v1/audio/speech/batch", Batches(self.speaking, config).batch, methods=["POST"]),
             *self._jobs.routes,
+            *TravisvnRoutes(hub, self.speaking, self._voices, config).routes,
             Route("/v1/audio/voices", self.voices, methods=["GET"]),
             Route("/v1/audio/voices", self.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", self.remove_voice, methods=["DELETE"]),
@@ -81,14 +85,20 @@ class Server:
             Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
+            Route("/v1/info", self.info),
+            Route("/v1/health", self.health),
+            Route("/v1/ready", self.ready),
+        ]
+        routes = [
+            *versioned,
+            *map(_without_version, versioned),
+            *DevnenRoutes(hub, self.speaking, self._voices, config).routes,
+            WebSocketRoute("/v1/audio/speech/stream", self.speaking.session),
             Route("/v1/", self.about),
             Route("/v1", self.about),
             Route("/", page),
             Route("/page/{name}", page),
             Route("/openapi.json", self.openapi),
-            Route("/info", self.info),
-            Route("/health", self.health),
-            Route("/ready", self.ready),
             Route("/metrics", self.metrics),
         ]
         middleware = [Middleware(RequestsLog)]
@@ -247,8 +257,10 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """GET /health: whether it speaks; after a failure it says a word to find out."""
-        status = await run_in_threadpool(self._health.status)
-        return JSONResponse({"status": status, "version": __version__}, CLOSED if status == FAILING else 200)
+        status, loaded = await run_in_threadpool(self._health.status), self._hub.loaded
+        about = {"status": status, "version": __version__, "model_loaded": bool(loaded)}
+        device = str(loaded[0].synthesizer.t3.device) if loaded else None
+        return JSONResponse({**about, "device": device}, CLOSED if status == FAILING else 200)
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: the default model speaks."""
@@ -257,6 +269,11 @@ class Server:
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": OWNER}
+
+
+def _without_version(route: Route) -> Route:
+    """The same without /v1 before it, as clients of other servers ask."""
+    return Route(route.path.removeprefix("/v1"), route.endpoint, methods=[*(route.methods or ())])
 
 
 def _failed(error: ApiError) -> Response:

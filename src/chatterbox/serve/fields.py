@@ -25,7 +25,12 @@ SPEED, OPENAI_SPEED = SPEECH_RANGES["speed"][:2], (0.25, 4.0)  # what can be spo
 OPTIONS = {one.name for one in dataclasses.fields(SpeechOptions)} - {"use_cache", "watermark"}
 SAMPLING = {one.name for one in dataclasses.fields(SamplingConfig)}
 OWN = {"input", "model", "voice", "response_format", "stream_format", "instructions", "language", "kvcache"}
-KNOWN = OPTIONS | SAMPLING | OWN
+# Of other servers' clients: how a text is cut, and whether audio is sent while it is made. Here it always is.
+UNUSED = {
+    "streaming_chunk_size", "streaming_strategy", "streaming_buffer_size", "streaming_quality", "stream", "split_text",
+    "chunk_size",
+}  # fmt: skip
+KNOWN = OPTIONS | SAMPLING | OWN | UNUSED
 ALIASES = {"language_id": "language", "speed_factor": "speed", "cache_policy": "kvcache", "text": "input"}
 
 
@@ -57,7 +62,9 @@ class SpeechCall:
         return self.is_collected or self.options.get("speed", 1.0) != 1.0 or self.options.get("loudness") is not None
 
 
-def speech_call(body: Any, config: ServerConfig, *, max_input: int | None = None) -> SpeechCall:
+def speech_call(
+    body: Any, config: ServerConfig, *, max_input: int | None = None, usual_format: str = "mp3"
+) -> SpeechCall:
     """``body`` of JSON, or of a form; ``max_input`` in place of the configuration's, for a job.
 
     Raises:
@@ -78,7 +85,7 @@ def speech_call(body: Any, config: ServerConfig, *, max_input: int | None = None
         text=text,
         model=_name("model", given.get("model")),
         voice=_voice(given.get("voice")),
-        format=_one_of("response_format", given.get("response_format", "mp3"), tuple(FORMATS)),
+        format=_one_of("response_format", given.get("response_format", usual_format), tuple(FORMATS)),
         is_sse=_one_of("stream_format", given.get("stream_format", "audio"), STREAM_FORMATS) == "sse",
         options=_options(given, warnings),
         sampling={name: given[name] for name in SAMPLING & given.keys()},

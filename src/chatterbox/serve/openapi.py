@@ -27,7 +27,7 @@ from chatterbox.serve.errors import (
 from chatterbox.serve.health import BEGINNING, FAILING, HEALTHY
 from chatterbox.serve.metrics import CONTENT_TYPE
 from chatterbox.serve.schemas import TEXT, WHOLE, Schema, listed, named, schemas, table
-from chatterbox.serve.security import OPEN_PATHS
+from chatterbox.serve.security import is_open
 from chatterbox.serve.speech import EVENTS_TYPE
 
 OK, ACCEPTED = 200, 202
@@ -60,7 +60,7 @@ class Operation:
 
     def described(self, method: str) -> dict[str, Any]:
         """As OpenAPI has it."""
-        always = (FAULT,) if self.path.rstrip("/") in OPEN_PATHS and method == "get" else (UNAUTHORIZED, FAULT)
+        always = (FAULT,) if is_open(self.path) and method == "get" else (UNAUTHORIZED, FAULT)
         errors = {status: _json("Error") for status in (*self.errors, *always)}
         answers = {**errors, **self.answers}
         responses = {str(status): _answer(content) for status, content in sorted(answers.items())}

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chatterbox.serve.admission import Caller
 from chatterbox.serve.errors import UNAUTHORIZED, ApiError
 
-OPEN_PATHS = ("/health", "/ready", "/v1", "/v1/models", "/v1/audio/models", "/v1/audio/voices", "/openapi.json")
+# With /v1 before them and without.
+HEALTH_PATHS = ("/health", "/ready", "/ping")
+LISTS = ("", "/models", "/audio/models", "/audio/voices", "/voices", "/voices/all-names", "/languages", "/openapi.json")
 
 
 class Keys:
@@ -27,7 +29,7 @@ class Keys:
         """``answer``: makes a response of an `ApiError`."""
         self._app, self._answer = app, answer
         self._keys = [key.encode() for key in keys]
-        self._open = OPEN_PATHS if open_lists else OPEN_PATHS[:2]
+        self._open_lists = open_lists
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or not self._keys or self._is_open(scope):
@@ -46,7 +48,7 @@ class Keys:
         if scope["path"] == "/" or scope["path"].startswith("/page/"):  # it asks for the key itself
             return bool(scope["type"] == "http")
         is_question = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return is_question and (scope["path"].rstrip("/") or "/") in self._open
+        return is_question and is_open(scope["path"], lists=self._open_lists)
 
     def _caller(self, headers: Headers) -> int | None:
         """Whose key came, by number; None: nobody's."""
@@ -54,6 +56,12 @@ class Keys:
         encoded = given.encode("utf-8", "surrogateescape")
         fits = [hmac.compare_digest(encoded, key) for key in self._keys]  # all of them, whichever fits
         return fits.index(True) if any(fits) else None
+
+
+def is_open(path: str, *, lists: bool = True) -> bool:
+    """Whether who asks at ``path`` needs no key; ``lists``: lists need none either."""
+    own = path.rstrip("/").removeprefix("/v1")
+    return own in HEALTH_PATHS or (lists and own in LISTS)
 
 
 class Client(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -48,18 +48,23 @@ class Speaking:
 
     async def speech(self, request: Request) -> Response:
         """POST /v1/audio/speech."""
-        body = await json_of(request)
-        call = speech_call(body, self._config)
-        client = client_of(request)
+        return await self.answer(speech_call(await json_of(request), self._config), client_of(request))
+
+    async def answer(self, call: SpeechCall, client: Client, headers: Mapping[str, str] | None = None) -> Response:
+        """A call's speech, while it is made, with ``headers`` of the route's own.
+
+        Raises:
+            ApiError: nothing can be said.
+        """
         with self._admissions.admit(client.caller) as leave:
             asked = await self._asked(call)
             num_text_tokens = await run_in_threadpool(_num_text_tokens, asked, call)
             made = self._measured(asked.model.name, pieces(asked.model, call, asked.request), leave, client)
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            own = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
             if asked.warnings:
-                headers["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
+                own["x-chatterbox-warning"] = _header("; ".join(asked.warnings))
             content = events(made, call, num_text_tokens) if call.is_sse else audio(await _begun(made, call))
-            return _Answer(leave, content, media_type=content_type(call), headers=headers)
+            return _Answer(leave, content, media_type=content_type(call), headers=own)
 
     async def session(self, socket: WebSocket) -> None:
         """WebSocket /v1/audio/speech/stream."""
@@ -67,13 +72,19 @@ class Speaking:
         await Session(socket, self._config, model.defaults.streaming, partial(self.say, client_of(socket))).run()
 
     async def say(
-        self, client: Client, call: SpeechCall, streaming: StreamingConfig | None, text: AsyncIterator[str]
+        self,
+        client: Client,
+        call: SpeechCall,
+        streaming: StreamingConfig | None = None,
+        text: AsyncIterator[str] | None = None,
     ) -> Speech:
-        """Speech of a text that is still being written."""
+        """Speech of a call, or of a text that is still being written, for who is no reader of a body."""
         with self._admissions.admit(client.caller) as leave:
             model, request, _, warnings = await self._asked(call)
-            made = pieces(model, call, dataclasses.replace(request, text=text), streaming)  # type: ignore[arg-type]
-            return Speech(self._measured(model.name, made, leave, client), warnings)
+            if text is not None:
+                request = dataclasses.replace(request, text=text)  # type: ignore[arg-type]
+            made = pieces(model, call, request, streaming)
+            return Speech(_Leaving(self._measured(model.name, made, leave, client), leave), warnings)
 
     async def _asked(self, call: SpeechCall) -> Asked:
         try:
@@ -127,6 +138,25 @@ class _Answer(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+class _Leaving:
+    """Speech whose place is given back when it is closed, be it before its first piece: a generator would keep it."""
+
+    def __init__(self, speech: AsyncIterator[Piece], leave: Callable[[], None]) -> None:
+        self._speech, self._leave = speech, leave
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._speech)
+
+    async def aclose(self) -> None:
+        try:
+            await self._speech.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
         finally:
             self._leave()
 

@@ -49,6 +49,17 @@ def test_unknown_fields_are_ignored_unless_told() -> None:
     assert (caught.value.param, caught.value.status) == ("backend", 400)
 
 
+def test_how_other_servers_cut_a_text_is_known_and_unused() -> None:
+    fields = {"streaming_strategy": "word", "streaming_chunk_size": 200, "split_text": True, "chunk_size": 120}
+    assert speech_call({"input": "Hi.", **fields}, ServerConfig(strict=True)).options == {"speed": 1.0}
+
+
+def test_a_route_has_a_usual_format_of_its_own() -> None:
+    assert speech_call({"input": "Hi."}, CONFIG, usual_format="wav").format == "wav"
+    for named in ({"response_format": "flac"}, {"extra_params": {"response_format": "flac"}}):
+        assert speech_call({"input": "Hi.", **named}, CONFIG, usual_format="wav").format == "flac"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
