@@ -239,6 +239,26 @@ def voice_text(name: str, result: Result) -> list[str]:
     )
 
 
+def judging_text(name: str, result: Result) -> list[str]:
+    titles = {
+        "decibels": "dB",
+        "in_noise": "in noise",
+        "whisper": "words wrong",
+        "dnsmos": "dnsmos",
+        "distillmos": "distillmos",
+    }
+    return table(
+        [
+            {"the mel is made": case, **{title: _with_interval(row.get(figure)) for figure, title in titles.items()}}
+            for case, row in result["rows"].items()
+        ]
+    )
+
+
+def _with_interval(figure: Sequence[float] | None) -> dict[str, Any] | None:
+    return None if figure is None else {"value": figure[0], "interval": figure[1:]}
+
+
 def meters_text(name: str, result: Result) -> list[str]:
     materials = ("clean", "noise", "another speaker", "silence", "shuffled words")
     rows = []
@@ -410,6 +430,15 @@ SECTIONS = (
     ),
     Section("Memory of a long-lived process", ("memory", "soak"), "make memory, make soak", memory_text, memory_plots),
     Section("The embedded voice", ("voice_eval",), "make voice-eval", voice_text),
+    Section(
+        "What S3Gen may leave out",
+        ("judging_flow",),
+        "make judging-flow",
+        judging_text,
+        about="A flow of ten steps with noise and guidance (docs/models.md), fed with true speech tokens. *In noise*:\n"
+        "the distance to the mel that is made at once, in units of that of two mels from different noise.\n"
+        "*Words wrong*: by whisper-base. Brackets are 95% intervals over texts.",
+    ),
     Section(
         "Meters of speech",
         ("meters",),

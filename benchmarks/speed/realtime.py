@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "int8, past": {"load": {"precision": "int8"}, "s3gen": {"memory": "past"}, "stream": {"max_chunk": 100}},
     "realtime": {
         "load": {"precision": "int8"},
-        "s3gen": {"memory": "past", "steps": 5, "unguided_steps": 2},
+        "s3gen": {"memory": "past", "steps": 4, "unguided_steps": 1},
         "stream": {"max_chunk": 100},
     },
 }

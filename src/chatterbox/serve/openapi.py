@@ -6,7 +6,7 @@ Owns: an entry for each route. Does not know: what bodies hold (`schemas`), how 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,12 @@ from chatterbox.serve.errors import (
 )
 from chatterbox.serve.health import BEGINNING, FAILING, HEALTHY
 from chatterbox.serve.metrics import CONTENT_TYPE
-from chatterbox.serve.schemas import TEXT, WHOLE, Schema, listed, named, schemas, table
+from chatterbox.serve.schemas import FILE, TEXT, TEXT_OR_NULL, WHOLE, WORDS, Schema, listed, named, schemas, table
 from chatterbox.serve.security import is_open
 from chatterbox.serve.speech import EVENTS_TYPE
 
-OK, ACCEPTED = 200, 202
-JSON, FORM = "application/json", "multipart/form-data"
+OK, CREATED, ACCEPTED = 200, 201, 202
+JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
 Content = Mapping[str, Schema]  # by its type
 AUDIO: Content = {one.content_type: {} for one in FORMATS.values()}
 EVENTS: Content = {EVENTS_TYPE: TEXT}
@@ -91,20 +91,66 @@ _LONG = "/v1/audio/speech/long"
 _JOB = _LONG + "/{name}"
 _MOVED = {OK: _json("Job")}
 _READY = {JSON: table({"ready": {"type": "boolean"}})}
-_HEALTH = {JSON: table({"status": {"enum": [BEGINNING, HEALTHY, FAILING]}, "version": TEXT})}
+_HELD = {"model_loaded": {"type": "boolean"}, "device": TEXT_OR_NULL}
+_HEALTH = {JSON: table({"status": {"enum": [BEGINNING, HEALTHY, FAILING]}, "version": TEXT, **_HELD})}
 _ABOUT = {JSON: table({"server": TEXT, "version": TEXT, "formats": listed({"enum": [*FORMATS]})})}
 _MODEL = table({"name": TEXT, "cache": {"type": "object"}})
 _STATE = {"streams": WHOLE, "max_input": WHOLE, "models": listed(_MODEL)}
 _INFO = {JSON: table({"version": TEXT, "formats": listed({"enum": [*FORMATS]}), **_STATE})}
+_OBJECTS = listed({"type": "object"})
+_VOICE_FORM: Content = {FORM: table({"voice_name": WORDS, "voice_file": FILE, "language": TEXT}, optional=["language"])}
+_NEW_NAME: Content = {kind: table({"new_name": WORDS}) for kind in (JSON, FORM)}
 _LEGACY = {
     "legacy": {**TEXT, "description": "true: names alone"},
     "model": {**TEXT, "description": "whose; the first's"},
 }
 
+
+def _told(**fields: Schema) -> Mapping[int, Content]:
+    """The answer is an object of these."""
+    return {OK: {JSON: table(fields)}}
+
+
+def _of_travisvn() -> Iterator[Operation]:
+    """Routes of travisvn's server, beside speech."""
+    voices, refused = "/v1/voices", (NOT_FOUND, CONFLICT)
+    one, new = voices + "/{name}", (BAD_REQUEST, CONFLICT, TOO_LARGE)
+    language = table({"code": TEXT, "name": TEXT})
+    status: Schema = {"enum": ["busy", "idle"]}
+    yield Operation(voices, ["get"], "All voices", _told(voices=listed(named("Voice")), count=WHOLE))
+    yield Operation(voices, ["post"], "A voice of a recording", {CREATED: _json("NewVoice")}, new, _VOICE_FORM)
+    yield Operation(f"{voices}/all-names", ["get"], "Names of all voices", _told(voices=listed(TEXT), count=WHOLE))
+    yield Operation(f"{voices}/default", ["get"], "Who speaks where none is named", _told(default_voice=TEXT), refused)
+    yield Operation(one, ["get"], "A voice", {OK: _json("Voice")}, (NOT_FOUND,))
+    yield Operation(one, ["put"], "Another name for a voice", {OK: _json("Voice")}, (BAD_REQUEST, *refused), _NEW_NAME)
+    yield Operation(one, ["delete"], "Forgets a voice", _told(id=TEXT, deleted={"const": True}), refused)
+    yield Operation(f"{one}/download", ["get"], "A prepared voice's file", {OK: {BYTES: {}}}, refused)
+    yield Operation("/v1/languages", ["get"], "Of the first model", _told(languages=listed(language), count=WHOLE))
+    yield Operation("/v1/ping", ["get"], "The process lives", _told(status={"const": "ok"}))
+    yield Operation("/v1/memory", ["get"], "Bytes that are held", _told(models=_OBJECTS))
+    state = _told(status=status, streams=WHOLE, max_streams=WHOLE, models=_OBJECTS)
+    yield Operation("/v1/status", ["get"], "What is being answered", state)
+
+
 OPERATIONS = (
     Operation(
         "/v1/audio/speech", ["post"], "Speech of a text, while it is made",
         {OK: {**AUDIO, **EVENTS}}, REFUSED, _json("SpeechRequest"),
+    ),
+    Operation(
+        "/v1/audio/speech/batch", ["post"], "Several requests for speech, spoken together",
+        {OK: _json("Batch")}, REFUSED, _json("BatchRequest"),
+    ),
+    Operation(
+        "/v1/audio/speech/stream", ["post"], "Speech of a text, as WAV where no format is named",
+        {OK: {**AUDIO, **EVENTS}}, REFUSED, _json("SpeechRequest"),
+    ),
+    *(
+        Operation(
+            f"/v1/audio/speech/{path}", ["post"], "Speech in the voice of a recording, which is not kept",
+            {OK: {**AUDIO, **EVENTS}}, (*REFUSED, TOO_LARGE), {FORM: named("SpeechForm")},
+        )
+        for path in ("upload", "stream/upload")
     ),
     Operation(
         _LONG, ["post"], "A job that speaks a long text",
@@ -130,6 +176,7 @@ OPERATIONS = (
         "/v1/audio/voice_consents", ["post"], "A consent to a voice, which is not kept",
         {OK: _json("Consent")}, (BAD_REQUEST, TOO_LARGE), {FORM: named("ConsentForm")},
     ),
+    *_of_travisvn(),
     Operation("/v1/audio/models", ["get"], "All models, as Open WebUI asks for them", {OK: _json("AudioModels")}),
     Operation("/v1/models", ["get"], "All models", {OK: _json("Models")}),
     Operation("/v1/models/{name}", ["get"], "A model", {OK: _json("Model")}, (NOT_FOUND,)),

@@ -15,6 +15,7 @@ from chatterbox.audio.encoding import FORMATS
 from chatterbox.config import CLEANINGS, SAMPLING_COUNTS, SAMPLING_RANGES, SPEECH_RANGES, SamplingConfig, SpeechOptions
 from chatterbox.engine.guards import GUARDS, NO_GUARD
 from chatterbox.kvcache import POLICIES
+from chatterbox.serve.batch import MAX_ITEMS
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.fields import OPENAI_SPEED, OPTIONS, SAMPLING, STREAM_FORMATS
 from chatterbox.serve.jobs import STATES
@@ -39,6 +40,8 @@ def schemas(config: ServerConfig) -> dict[str, Schema]:
     return {
         "SpeechRequest": _speech(config, config.max_input),
         "LongSpeechRequest": _speech(config, config.max_job_input),
+        "SpeechForm": _form(_speech(config, config.max_input)),
+        "BatchRequest": _batch(config),
         "VoiceForm": table({"name": WORDS, "audio_sample": FILE, "consent": TEXT}, optional=["consent"]),
         "ConsentForm": table({"name": WORDS, "language": WORDS, "recording": FILE}),
         **ANSWERS,
@@ -58,6 +61,19 @@ def listed(of: Schema) -> Schema:
 def named(name: str) -> Schema:
     """One of `schemas`."""
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _form(speech: Schema) -> Schema:
+    """Fields of a request for speech as a form has them, and a recording."""
+    fields = {name: TEXT for name in speech["properties"] if name not in ("extra_params", "instructions")}
+    fields |= {"input": speech["properties"]["input"], "voice_file": FILE}
+    return table(fields, optional=[name for name in fields if name != "input"])
+
+
+def _batch(config: ServerConfig) -> Schema:
+    """Items, and beside them fields that all of them have."""
+    items = {**listed({"type": "object"}), "minItems": 1, "maxItems": MAX_ITEMS, "description": "requests for speech"}
+    return table({"items": items})
 
 
 _VOICE = {"id": TEXT, "object": {"const": "audio.voice"}, "name": TEXT, "type": {"const": "audio_sample"}}
@@ -90,6 +106,7 @@ ANSWERS: dict[str, Schema] = {
     "Consent": table(
         {"id": TEXT, "object": {"const": "audio.voice_consent"}, "created_at": TIME, "name": TEXT, "language": TEXT}
     ),
+    "Batch": table({"results": listed({"type": "object"}), "total": WHOLE, "succeeded": WHOLE, "failed": WHOLE}),
     "Model": table({"id": TEXT, "object": {"const": "model"}, "created": TIME, "owned_by": TEXT}),
     "Models": table({"object": {"const": "list"}, "data": listed(named("Model"))}),
     "AudioModels": table({"models": listed(table({"id": TEXT, "name": TEXT}))}),
