@@ -176,7 +176,7 @@ def test_realtime_names_memory_steps_and_precision(name):
     config = compose_config(name, ["streaming=realtime"])
     assert (config.streaming, config.s3gen, config.precision) == (
         StreamingConfig(max_chunk=100),
-        S3GenOptions("past", 5, 2),
+        S3GenOptions("past", 4, 1),
         PrecisionConfig("int8"),
     )
     beside = ["s3gen=prompt", "precision=float16", "streaming.max_chunk=50", "s3gen.steps=7"]
