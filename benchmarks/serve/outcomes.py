@@ -55,16 +55,18 @@ def counted(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def grown(readings: Sequence[tuple[float, float]], warm: float = WARM) -> dict[str, float]:
-    """Resident MiB once ``warm`` seconds are over and at the end, and the growth between in per cent.
+    """Resident MiB once ``warm`` seconds are over, half-way from there, and at the end; the growth in per cent.
 
     ``readings``: seconds since the start, and MiB. Raises ValueError: none is from behind `warm` seconds.
     """
     after = [mib for seconds, mib in readings if seconds >= warm]
     if not after:
         raise ValueError(f"no reading is from behind {warm:g} seconds; measure longer")
-    before, end = statistics.median(after[:AROUND]), statistics.median(after[-AROUND:])
+    half = len(after) // 2
+    before, midst, end = (statistics.median(some) for some in (after[:AROUND], after[half:][:AROUND], after[-AROUND:]))
+    figures = {"mib_after_warm_up": before, "mib_half_way": midst, "mib_at_end": end}
     growth = 100 * (end / before - 1)
-    return {"mib_after_warm_up": round(before, 1), "mib_at_end": round(end, 1), "growth_percent": round(growth, 2)}
+    return {**{name: round(mib, 1) for name, mib in figures.items()}, "growth_percent": round(growth, 2)}
 
 
 def held(metrics: Mapping[str, float]) -> dict[str, float]:

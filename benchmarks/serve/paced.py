@@ -18,7 +18,7 @@ FRAME = 0.02  # seconds of a player's buffer
 FRAME_LEN = int(FRAME * RATE) * WIDTH  # bytes
 ROOM = 4096  # bytes that a reader's side takes ahead: what the server has sent is soon waited for
 SHORTEST = 1.5  # seconds that a sentence lasts at least
-AIM = 0.06
+AIM_MS = 60.0
 MADE_SECONDS = 600.0
 
 
@@ -38,7 +38,7 @@ async def paced(server: Process, readers: int, seconds: float) -> list[Row]:
     row |= {"seconds": round(min(times[-1] - times[0] for times in seen), 1), "frames": len(between)}
     row |= {f"gap_p{percent}_ms": ms(percentile(between, percent)) for percent in (50, 99)}
     row |= {"gap_worst_ms": ms(max(between)), "mib_more_meanwhile": round(midst - before, 1)}
-    return [row | goal(percentile(between, 99), at_most=AIM)]
+    return [row | goal(ms(percentile(between, 99)), at_most=AIM_MS)]
 
 
 async def _made(url: str, sentences: int) -> str:
