@@ -16,7 +16,7 @@ from chatterbox.serve.errors import CONFLICT, ApiError, api_error
 from chatterbox.serve.models import ModelHub, library_of
 from chatterbox.values import shown
 from chatterbox.voice.conditionals import Hearing
-from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, name_of
+from chatterbox.voice.library import BUILT_IN, MAX_NAME_LEN, VoiceError, VoiceLibrary, name_of
 
 _ADDING = threading.Lock()  # one looks whether its name is free, and takes it
 
@@ -50,7 +50,7 @@ class Voices:
             ApiError: there is such a voice, it cannot have this name, or nowhere to keep it; or there is nothing that
                 can be heard, or too little; or the model does not speak the language.
         """
-        voice, model, title = name_of(name), self._hub.get(self._hub.names[0]), name.strip()
+        voice, model, title = name_of(name), self._hub.get(self._hub.names[0]), name.strip()[:MAX_NAME_LEN]
         self._check_free(voice)
         notes = {"model": model.name, "family": model.family, "title": title}
         if language is not None:
