@@ -26,7 +26,7 @@ from chatterbox.serve.errors import (
 )
 from chatterbox.serve.health import BEGINNING, FAILING, HEALTHY
 from chatterbox.serve.metrics import CONTENT_TYPE
-from chatterbox.serve.schemas import TEXT, WHOLE, Schema, listed, named, schemas, table
+from chatterbox.serve.schemas import TEXT, TEXT_OR_NULL, WHOLE, Schema, listed, named, schemas, table
 from chatterbox.serve.security import is_open
 from chatterbox.serve.speech import EVENTS_TYPE
 
@@ -91,7 +91,8 @@ _LONG = "/v1/audio/speech/long"
 _JOB = _LONG + "/{name}"
 _MOVED = {OK: _json("Job")}
 _READY = {JSON: table({"ready": {"type": "boolean"}})}
-_HEALTH = {JSON: table({"status": {"enum": [BEGINNING, HEALTHY, FAILING]}, "version": TEXT})}
+_STATUS = {"status": {"enum": [BEGINNING, HEALTHY, FAILING]}, "version": TEXT}
+_HEALTH = {JSON: table({**_STATUS, "model_loaded": {"type": "boolean"}, "device": TEXT_OR_NULL})}
 _ABOUT = {JSON: table({"server": TEXT, "version": TEXT, "formats": listed({"enum": [*FORMATS]})})}
 _MODEL = table({"name": TEXT, "cache": {"type": "object"}})
 _STATE = {"streams": WHOLE, "max_input": WHOLE, "models": listed(_MODEL)}
@@ -105,6 +106,10 @@ OPERATIONS = (
     Operation(
         "/v1/audio/speech", ["post"], "Speech of a text, while it is made",
         {OK: {**AUDIO, **EVENTS}}, REFUSED, _json("SpeechRequest"),
+    ),
+    Operation(
+        "/v1/audio/speech/batch", ["post"], "Speech of several texts at once",
+        {OK: _json("Batch")}, REFUSED, _json("BatchRequest"),
     ),
     Operation(
         _LONG, ["post"], "A job that speaks a long text",

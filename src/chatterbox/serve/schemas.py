@@ -15,8 +15,9 @@ from chatterbox.audio.encoding import FORMATS
 from chatterbox.config import CLEANINGS, SAMPLING_COUNTS, SAMPLING_RANGES, SPEECH_RANGES, SamplingConfig, SpeechOptions
 from chatterbox.engine.guards import GUARDS, NO_GUARD
 from chatterbox.kvcache import POLICIES
+from chatterbox.serve.batch import MAX_ITEMS
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.fields import OPENAI_SPEED, OPTIONS, SAMPLING, STREAM_FORMATS
+from chatterbox.serve.fields import OPENAI_SPEED, OPTIONS, SAMPLING, STREAM_FORMATS, UNUSED
 from chatterbox.serve.jobs import STATES
 from chatterbox.values import MOST
 
@@ -39,6 +40,7 @@ def schemas(config: ServerConfig) -> dict[str, Schema]:
     return {
         "SpeechRequest": _speech(config, config.max_input),
         "LongSpeechRequest": _speech(config, config.max_job_input),
+        "BatchRequest": table({"items": {**listed(named("SpeechRequest")), "minItems": 1, "maxItems": MAX_ITEMS}}),
         "VoiceForm": table({"name": WORDS, "audio_sample": FILE, "consent": TEXT}, optional=["consent"]),
         "ConsentForm": table({"name": WORDS, "language": WORDS, "recording": FILE}),
         **ANSWERS,
@@ -76,9 +78,20 @@ _JOB = {
     "sse_url": TEXT,
     "download_url": TEXT,
 }
+_COUNTS = {"total": WHOLE, "succeeded": WHOLE, "failed": WHOLE}
+_SPOKEN_ITEM = {
+    "index": WHOLE,
+    "status": {"const": "success"},
+    "audio_data": {**TEXT, "contentEncoding": "base64"},
+    "response_format": {"enum": [*FORMATS]},
+    "media_type": TEXT,
+    "warnings": listed(TEXT),
+}
 _ERROR = {"message": TEXT, "type": TEXT, "param": TEXT_OR_NULL, "code": TEXT_OR_NULL}
+_FAILED_ITEM = {"index": WHOLE, "status": {"const": "error"}, "error": table(_ERROR)}
 ANSWERS: dict[str, Schema] = {
     "Error": table({"error": table(_ERROR)}),
+    "Batch": table({"results": listed({"anyOf": [table(_SPOKEN_ITEM), table(_FAILED_ITEM)]}), **_COUNTS}),
     "Job": table(_JOB),
     "NewJob": table({**_JOB, "warnings": {**listed(TEXT), "description": "what is not done as asked"}}),
     "Jobs": table({"jobs": listed(named("Job"))}),
@@ -109,7 +122,8 @@ def _speech(config: ServerConfig, most: int) -> Schema:
         "kvcache": _one_of(sorted(POLICIES), "policy of the key-value cache"),
         "extra_params": {"description": "an object of fields, which those beside it take precedence over"},
     }
-    fields = {**own, **_options(SamplingConfig), **_options(SpeechOptions)}
+    unused = {name: {"description": "of other servers' clients; ignored"} for name in sorted(UNUSED)}
+    fields = {**own, **_options(SamplingConfig), **_options(SpeechOptions), **unused}
     known = table(fields, optional=[name for name in fields if name != "input"])
     return {**known, "additionalProperties": not config.strict}
 
