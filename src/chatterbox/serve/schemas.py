@@ -17,7 +17,7 @@ from chatterbox.engine.guards import GUARDS, NO_GUARD
 from chatterbox.kvcache import POLICIES
 from chatterbox.serve.batch import MAX_ITEMS
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.fields import OPENAI_SPEED, OPTIONS, SAMPLING, STREAM_FORMATS
+from chatterbox.serve.fields import OPENAI_SPEED, OPTIONS, SAMPLING, STREAM_FORMATS, UNUSED
 from chatterbox.serve.jobs import STATES
 from chatterbox.values import MOST
 
@@ -41,7 +41,7 @@ def schemas(config: ServerConfig) -> dict[str, Schema]:
         "SpeechRequest": _speech(config, config.max_input),
         "LongSpeechRequest": _speech(config, config.max_job_input),
         "SpeechForm": _form(_speech(config, config.max_input)),
-        "BatchRequest": _batch(config),
+        "BatchRequest": table({"items": {**listed(named("SpeechRequest")), "minItems": 1, "maxItems": MAX_ITEMS}}),
         "VoiceForm": table({"name": WORDS, "audio_sample": FILE, "consent": TEXT}, optional=["consent"]),
         "ConsentForm": table({"name": WORDS, "language": WORDS, "recording": FILE}),
         **ANSWERS,
@@ -70,12 +70,6 @@ def _form(speech: Schema) -> Schema:
     return table(fields, optional=[name for name in fields if name != "input"])
 
 
-def _batch(config: ServerConfig) -> Schema:
-    """Items, and beside them fields that all of them have."""
-    items = {**listed({"type": "object"}), "minItems": 1, "maxItems": MAX_ITEMS, "description": "requests for speech"}
-    return table({"items": items})
-
-
 _VOICE = {"id": TEXT, "object": {"const": "audio.voice"}, "name": TEXT, "type": {"const": "audio_sample"}}
 _JOB = {
     "job_id": TEXT,
@@ -92,9 +86,20 @@ _JOB = {
     "sse_url": TEXT,
     "download_url": TEXT,
 }
+_COUNTS = {"total": WHOLE, "succeeded": WHOLE, "failed": WHOLE}
+_SPOKEN_ITEM = {
+    "index": WHOLE,
+    "status": {"const": "success"},
+    "audio_data": {**TEXT, "contentEncoding": "base64"},
+    "response_format": {"enum": [*FORMATS]},
+    "media_type": TEXT,
+    "warnings": listed(TEXT),
+}
 _ERROR = {"message": TEXT, "type": TEXT, "param": TEXT_OR_NULL, "code": TEXT_OR_NULL}
+_FAILED_ITEM = {"index": WHOLE, "status": {"const": "error"}, "error": table(_ERROR)}
 ANSWERS: dict[str, Schema] = {
     "Error": table({"error": table(_ERROR)}),
+    "Batch": table({"results": listed({"anyOf": [table(_SPOKEN_ITEM), table(_FAILED_ITEM)]}), **_COUNTS}),
     "Job": table(_JOB),
     "NewJob": table({**_JOB, "warnings": {**listed(TEXT), "description": "what is not done as asked"}}),
     "Jobs": table({"jobs": listed(named("Job"))}),
@@ -106,7 +111,6 @@ ANSWERS: dict[str, Schema] = {
     "Consent": table(
         {"id": TEXT, "object": {"const": "audio.voice_consent"}, "created_at": TIME, "name": TEXT, "language": TEXT}
     ),
-    "Batch": table({"results": listed({"type": "object"}), "total": WHOLE, "succeeded": WHOLE, "failed": WHOLE}),
     "Model": table({"id": TEXT, "object": {"const": "model"}, "created": TIME, "owned_by": TEXT}),
     "Models": table({"object": {"const": "list"}, "data": listed(named("Model"))}),
     "AudioModels": table({"models": listed(table({"id": TEXT, "name": TEXT}))}),
@@ -126,7 +130,8 @@ def _speech(config: ServerConfig, most: int) -> Schema:
         "kvcache": _one_of(sorted(POLICIES), "policy of the key-value cache"),
         "extra_params": {"description": "an object of fields, which those beside it take precedence over"},
     }
-    fields = {**own, **_options(SamplingConfig), **_options(SpeechOptions)}
+    unused = {name: {"description": "of other servers' clients; ignored"} for name in sorted(UNUSED)}
+    fields = {**own, **_options(SamplingConfig), **_options(SpeechOptions), **unused}
     known = table(fields, optional=[name for name in fields if name != "input"])
     return {**known, "additionalProperties": not config.strict}
 
