@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-DRAIN_SECONDS = 60
+DRAIN_SECONDS, LONG = 60, "/v1/audio/speech/long"
 TEXT = "The tea is in the kitchen, and the cups are on the table."
 
 
@@ -43,27 +44,32 @@ def port_of(process: subprocess.Popen[str]) -> int:
     raise AssertionError("it ended before it spoke")
 
 
-def ask(port: int) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+def ask(
+    port: int, method: str = "POST", path: str = "/v1/audio/speech", **body: Any
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DRAIN_SECONDS)
-    body = {"input": TEXT, "response_format": "pcm", "seed": 1}
-    connection.request("POST", "/v1/audio/speech", json.dumps(body))
+    connection.request(method, path, json.dumps(body))
     return connection, connection.getresponse()
 
 
 def test_sigterm_lets_an_answer_end_and_takes_no_more(process: subprocess.Popen[str]) -> None:
-    port = port_of(process)
-    connection, answer = ask(port)
+    """Whoever follows a job is let go: it may last for hours, and goes on with the next start."""
+    port, speech = port_of(process), {"input": TEXT, "response_format": "pcm", "seed": 1}
+    connection, answer = ask(port, **speech)
     whole = answer.read()
     connection.close()
-    connection, answer = ask(port)
+    following = ask(port, "GET", json.loads(ask(port, path=LONG, input=f"{TEXT}\n\n" * 50)[1].read())["sse_url"])
+    connection, answer = ask(port, **speech)
     first, told = answer.read(1000), time.monotonic()
     process.send_signal(signal.SIGTERM)
     deadline = told + 5
     with pytest.raises(ConnectionError):
         while time.monotonic() < deadline:
-            ask(port)[0].close()
+            ask(port, "GET", "/health")[0].close()
     assert first + answer.read() == whole
-    connection.close()
+    assert b'"type":"completed"' not in following[1].read()
+    for one in (connection, following[0]):
+        one.close()
     assert process.wait(DRAIN_SECONDS) == 0 and time.monotonic() - told < DRAIN_SECONDS
     assert process.stderr is not None and process.stderr.read() == ""
 

@@ -134,6 +134,11 @@ class Server:
             await run_in_threadpool(self._jobs.close)
             await run_in_threadpool(self._hub.close)
 
+    def end(self) -> None:
+        """Answers under way have some time to end from now on: what would go on beyond it is told to."""
+        self._health.end()
+        self._jobs.end()
+
     async def _listen(self, port: int) -> AsyncTcpServer | None:
         from chatterbox.serve import wyoming
 

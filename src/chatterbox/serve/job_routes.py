@@ -61,6 +61,12 @@ class JobRoutes:
         if (self._folder / "jobs.sqlite3").exists():
             self._opened()
 
+    def end(self) -> None:
+        """The server ends: work on a job stops, and whoever follows one is let go."""
+        with self._lock:
+            if self._jobs is not None:
+                self._jobs.end()
+
     def close(self) -> None:
         with self._lock:
             if self._jobs is not None:
@@ -160,6 +166,8 @@ async def _events(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
                 return
         else:
             yield KEEP_ALIVE
+        if jobs.is_ending:
+            return
         job = await run_in_threadpool(jobs.wait, job.id, known, KEEP_ALIVE_SECONDS)
 
 

@@ -162,11 +162,20 @@ class Jobs:
             )
         return self._encoded(job)
 
-    def close(self) -> None:
-        """Stop within the part that is worked on; the next start goes on with it. Twice is harmless."""
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more is worked on."""
+        return self._is_closed
+
+    def end(self) -> None:
+        """Stop within the part that is worked on; the next start goes on with it. Returns at once."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """`end`, and wait until nothing is worked on. Twice is harmless."""
+        self.end()
         self._worker.join()
         self._file.close()
 

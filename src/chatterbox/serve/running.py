@@ -37,9 +37,9 @@ def serve(
     def ready() -> None:
         started(_url(config.host, listening))
 
-    app = Server(ModelHub(loadings, config), config, keys, on_ready=ready, on_failure=failed).app
+    application = Server(ModelHub(loadings, config), config, keys, on_ready=ready, on_failure=failed)
     own = uvicorn.Config(
-        app,
+        application.app,
         host=config.host,
         port=config.port,
         log_config=None,
@@ -47,11 +47,23 @@ def serve(
         timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
         server_header=False,
     )
-    server = uvicorn.Server(own)
+    server = _Process(own, application.end)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once all is over
         server.run(sockets=[listening])
     if failures:
         raise failures[0]
+
+
+class _Process(uvicorn.Server):
+    """What calls ``end`` before it waits for answers under way."""
+
+    def __init__(self, config: uvicorn.Config, end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end()
+        await super().shutdown(sockets)
 
 
 def _socket(config: ServerConfig) -> socket.socket:
