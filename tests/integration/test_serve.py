@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
@@ -28,8 +29,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import chatterbox.serve.models
 from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
+from chatterbox.serve import models as serve_models
 from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.errors import ApiError
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.models import Defaults, Loading, ModelHub, ServedModel
 from chatterbox.serve.security import Client
@@ -553,3 +556,46 @@ def test_a_request_is_a_span_of_its_callers_trace(running: Running, monkeypatch:
     assert (told["chatterbox.model"], told["chatterbox.outcome"]) == ("tiny", "spoken")
     assert told["chatterbox.audio_seconds"] > 0 and [one.name for one in span.events] == ["first audio"]
     assert "Hi." not in str(told)
+
+
+def test_pages_of_other_origins_change_nothing(running: Running) -> None:
+    """A form that a page elsewhere sends needs no permission of the server; what is asked alone harms nobody."""
+    own, other = f"http://127.0.0.1:{running.port}", "https://example.org"
+    hello = {"input": "Hi.", "response_format": "pcm"}
+    for origin, status in ((own, 200), (other, 403), ("null", 403)):
+        got, _, data = running.ask("POST", "/v1/audio/speech", hello, origin=origin)
+        assert got == status and (got == 200 or json.loads(data)["error"]["code"] == "origin_not_allowed")
+    form = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nMary\r\n--x--\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert running.ask("POST", "/v1/audio/voices", form, origin=other, **kind)[0] == 403
+    assert running.ask("DELETE", "/v1/audio/voices/mary", origin=other)[0] == 403
+    assert running.ask("GET", "/v1/models", origin=other)[0] == 200
+    named = Running(running.model, ServerConfig(origins=(other,)))
+    try:
+        assert named.ask("POST", "/v1/audio/speech", hello, origin=other)[0] == 200
+    finally:
+        named.close(keeps_model=True)
+
+
+def test_a_voice_whose_file_is_broken_is_told_without_its_folder(tmp_path: Path) -> None:
+    library = VoiceLibrary(tmp_path)
+    (tmp_path / "mary.safetensors").write_bytes(b"half of a voice")
+    model = served(library)
+    with pytest.raises(ApiError, match="the file of voice 'mary' is no whole voice") as caught:
+        model.request(SpeechCall("Hi."), "mary")
+    assert (caught.value.status, caught.value.code) == (409, "voice_is_broken") and str(tmp_path) not in str(
+        caught.value
+    )
+    model.close()
+
+
+def test_a_model_holds_no_more_voices_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_models, "MOST_PREPARED", 2)
+    library, model = VoiceLibrary(tmp_path), served(VoiceLibrary(tmp_path))
+    own = model.request(SpeechCall("Hi."), "built-in").conditionals
+    for name in ("anna", "bob", "mary"):
+        library.add(name, own, {})
+    heard = {name: model.request(SpeechCall("Hi."), name).conditionals for name in ("anna", "bob", "anna", "mary")}
+    assert model.request(SpeechCall("Hi."), "anna").conditionals is heard["anna"]
+    assert model.request(SpeechCall("Hi."), "bob").conditionals is not heard["bob"]
+    model.close()

@@ -194,6 +194,11 @@ def test_unknown_voices_are_told(running: Running) -> None:
             socket.recv(60)
 
 
+def test_pages_of_other_origins_have_no_socket(running: Running) -> None:
+    with pytest.raises(InvalidStatus):
+        connected(running, origin="https://example.org")
+
+
 def test_a_key_is_asked_for(running: Running, tmp_path: Path) -> None:
     keyed = Running(running.model, ServerConfig(voices=str(tmp_path)), ("secret",))
     try:

@@ -37,8 +37,9 @@ def test_python_snippets(offline):
     assert soundfile.info("cloned.wav").duration > 0.5 < soundfile.info("streamed.wav").duration
 
 
-def test_first_snippet_is_the_two_commands():
-    assert [line.split()[:2] for line in snippets("sh")[0].splitlines()] == [["make", "say"], ["make", "test"]]
+def test_first_snippet_is_the_three_commands():
+    commands = [line.split()[:2] for line in snippets("sh")[0].splitlines()]
+    assert commands == [["make", "say"], ["make", "test"], ["make", "serve"]]
 
 
 def test_every_extra_is_named():

@@ -41,7 +41,7 @@ from chatterbox.serve.openapi import description
 from chatterbox.serve.page import page
 from chatterbox.serve.peers.devnen import DevnenRoutes
 from chatterbox.serve.peers.travisvn import TravisvnRoutes
-from chatterbox.serve.security import Client, Keys
+from chatterbox.serve.security import Client, Keys, Origins
 from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import Voices, voice_object
 
@@ -109,6 +109,7 @@ class Server:
             middleware.append(
                 Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
             )
+        middleware.append(Middleware(Origins, origins=config.origins, answer=_failed))
         middleware.append(Middleware(Keys, keys=keys, open_lists=config.open_lists, answer=_failed))
         middleware.append(Middleware(BodyLimit, config=config))
         self.app = Starlette(

@@ -13,8 +13,15 @@ from chatterbox.engine.scheduler import EngineClosedError, QueueFullError
 from chatterbox.voice.library import VoiceError
 
 RETRY_SECONDS = 1
-BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, CONFLICT, TOO_LARGE, BUSY, FAULT, CLOSED = 400, 401, 404, 409, 413, 429, 500, 503
-_TYPES = {UNAUTHORIZED: "authentication_error", BUSY: "rate_limit_error", FAULT: "server_error", CLOSED: "server_error"}
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, TOO_LARGE, BUSY = 400, 401, 403, 404, 409, 413, 429
+FAULT, CLOSED = 500, 503
+_TYPES = {
+    UNAUTHORIZED: "authentication_error",
+    FORBIDDEN: "permission_error",
+    BUSY: "rate_limit_error",
+    FAULT: "server_error",
+    CLOSED: "server_error",
+}
 
 
 class ApiError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import logging
 import threading
 import time
 from collections import Counter
@@ -21,13 +22,16 @@ from chatterbox.config import KVCacheConfig, SpeechOptions, StreamingConfig
 from chatterbox.engine.guards import check_guard
 from chatterbox.models.tokenizers.languages import LANGUAGES, base_language, check_language
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import NOT_FOUND, ApiError, api_error
+from chatterbox.serve.errors import CONFLICT, NOT_FOUND, ApiError, api_error
 from chatterbox.serve.fields import OPENAI_MODELS, OPENAI_VOICES, SpeechCall
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.values import shown
 from chatterbox.voice.library import BUILT_IN, VoiceError, VoiceLibrary, describe, family, load_prepared, name_of
 
+logger = logging.getLogger(__name__)
+
 ENGLISH = "en"
+MOST_PREPARED = 256  # voices of the library that a model holds in memory, some 0.3 MiB each; others are read again
 
 if TYPE_CHECKING:
     from chatterbox.checkpoints import LoadedModels
@@ -166,12 +170,19 @@ class ServedModel:
                 if known is None or known.changed != changed:
                     made, there = load_prepared(path, self._models), self._library.names()
                     known = _Prepared(changed, made, describe(path).get("language"))
-                    kept = {name: one for name, one in self._prepared.items() if name in there}  # else removed by now
-                    self._prepared = {**kept, voice: known}
-        except (OSError, ValueError):
+                    self._prepared = {name: one for name, one in self._prepared.items() if name in there}
+                self._prepared.pop(voice, None)
+                self._prepared[voice] = known  # the last one is whoever spoke last
+                if len(self._prepared) > MOST_PREPARED:
+                    del self._prepared[next(iter(self._prepared))]
+        except VoiceError:
+            raise
+        except (OSError, ValueError) as error:
             if not path.exists():  # removed meanwhile
                 raise VoiceError(f"there is no voice {voice!r} any more") from None
-            raise
+            logger.warning("voice %r cannot be read: %s", voice, error)  # with its folder, which no client is told
+            message = f"the file of voice {voice!r} is no whole voice; remove it and add it again"
+            raise ApiError(message, CONFLICT, param="voice", code="voice_is_broken") from None
         return known
 
 

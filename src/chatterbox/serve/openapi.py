@@ -20,6 +20,7 @@ from chatterbox.serve.errors import (
     CLOSED,
     CONFLICT,
     FAULT,
+    FORBIDDEN,
     NOT_FOUND,
     TOO_LARGE,
     UNAUTHORIZED,
@@ -61,6 +62,7 @@ class Operation:
     def described(self, method: str) -> dict[str, Any]:
         """As OpenAPI has it."""
         always = (FAULT,) if is_open(self.path) and method == "get" else (UNAUTHORIZED, FAULT)
+        always = always if method == "get" else (FORBIDDEN, *always)
         errors = {status: _json("Error") for status in (*self.errors, *always)}
         answers = {**errors, **self.answers}
         responses = {str(status): _answer(content) for status, content in sorted(answers.items())}

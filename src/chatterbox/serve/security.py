@@ -9,13 +9,15 @@ import hmac
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatterbox.serve.admission import Caller
-from chatterbox.serve.errors import UNAUTHORIZED, ApiError
+from chatterbox.serve.errors import FORBIDDEN, UNAUTHORIZED, ApiError
+from chatterbox.values import shown
 
 # With /v1 before them and without.
 HEALTH_PATHS = ("/health", "/ready", "/ping")
@@ -62,6 +64,34 @@ def is_open(path: str, *, lists: bool = True) -> bool:
     """Whether who asks at ``path`` needs no key; ``lists``: lists need none either."""
     own = path.rstrip("/").removeprefix("/v1")
     return own in HEALTH_PATHS or (lists and own in LISTS)
+
+
+class Origins:
+    """ASGI middleware: a browser's page of another origin than the server's own, or a named one, changes nothing here.
+
+    A form needs no permission of the server to be sent, and neither does a socket.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Sequence[str], answer: Any) -> None:
+        self._app, self._origins, self._answer = app, {*origins}, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or self._may(scope):
+            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 4403, "reason": "pages of this origin may not call"})
+            return
+        origin = Headers(scope=scope)["origin"]
+        message = f"pages of {shown(origin)} may not call; server.origins names those that may"
+        await self._answer(ApiError(message, FORBIDDEN, code="origin_not_allowed"))(scope, receive, send)
+
+    def _may(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None or not self._origins.isdisjoint((origin, "*")):
+            return True
+        asks = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return asks or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 class Client(NamedTuple):

@@ -40,17 +40,23 @@ class Voices:
         """Who speaks where a request names none. Raises VoiceError: nobody does."""
         return self._hub.get(self._hub.names[0]).voice_name(None, self._config.default_voice)
 
-    def add(self, name: str, recording: bytes, language: str | None = None) -> dict[str, Any]:
+    def add(
+        self, name: str, recording: bytes, language: str | None = None, *, field: str = "audio_sample"
+    ) -> dict[str, Any]:
         """Keep the voice of ``recording``, a file's bytes. What OpenAI's client is told.
 
         Args:
             language: that the voice speaks where a request names none.
+            field: that the recording came in.
 
         Raises:
             ApiError: there is such a voice, it cannot have this name, or nowhere to keep it; or there is nothing that
                 can be heard, or too little; or the model does not speak the language.
         """
         voice, model, title = name_of(name), self._hub.get(self._hub.names[0]), name.strip()[:MAX_NAME_LEN]
+        if not voice:
+            message = f"a voice's name needs letters of a to z, or digits, got {shown(name)}"
+            raise ApiError(message, param="name", code="invalid_value")
         self._check_free(voice)
         notes = {"model": model.name, "family": model.family, "title": title}
         if language is not None:
@@ -61,7 +67,7 @@ class Voices:
         try:
             heard = model.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
         except ValueError as error:
-            raise ApiError(str(error), param="audio_sample", code="invalid_audio") from error
+            raise ApiError(str(error), param=field, code="invalid_audio") from error
         with _ADDING:
             self._check_free(voice)  # which another client may have taken meanwhile
             self._library.add(voice, heard, notes)

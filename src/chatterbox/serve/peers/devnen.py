@@ -70,7 +70,7 @@ class DevnenRoutes:
         added, failed = list[str](), dict[str, ApiError]()
         for file in files:
             try:
-                added.append(self._voices.add(file.filename, file.data)["id"])
+                added.append(self._voices.add(file.filename, file.data, field="files")["id"])
             except ApiError as error:
                 failed[file.filename] = error
         if not added:

@@ -27,6 +27,7 @@ from chatterbox.serve.voices import Voices, voice_object
 from chatterbox.values import shown
 
 CREATED = 201
+SWITCHES = {"true": True, "false": False}  # as a form has them
 
 
 class TravisvnRoutes:
@@ -62,7 +63,7 @@ class TravisvnRoutes:
         """POST .../upload: the same as a form, in the voice of the recording ``voice_file``, which is not kept."""
         form = await form_of(request, self._config)
         recording = form.file("voice_file")
-        fields = {name: value for name, value in form.fields.items() if value}
+        fields = {name: SWITCHES.get(value.lower(), value) for name, value in form.fields.items() if value}
         call = speech_call(fields, self._config, usual_format="wav")
         if recording is not None:
             call = dataclasses.replace(call, recording=recording.data)
@@ -85,7 +86,8 @@ class TravisvnRoutes:
         if recording is None:
             raise ApiError("voice_file must be a recording", param="voice_file", code="invalid_value")
         language = form.fields.get("language") or None
-        return JSONResponse(await run_in_threadpool(self._voices.add, name, recording.data, language), CREATED)
+        added = await run_in_threadpool(self._voices.add, name, recording.data, language, field="voice_file")
+        return JSONResponse(added, CREATED)
 
     async def voice(self, request: Request) -> Response:
         """GET /voices/{name}."""
