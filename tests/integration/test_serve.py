@@ -263,7 +263,7 @@ def test_voices_that_were_removed_are_not_kept(running: Running, monkeypatch: py
     [
         ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
         ("empty", b"", openai.BadRequestError, "audio_sample is empty"),
-        ("..", b"RIFF", openai.BadRequestError, "a voice cannot be called ''"),
+        ("..", b"RIFF", openai.BadRequestError, "a voice's name needs letters of a to z, or digits, got '..'"),
         ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
         ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),
     ],

@@ -7,6 +7,7 @@ import http.client
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -371,10 +372,12 @@ class TestBatch:
             told = self.ask(full, *[{"input": "Hi.", "seed": 1}] * 5)
             assert (told["succeeded"], told["failed"]) == (2, 3)
             assert {one["error"]["code"] for one in told["results"][2:]} == {"queue_full"}
-            full.app.speaking.num_streams = 2
-            status, headers, data = full.ask("POST", self.path, {"items": [{"input": "Hi."}] * 2})
+            with ExitStack() as held:
+                for _ in range(2):
+                    held.callback(held.enter_context(full.app.speaking._admissions.admit(None)))
+                status, headers, data = full.ask("POST", self.path, {"items": [{"input": "Hi."}] * 2})
             assert (status, headers["retry-after"]) == (429, "1") and b"queue_full" in data
-            full.app.speaking.num_streams = 0
+            assert full.app.speaking.num_streams == 0
         finally:
             full.close(keeps_model=True)
 
