@@ -36,7 +36,7 @@ def parts(audio: Tensor, begin: int) -> list[np.ndarray]:
 def test_each_utterance_is_as_loud_and_the_pause_is_as_it_was(tiny):
     plain, level, begin = whole(tiny), whole(tiny, loudness=LUFS), whole(tiny, PARTS[0]).shape[1]
     before, after = ([integrated_loudness(part, RATE) for part in parts(one, begin)] for one in (plain, level))
-    assert abs(before[0] - before[1]) > 0.5, "the test needs parts that differ"
+    assert abs(before[0] - before[1]) > 0.3, "the test needs parts that differ"
     assert after == pytest.approx([LUFS, LUFS], abs=0.05)
     assert level.shape == plain.shape and not level[0, begin + RATE // 100 : begin + 2 * RATE].any()
     for left, right in zip(parts(plain, begin), parts(level, begin), strict=True):
