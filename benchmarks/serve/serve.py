@@ -27,12 +27,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.harness import ROOT, comparable, environment, report, write
+from benchmarks.lib.harness import ROOT, environment, report, write
 from benchmarks.serve import load
 from benchmarks.serve.listening import at_once, first_audio, leaving
 from benchmarks.serve.paced import paced
 from benchmarks.serve.process import Process, served
-from benchmarks.speed.baselines import require_size
+from benchmarks.speed.baselines import known_result
 from benchmarks.speed.streams import with_rows
 from benchmarks.speed.tiny_streams import speaker
 
@@ -152,10 +152,8 @@ def main() -> None:
     try:
         if "published" in chosen and not Path(asked.peer).is_file():
             raise ValueError(f"--peer {asked.peer} does not exist; make peer-env installs it")
-        if asked.only and asked.output is not None and asked.output.is_file():
-            known = json.loads(asked.output.read_text())
-            comparable(known, {"environment": environment()})
-            require_size(known, size.as_json())
+        if asked.only:
+            known = known_result(asked.output, size.as_json())
     except ValueError as error:
         parser.error(str(error))
     measure(asked, chosen, known, size)

@@ -274,6 +274,20 @@ def require_size(old: Mapping[str, Any], size: Mapping[str, object]) -> None:
         )
 
 
+def known_result(output: Path | None, size: Mapping[str, object]) -> dict[str, Any]:
+    """What was measured before, of which some is to be measured again; nothing where there is no result yet.
+
+    Raises:
+        ValueError: it is of another machine, or another size.
+    """
+    if output is None or not output.is_file():
+        return {}
+    known: dict[str, Any] = json.loads(output.read_text())
+    comparable(known, {"environment": environment()})
+    require_size(known, size)
+    return known
+
+
 def _loading(about: Mapping[str, Any]) -> dict[str, object]:
     measured = {key: round(about[key], 1) for key in ("loading_ms", "loaded_mib", "loading_peak_mib")}
     return {**{key: about[key] for key in ("transformers", "numpy")}, **measured}

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines.client import FORKED, UPSTREAM
-from benchmarks.lib.harness import ROOT, comparable, environment, report, write
-from benchmarks.speed.baselines import require_size
+from benchmarks.lib.harness import ROOT, environment, report, write
+from benchmarks.speed.baselines import known_result
 from benchmarks.speed.decode_streams import mix, tokens
 from benchmarks.speed.published_streams import published
 from benchmarks.speed.tiny_streams import fifth, one, tiny
@@ -137,10 +137,8 @@ def main() -> None:
     known: dict[str, Any] = {}
     try:
         chosen = chosen_sections(asked)
-        if asked.only and asked.output is not None and asked.output.is_file():
-            known = json.loads(asked.output.read_text())
-            comparable(known, {"environment": environment()})
-            require_size(known, size.as_json())
+        if asked.only:
+            known = known_result(asked.output, size.as_json())
     except ValueError as error:
         parser.error(str(error))
     measure(asked, chosen, known, size)

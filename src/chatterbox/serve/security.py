@@ -49,8 +49,7 @@ class Keys:
     def _is_open(self, scope: Scope) -> bool:
         if scope["path"] == "/" or scope["path"].startswith("/page/"):  # it asks for the key itself
             return bool(scope["type"] == "http")
-        is_question = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return is_question and is_open(scope["path"], lists=self._open_lists)
+        return _is_question(scope) and is_open(scope["path"], lists=self._open_lists)
 
     def _caller(self, headers: Headers) -> int | None:
         """Whose key came, by number; None: nobody's."""
@@ -58,6 +57,11 @@ class Keys:
         encoded = given.encode("utf-8", "surrogateescape")
         fits = [hmac.compare_digest(encoded, key) for key in self._keys]  # all of them, whichever fits
         return fits.index(True) if any(fits) else None
+
+
+def _is_question(scope: Scope) -> bool:
+    """Whether it changes nothing, and makes nothing."""
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
 
 
 def is_open(path: str, *, lists: bool = True) -> bool:
@@ -90,8 +94,7 @@ class Origins:
         origin = headers.get("origin")
         if origin is None or not self._origins.isdisjoint((origin, "*")):
             return True
-        asks = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return asks or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        return _is_question(scope) or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 class Client(NamedTuple):
