@@ -1,7 +1,7 @@
 """A blocking stream inside an event loop.
 
-Owns: the thread that the stream runs in, and pieces of text on their way from the loop to it. Does not know: what is
-streamed.
+Owns: the thread that the stream runs in, how it is left while it waits, and pieces of text on their way from the loop
+to it. Does not know: what is streamed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ async def astream(make: Callable[..., Iterator[T]], text: Any, *arguments: Any, 
     """Items of ``make(text, *arguments, **options)``, which runs in a thread of its own.
 
     ``text`` may be an asynchronous iterable: its pieces are asked for in the loop, when the stream wants them. Leaving
-    the loop over the items early, or cancelling it, closes the stream.
+    the loop over the items early, or cancelling it, closes the stream, at once where it has said `on_leave` how.
     """
     loop, pieces = asyncio.get_running_loop(), None
     if isinstance(text, AsyncIterable):
@@ -34,12 +34,25 @@ async def astream(make: Callable[..., Iterator[T]], text: Any, *arguments: Any, 
     finally:
         if pieces is not None:
             pieces.cancel()
+        worker.leave()
         # Behind what the worker is at, and not waited for: the loop goes on.
         worker.submit(getattr(items, "close", lambda: None))
         worker.finish()
 
 
+def on_leave(close: Callable[[], None]) -> None:
+    """Have ``close`` called when the asynchronous stream that runs in this thread is left, or now if it was.
+
+    An iterator cannot be closed while it computes or waits for its next item. ``close`` is called from the loop's
+    thread at any time, perhaps twice, and must not wait. Nothing happens in a thread that runs no such stream.
+    """
+    worker: _Worker | None = getattr(_CURRENT, "worker", None)
+    if worker is not None:
+        worker.on_leave(close)
+
+
 _END: Any = object()
+_CURRENT = threading.local()  # .worker: whose thread it is
 
 
 class _Worker:
@@ -51,6 +64,7 @@ class _Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
         self._jobs = queue.SimpleQueue()
+        self._lock, self._closes, self._is_left = threading.Lock(), list[Callable[[], None]](), False
         threading.Thread(target=self._work, name="chatterbox-stream", daemon=True).start()
 
     async def run(self, job: Callable[[], Any]) -> Any:
@@ -61,11 +75,26 @@ class _Worker:
         self._jobs.put((done, job))
         return done
 
+    def on_leave(self, close: Callable[[], None]) -> None:
+        with self._lock:
+            self._closes.append(close)
+            is_left = self._is_left
+        if is_left:
+            close()
+
+    def leave(self) -> None:
+        """Nobody waits for what is under way."""
+        with self._lock:
+            self._is_left, closes = True, list(self._closes)
+        for close in closes:
+            close()
+
     def finish(self) -> None:
         """End the thread when all is done."""
         self._jobs.put(None)
 
     def _work(self) -> None:
+        _CURRENT.worker = self
         while (entry := self._jobs.get()) is not None:
             done, job = entry
             if not done.set_running_or_notify_cancel():

@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from chatterbox.models.s3gen import S3GEN_SR, S3Gen
 from chatterbox.models.s3gen.s3gen import require_reference
 from chatterbox.models.tokenizers import TextTokenizer
 from chatterbox.runtime.openmp import release_idle_threads
+from chatterbox.synthesis.aio import on_leave
 from chatterbox.synthesis.render import SpeechRenderer, Stopwatch, StreamingMetrics
 from chatterbox.synthesis.render_order import RenderJob
 from chatterbox.synthesis.render_queue import RenderQueue
@@ -118,6 +120,8 @@ class SpeechStream:
 
     def start(self) -> None:
         """Begin to work. Raises what `Scheduler.submit` raises."""
+        if self._is_closed:
+            return
         self._is_started = True
         if self._streaming is not None and not self._may_stall:
             self._renders.announce(self)  # where the text is late nobody knows when the second chunk follows
@@ -127,9 +131,10 @@ class SpeechStream:
         """Chunks as they are there; what goes wrong is raised behind those that came before it.
 
         ``on_token`` is told how many speech tokens were decoded so far. Leaving early, or Ctrl-C while it waits, closes
-        the stream.
+        the stream. Closed by another thread, it raises CancelledError.
         """
         try:
+            on_leave(self.close)
             self._tells_tokens = on_token is not None
             if not self._is_started:
                 self.start()
@@ -173,9 +178,14 @@ class SpeechStream:
             with self._changed:
                 self._changed.wait_for(
                     lambda: (
-                        self._unread or self._is_over or (on_token and self._utterances.num_decoded > self._num_told)
+                        self._unread
+                        or self._is_over
+                        or self._is_closed
+                        or (on_token and self._utterances.num_decoded > self._num_told)
                     )
                 )
+                if self._is_closed:
+                    raise CancelledError("the stream was closed while its next chunk was waited for")
                 told, self._num_told = self._num_told, self._utterances.num_decoded
                 rendered = self._unread.popleft() if self._unread else None
                 is_over, error = self._is_over, self._error

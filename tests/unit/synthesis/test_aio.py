@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import pytest
 
-from chatterbox.synthesis.aio import astream
+from chatterbox.synthesis.aio import astream, on_leave
 
 WAIT = 30.0
 SENTENCES = ["Hello there. ", "And so on."]
@@ -135,6 +135,53 @@ def test_leaving_early_closes_the_stream():
     for thread in stream.threads:
         thread.join(WAIT)
         assert not thread.is_alive()
+
+
+def test_leaving_calls_what_the_stream_said():
+    """From outside, while the stream waits for what nobody but who leaves brings about."""
+    waits, left = threading.Event(), threading.Event()
+
+    def make(text: str) -> Iterator[str]:
+        on_leave(left.set)
+        waits.set()
+        assert left.wait(WAIT)
+        yield text
+
+    async def main() -> None:
+        task = asyncio.create_task(anext(astream(make, "a")))
+        await asyncio.to_thread(waits.wait, WAIT)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left.is_set()
+
+    run(main())
+
+
+def test_what_was_left_already_is_closed_at_once():
+    waits, go, left = threading.Event(), threading.Event(), threading.Event()
+
+    def make(text: str) -> Iterator[str]:
+        waits.set()
+        assert go.wait(WAIT)
+        on_leave(left.set)
+        yield text
+
+    async def main() -> None:
+        task = asyncio.create_task(anext(astream(make, "a")))
+        await asyncio.to_thread(waits.wait, WAIT)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+    assert not left.is_set()
+    go.set()
+    assert left.wait(WAIT)
+
+
+def test_outside_of_such_a_stream_nothing_is_left():
+    on_leave(pytest.fail)
 
 
 async def stalling(waits: asyncio.Event, closed: asyncio.Event) -> AsyncIterator[str]:

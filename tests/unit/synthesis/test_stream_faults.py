@@ -19,7 +19,7 @@ from chatterbox.config import KVCacheConfig
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.synthesis.render_queue import RenderQueue
 from chatterbox.synthesis.speech_stream import MAX_UNREAD, SpeechStream
-from chatterbox.synthesis.utterances import _Utterance
+from chatterbox.synthesis.utterances import Utterances, _Utterance
 from chatterbox.tts import ChatterboxTTS
 from tests.support.folders import SMALL
 from tests.support.speaking import say_instead
@@ -354,6 +354,57 @@ class TestAsync:
                     break
 
         run(main())
+
+    def test_leaving_while_a_chunk_is_waited_for_closes_at_once(self, tts, monkeypatch):
+        """What is being rendered ends when it will: rows and prefixes are given back before."""
+        renders, go, render = threading.Event(), threading.Event(), SpeechStream._render
+
+        def held(stream: SpeechStream) -> None:
+            renders.set()
+            assert go.wait(WAIT)
+            render(stream)
+
+        monkeypatch.setattr(SpeechStream, "_render", held)
+
+        async def main() -> None:
+            task = asyncio.create_task(anext(tts.agenerate_stream(LONG, **LONG_UTTERANCES, **OPTIONS)))
+            await asyncio.to_thread(renders.wait, WAIT)
+            assert is_in_use(tts)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(is_free, tts)
+
+        try:
+            run(main())
+        finally:
+            go.set()
+
+    def test_left_before_it_began(self, tts, monkeypatch):
+        """Its reader is gone while the voice is prepared: nothing is begun."""
+        begins, go, init, started = threading.Event(), threading.Event(), SpeechStream.__init__, []
+
+        def held(stream: SpeechStream, *arguments, **options) -> None:
+            begins.set()
+            assert go.wait(WAIT)
+            init(stream, *arguments, **options)
+
+        monkeypatch.setattr(SpeechStream, "__init__", held)
+        monkeypatch.setattr(Utterances, "start", lambda self, request=None: started.append(request))
+
+        async def main() -> None:
+            task = asyncio.create_task(anext(tts.agenerate_stream(LONG, **OPTIONS)))
+            await asyncio.to_thread(begins.wait, WAIT)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        threads = set(threading.enumerate())
+        run(main())
+        go.set()
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(WAIT)
+        assert not started
 
     def test_a_source_that_raises(self, tts):
         async def pieces() -> AsyncIterator[str]:
