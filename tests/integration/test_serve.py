@@ -48,7 +48,7 @@ class Running:
     """A server of `tiny` in a thread, and calls to it."""
 
     def __init__(self, model: ServedModel, config: ServerConfig, keys: tuple[str, ...] = ()) -> None:
-        self.model, ready = model, threading.Event()
+        self.model, self.config, ready = model, config, threading.Event()
         self.hub = ModelHub([Loading("tiny", lambda: model)], config)
         self.app = Server(self.hub, config, keys, on_ready=ready.set)
         self.server = uvicorn.Server(uvicorn.Config(self.app.app, port=0, log_config=None))

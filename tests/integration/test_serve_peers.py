@@ -199,7 +199,7 @@ class TestTravisvn:
         assert (held["name"], held["device"]) == ("tiny", "cpu") and held["prefixes"]["bytes"] > 0
 
     def test_lists_need_no_key_and_all_else_does(self, running: Running) -> None:
-        keyed = Running(running.model, running.app._config, ("secret",))
+        keyed = Running(running.model, running.config, ("secret",))
         try:
             for path in ("/voices", "/v1/voices/all-names", "/languages", "/ping", "/v1/health", "/models"):
                 assert keyed.ask("GET", path)[0] == 200
