@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 DRAIN_SECONDS, LONG = 60, "/v1/audio/speech/long"
 TEXT = "The tea is in the kitchen, and the cups are on the table."
@@ -72,6 +74,32 @@ def test_sigterm_lets_an_answer_end_and_takes_no_more(process: subprocess.Popen[
         one.close()
     assert process.wait(DRAIN_SECONDS) == 0 and time.monotonic() - told < DRAIN_SECONDS
     assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_sigterm_lets_a_socket_end_what_is_said_and_refuses_more(process: subprocess.Popen[str]) -> None:
+    port = port_of(process)
+    text = {"type": "input.text", "text": f"{TEXT} " * 3}
+    with connect(f"ws://127.0.0.1:{port}/v1/audio/speech/stream") as socket:
+        socket.send(json.dumps(text))
+        socket.send(json.dumps({"type": "input.done"}))
+        num_bytes, told = 0, [json.loads(socket.recv(DRAIN_SECONDS))]
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < deadline:
+                ask(port, "GET", "/health")[0].close()
+        socket.send(json.dumps(text))
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                message = socket.recv(DRAIN_SECONDS)
+                if isinstance(message, bytes):
+                    num_bytes += len(message)
+                else:
+                    told.append(json.loads(message))
+    assert [one["type"] for one in told if one["type"] != "audio.sentence"] == ["audio.start", "audio.done", "error"]
+    assert told[-1]["error"]["code"] == "shutting_down" and num_bytes > 3 * 2 * 24_000  # three seconds and more
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+    assert process.wait(DRAIN_SECONDS) == 0
 
 
 def test_sigterm_before_it_speaks(process: subprocess.Popen[str]) -> None:

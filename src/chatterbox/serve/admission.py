@@ -1,6 +1,6 @@
-"""Who is answered now, and who is told to come again: places in all and of each key, and a rate of each key.
+"""Who is answered now, and who is told to come again: places in all and of each key, a rate of each key, the end.
 
-Owns: the counts, and their 429. Does not know: HTTP, the keys themselves (a caller is a number), what is answered.
+Owns: the counts, their 429 and 503. Does not know: HTTP, the keys themselves (a caller is a number), what is answered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, RETRY_SECONDS, ApiError
+from chatterbox.serve.errors import BUSY, CLOSED, RETRY_SECONDS, ApiError
 
 MINUTE = 60.0  # seconds
 Caller = int | None  # whose key it was, by number; None: there are no keys
@@ -24,18 +24,25 @@ class Admissions:
         self._config, self._clock = config, clock
         self._held = Counter[Caller]()
         self._recent: dict[Caller, deque[float]] = {}
+        self._has_ended = False
 
     @property
     def num_held(self) -> int:
         """Requests that are answered now."""
         return self._held.total()
 
+    def end(self) -> None:
+        """Nobody is admitted any more."""
+        self._has_ended = True
+
     def admit(self, caller: Caller) -> Admission:
         """A place for one more, to be entered.
 
         Raises:
-            ApiError: there is none now; it says when to come again.
+            ApiError: there is none now; it says when to come again. Or there will be none: the server ends.
         """
+        if self._has_ended:
+            raise ApiError("the server is shutting down; ask again when it is back", CLOSED, code="shutting_down")
         own, most = self._held[caller], self._config.key_streams
         if caller is not None and most is not None and own >= most:
             raise _busy(f"{own} requests of this key are being answered, which is all that it may have", RETRY_SECONDS)

@@ -60,7 +60,7 @@ class Server:
         voices, jobs = Voices(hub, config), JobRoutes(hub, config)
         about = AboutRoutes(hub, config, health, metrics, lambda: self.speaking.num_streams)
         life = Lifecycle(hub, config, self.speaking, health, voices, jobs, on_ready=on_ready, on_failure=on_failure)
-        self.end = life.end  # answers under way have some time to end from then on
+        self.end = life.end
         versioned = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
             Route("/v1/audio/speech/batch", Batches(self.speaking, config).batch, methods=["POST"]),

@@ -47,7 +47,7 @@ class Lifecycle:
         on_failure: Callable[[Exception], None],
     ) -> None:
         """``on_ready``: called when the first model speaks; ``on_failure``: it cannot."""
-        self._hub, self._config, self._say = hub, config, speaking.say
+        self._hub, self._config, self._speaking = hub, config, speaking
         self._health, self._voices, self._jobs = health, voices, jobs
         self._on_ready, self._on_failure = on_ready, on_failure
 
@@ -68,8 +68,9 @@ class Lifecycle:
             await run_in_threadpool(self._hub.close)
 
     def end(self) -> None:
-        """Answers under way have some time to end from now on: what would go on beyond it is told to."""
+        """What is under way has some time to end from now on; nothing begins, and what would last for ever ends."""
         self._health.end()
+        self._speaking.end()
         self._jobs.end()
 
     async def _listen(self, port: int) -> AsyncTcpServer | None:
@@ -77,7 +78,7 @@ class Lifecycle:
 
         host = self._config.wyoming_host
         try:
-            say = partial(self._say, Client())
+            say = partial(self._speaking.say, Client())
             return await wyoming.start(host, port, self._spoken_voices, say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))

@@ -5,8 +5,10 @@ Owns: uvicorn, the order of the end. Does not know: routes, models.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 import uvicorn
@@ -14,6 +16,8 @@ import uvicorn
 from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.models import Loading, ModelHub
+
+LOOK_SECONDS = 0.05  # between two looks whether speech under way has ended
 
 
 def serve(
@@ -44,10 +48,9 @@ def serve(
         port=config.port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
         server_header=False,
     )
-    server = _Process(own, application.end)
+    server = _Process(own, application, config.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once all is over
         server.run(sockets=[listening])
     if failures:
@@ -55,14 +58,21 @@ def serve(
 
 
 class _Process(uvicorn.Server):
-    """What calls ``end`` before it waits for answers under way."""
+    """What lets speech under way end before it closes connections: uvicorn itself cuts WebSockets at once."""
 
-    def __init__(self, config: uvicorn.Config, end: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, application: Server, seconds: float) -> None:
+        """``seconds``: that what is under way has to end."""
         super().__init__(config)
-        self._end = end
+        self._application, self._seconds = application, seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._end()
+        deadline = time.monotonic() + self._seconds
+        self._application.end()
+        for listening in self.servers:
+            listening.close()
+        while self._application.speaking.num_streams and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(LOOK_SECONDS)
+        self.config.timeout_graceful_shutdown = max(1, round(deadline - time.monotonic()))
         await super().shutdown(sockets)
 
 

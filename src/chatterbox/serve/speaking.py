@@ -46,6 +46,10 @@ class Speaking:
         """Requests that are answered now."""
         return self._admissions.num_held
 
+    def end(self) -> None:
+        """What is being said is said to its end; all else is refused."""
+        self._admissions.end()
+
     async def speech(self, request: Request) -> Response:
         """POST /v1/audio/speech."""
         return await self.answer(speech_call(await json_of(request), self._config), client_of(request))

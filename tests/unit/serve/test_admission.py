@@ -43,6 +43,17 @@ def test_a_place_is_given_back_where_the_answer_was_never_begun() -> None:
     assert admissions.num_held == 0
 
 
+def test_at_the_end_nobody_is_admitted() -> None:
+    admissions = Admissions(ServerConfig())
+    with admissions.admit(None) as leave:
+        admissions.end()
+        with pytest.raises(ApiError, match="shutting down; ask again when it is back") as caught:
+            admissions.admit(None)
+        assert (caught.value.status, admissions.num_held) == (503, 1)
+    leave()
+    assert admissions.num_held == 0
+
+
 def test_one_key_does_not_take_anothers_places() -> None:
     admissions = Admissions(ServerConfig(max_streams=3, key_streams=1))
     with admissions.admit(0) as leave:
