@@ -169,7 +169,7 @@ OPERATIONS = (
     Operation("/v1/audio/voices", ["get"], "All voices", {OK: _json("Voices")}, (NOT_FOUND,), query=_LEGACY),
     Operation(
         "/v1/audio/voices", ["post"], "A voice of a recording",
-        {OK: _json("NewVoice")}, (BAD_REQUEST, CONFLICT, TOO_LARGE), {FORM: named("VoiceForm")}, names="id",
+        {OK: _json("NewVoice")}, (BAD_REQUEST, NOT_FOUND, CONFLICT, TOO_LARGE), {FORM: named("VoiceForm")}, names="id",
     ),
     Operation(
         "/v1/audio/voices/{name}", ["delete"], "Forgets a voice", {OK: _json("DeletedVoice")}, (NOT_FOUND, CONFLICT)

@@ -42,7 +42,9 @@ def schemas(config: ServerConfig) -> dict[str, Schema]:
         "LongSpeechRequest": _speech(config, config.max_job_input),
         "SpeechForm": _form(_speech(config, config.max_input)),
         "BatchRequest": table({"items": {**listed(named("SpeechRequest")), "minItems": 1, "maxItems": MAX_ITEMS}}),
-        "VoiceForm": table({"name": WORDS, "audio_sample": FILE, "consent": TEXT}, optional=["consent"]),
+        "VoiceForm": table(
+            {"name": WORDS, "audio_sample": FILE, "consent": TEXT, "model": TEXT}, optional=["consent", "model"]
+        ),
         "ConsentForm": table({"name": WORDS, "language": WORDS, "recording": FILE}),
         **ANSWERS,
     }

@@ -39,14 +39,15 @@ class VoiceRoutes:
         return JSONResponse({"voices": [*map(voice_object, names)]})
 
     async def add(self, request: Request) -> Response:
-        """POST /v1/audio/voices: a form with ``name`` and the recording ``audio_sample``."""
+        """POST /v1/audio/voices: a form with ``name``, the recording ``audio_sample``, ``model`` if not the first."""
         form = await form_of(request, self._config)
         sample, name = form.file("audio_sample"), form.fields.get("name", "")
         if sample is None:
             raise ApiError("audio_sample must be a recording", param="audio_sample", code="invalid_value")
         if not name.strip():
             raise ApiError("name must be a name for the voice", param="name", code="invalid_value")
-        return JSONResponse(await run_in_threadpool(self._voices.add, name, sample.data))
+        add = partial(self._voices.add, name, sample.data, model=form.fields.get("model") or None)
+        return JSONResponse(await run_in_threadpool(add))
 
     async def remove(self, request: Request) -> Response:
         """DELETE /v1/audio/voices/{name}."""

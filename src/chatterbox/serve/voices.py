@@ -12,7 +12,7 @@ from typing import Any
 
 from chatterbox.audio.recordings import LIBRARY
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import CONFLICT, ApiError, api_error
+from chatterbox.serve.errors import CONFLICT, NOT_FOUND, ApiError, api_error
 from chatterbox.serve.models import ModelHub, library_of
 from chatterbox.values import shown
 from chatterbox.voice.conditionals import Hearing
@@ -22,7 +22,7 @@ _ADDING = threading.Lock()  # one looks whether its name is free, and takes it
 
 
 class Voices:
-    """Those of a server's first model, which may have to be loaded. Each call may take long."""
+    """Those that a server's models speak in, of which one may have to be loaded. Each call may take long."""
 
     def __init__(self, hub: ModelHub, config: ServerConfig) -> None:
         self._hub, self._config, self._found = hub, config, library_of(config)
@@ -41,31 +41,44 @@ class Voices:
         return self._hub.get(self._hub.names[0]).voice_name(None, self._config.default_voice)
 
     def add(
-        self, name: str, recording: bytes, language: str | None = None, *, field: str = "audio_sample"
+        self,
+        name: str,
+        recording: bytes,
+        language: str | None = None,
+        *,
+        model: str | None = None,
+        field: str = "audio_sample",
     ) -> dict[str, Any]:
         """Keep the voice of ``recording``, a file's bytes. What OpenAI's client is told.
 
         Args:
             language: that the voice speaks where a request names none.
+            model: that listens; models of its family can speak in the voice. None: the first.
             field: that the recording came in.
 
         Raises:
             ApiError: there is such a voice, it cannot have this name, or nowhere to keep it; or there is nothing that
-                can be heard, or too little; or the model does not speak the language.
+                can be heard, or too little; or there is no such model, or it does not speak the language.
         """
-        voice, model, title = name_of(name), self._hub.get(self._hub.names[0]), name.strip()[:MAX_NAME_LEN]
+        voice, title, hears = name_of(name), name.strip()[:MAX_NAME_LEN], self._hub.names[0]
         if not voice:
             message = f"a voice's name needs letters of a to z, or digits, got {shown(name)}"
             raise ApiError(message, param="name", code="invalid_value")
         self._check_free(voice)
-        notes = {"model": model.name, "family": model.family, "title": title}
+        if model is not None:
+            hears, warnings = self._hub.named(model)
+            if warnings:
+                message = f"there is no model {shown(model)}; there are {', '.join(self._hub.names)}"
+                raise ApiError(message, NOT_FOUND, param="model", code="model_not_found")
+        listener = self._hub.get(hears)
+        notes = {"model": listener.name, "family": listener.family, "title": title}
         if language is not None:
             try:
-                notes["language"] = model.language(language) or language
+                notes["language"] = listener.language(language) or language
             except ValueError as error:
                 raise api_error(error, ("language", "language_id")) from error
         try:
-            heard = model.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
+            heard = listener.synthesizer.conditionals(io.BytesIO(recording), Hearing(purpose=LIBRARY))
         except ValueError as error:
             raise ApiError(str(error), param=field, code="invalid_audio") from error
         with _ADDING:
