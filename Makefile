@@ -102,9 +102,9 @@ meters: $(QUALITY_READY)
 judging-flow: $(QUALITY_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.judging_flow -o $(RESULTS)/judging_flow.json $(ARGS)
 
-# What each cache policy costs in speech: needs flite, takes about an hour on one core, goes on where it stopped.
+# What each cache policy costs in speech: needs flite, takes hours, goes on where it stopped.
 QUALITY_WORK ?= quality-work
-quality: $(READY)
+quality: $(QUALITY_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.quality --work $(QUALITY_WORK) \
 		-o $(RESULTS)/quality.json $(ARGS)
 

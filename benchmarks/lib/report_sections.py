@@ -206,7 +206,7 @@ def hour_plots(results: Results) -> Plots:
 
 def quality_plots(results: Results) -> Plots:
     drawn = quality_against_bytes(results["quality"]["rows"])
-    return {"quality_vs_bytes": ("Word error rate and log-mel distance against bytes of the cache", drawn)}
+    return {"quality_vs_bytes": ("Phone errors and log-mel distance against bytes of the cache", drawn)}
 
 
 def memory_text(name: str, result: Result) -> list[str]:
@@ -312,14 +312,15 @@ def by_table(tables: Mapping[str, str]) -> Callable[[str, Result], list[str]]:
 
 
 QUALITY_COLUMNS = """\
-The embedded voice: 40 texts, single sentences and pairs by turns, in four voices cloned from recordings of flite. The
+The embedded voice: single sentences and pairs by turns, in four voices cloned from recordings of flite. The
 number behind a name is the budget, speech positions that a row may hold beside its prefix; `window_size` is half of it.
 
 - *bytes*: of a cache that is as large as the utterance, over `static`'s; *KiB/s*, per second of the exact audio.
 - *tokens/s*: of steps, over those of `static`, all in turn in one run, on a CPU that other work shared; the median.
 - *same*: share of cases with the exact tokens; *leading*: of the exact tokens, before the first that differs; *places*:
   of the places, with the same token. *ran on*: stopped at 1.5 times the exact length, which bounds *duration*.
-- *word errors*: pocketsphinx; *more than exact* with its 95% interval, over texts.
+- *phones*: errors of T3's speech tokens against the phones that flite would say, which no recogniser has to hear;
+  *words*: errors by a recogniser; *more than exact* with its 95% interval, over texts.
 - *log-mel* (dB) and *F0* (semitones, voiced frames): root mean squares against the exact output, one warped onto the
   other in time. Where tokens are the same, the exact run's figures are copied.
 - *speaker*: cosine to the reference recording, by the voice's own encoder.

@@ -1,11 +1,12 @@
 """What forgetting and packing cost in speech: every decode policy at several budgets, on the embedded voice.
 
-``python -m benchmarks.quality.quality --work FOLDER -o quality.json`` needs flite (Debian package)
-and about an hour on one core. It goes on where it stopped: FOLDER/rows.jsonl has one line for each text, voice and
-configuration. ``--summarize`` makes JSON of the lines that are there.
+``python -m benchmarks.quality.quality --work FOLDER -o quality.json`` needs flite (Debian package), `make quality-env`
+and some hours of one core. It goes on where it stopped: FOLDER/VOICE.jsonl has one line for each text and
+configuration. ``--voices`` measures some of them, so that two processes can share the work; ``--summarize`` makes JSON
+of the lines that are there.
 
-Texts: the 20 longest evaluation sentences as they are, and 20 pairs of the 40 shortest, so that there is a pause to
-forget and every budget bites. Each is spoken in four voices, cloned from flite's recordings that training never saw.
+Texts: the 20 longest evaluation sentences as they are, and 20 pairs of the 40 shortest, by turns, so that there is a
+pause to forget and every budget bites. Each is spoken in four voices, cloned from flite's recordings that training never saw.
 
 A budget is the number of speech positions that a row may hold: ``max_cache_size`` is the prefix of the text and the
 budget, ``window_size`` half of the budget. The first run of a case, with `static`, is the exact one that the others
@@ -20,10 +21,11 @@ not made again. Confidence intervals are over texts, of which the four voices ar
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,13 @@ from benchmarks.lib.measures import (
     position_agreement,
     warp,
 )
-from benchmarks.quality.summary import summarize, table
+from benchmarks.quality.summary import ERRORS, summarize, table
 from chatterbox.config import KVCacheConfig
 from chatterbox.engine.decode import decoder_on
 from chatterbox.engine.engine import DecodeEngine
 from chatterbox.engine.guards import guard_of
 from chatterbox.engine.request import Request, allocate_cache, prefix_len, required_capacity
-from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
+from chatterbox.evaluation.meters import Spoken, scores_of
 from chatterbox.kvcache import KVCache
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.synthesis.synthesizer import render_speech_tokens
@@ -57,7 +59,7 @@ from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.voice.conditionals import Conditionals
 from tools.tiny_voice.corpus import evaluation_set
-from tools.tiny_voice.evaluate import REFERENCE_TEXT, spectral_profile
+from tools.tiny_voice.evaluate import REFERENCE_TEXT, named_phones, phones_of, spectral_profile
 from tools.tiny_voice.flite import RATE as TEACHER_RATE
 from tools.tiny_voice.flite import VOICES
 from tools.tiny_voice.teacher import speak as speak_flite
@@ -171,6 +173,7 @@ class Quality:
         exact = decode(tts, request, KVCacheConfig(), capacity).tokens
         request = replace(request, max_new_tokens=math.ceil(LIMIT * len(exact)))
         first = index % len(self.configurations)
+        wanted = phones_of(speak_flite(text, voice.name)[1])
         rows, known = [], {}
         reference = self._utterance(exact, conditionals)
         for one in [*self.configurations[first:], *self.configurations[:first]]:
@@ -183,7 +186,9 @@ class Quality:
         for row in rows:
             tokens = tuple(row["drawn"])
             if tokens not in known:
-                known[tokens] = self._heard(self._utterance(row["drawn"], conditionals), reference, text, voice)
+                heard = self._utterance(row["drawn"], conditionals)
+                spoken = Spoken(text, heard.wav, phones=(wanted, named_phones(row["drawn"])))
+                known[tokens] = self._heard(heard, reference, spoken, voice)
             row |= {"text": text, "voice": voice.name, "sentences": 1 + index % 2, **known[tokens]}
         return rows
 
@@ -212,14 +217,13 @@ class Quality:
         wav = render_speech_tokens(tts.s3gen, speech_tokens, conditionals.gen, seed=SEED, watermarker=None)
         return Utterance.of(wav[0].numpy(), tts.sr)
 
-    def _heard(self, utterance: Utterance, exact: Utterance, text: str, voice: Voice) -> dict[str, Any]:
+    def _heard(self, utterance: Utterance, exact: Utterance, spoken: Spoken, voice: Voice) -> dict[str, Any]:
         path, profile = warp(utterance, exact), spectral_profile(utterance.wav, RATE)
         distances = {v.name: float(np.linalg.norm(v.profile - profile)) for v in self.voices}
         return {
             "seconds": utterance.seconds,
             "exact_seconds": exact.seconds,
-            "words": len(words_of(text)),
-            "errors": edit_distance(words_of(text), recognize(utterance.wav, RATE)),
+            "errors": {meter: scores[0] for meter, scores in scores_of([spoken], ERRORS).items()},
             "log_mel_db": log_mel_distance(utterance, exact, path),
             "f0_semitones": f0_rmse(utterance, exact, path),
             "speaker_similarity": cosine(self.tts.ve.embeds_from_wavs([utterance.wav], RATE)[0], voice.embedding),
@@ -228,26 +232,25 @@ class Quality:
         }
 
 
-def measure(work: Path, num_texts: int) -> None:
-    """Add the lines of all cases that ``work`` lacks; a case is written whole."""
+def measure(work: Path, num_texts: int, voices: Sequence[str]) -> None:
+    """Add the lines of all cases of ``voices`` that ``work`` lacks; a case is written whole."""
     if not (begun := work / "environment.json").exists():
         begun.write_text(json.dumps(environment()))
     done = {(row["text"], row["voice"]) for row in lines(work)}
     quality = Quality()
-    cases = [(text, voice) for text in texts()[:num_texts] for voice in quality.voices]
-    for place, (text, voice) in enumerate(cases):
+    chosen = [voice for voice in quality.voices if voice.name in voices]
+    for (index, text), voice in itertools.product(enumerate(texts()[:num_texts]), chosen):
         if (text, voice.name) in done:
             continue
         started = time.monotonic()
-        rows = quality.case(place // len(quality.voices), text, voice)
-        with (work / "rows.jsonl").open("a") as file:
+        rows = quality.case(index, text, voice)
+        with (work / f"{voice.name}.jsonl").open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{place + 1} of {len(cases)}: {time.monotonic() - started:.1f} s", flush=True)
+        print(f"text {index + 1} of {num_texts}, {voice.name}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 def lines(work: Path) -> list[dict[str, Any]]:
-    path = work / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for path in sorted(work.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
 def about(work: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,6 +265,7 @@ def about(work: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seed": SEED,
         "other_seed": OTHER_SEED,
         "limit": LIMIT,
+        "command": f"make quality ARGS='--texts {len(measured)}'",
         "environment": json.loads((work / "environment.json").read_text()),
     }
 
@@ -271,11 +275,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the lines, outside of the repository")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=NUM_TEXTS, help="fewer, for a quick look")
+    parser.add_argument("--voices", nargs="+", choices=VOICES, default=VOICES, help="measure these")
     parser.add_argument("--summarize", action="store_true", help="measure nothing more")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if not arguments.summarize:
-        measure(arguments.work, arguments.texts)
+        measure(arguments.work, arguments.texts, arguments.voices)
     rows = lines(arguments.work)
     result = {**about(arguments.work, rows), "rows": summarize(rows)}
     save(result, arguments.output)

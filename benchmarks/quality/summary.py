@@ -23,6 +23,8 @@ MEANS = {
     "speaker_similarity": ("speaker_similarity", 4),
     "duration_ratio": ("duration_ratio", 4),
 }
+# Meters of `chatterbox.evaluation.meters` that count errors, and what each is called in table and plot.
+ERRORS = {"phone_errors": "phones", "whisper": "words, whisper", "pocketsphinx": "words, pocketsphinx"}
 COLORS = {"sliding": "tab:blue", "evicting": "tab:red", "headwindow": "tab:green", "compressed": "tab:purple"}
 SHARES = ("leading", "positions", "ran_on", "right_speaker")
 Line = Mapping[str, Any]
@@ -65,17 +67,30 @@ def _row(name: str, cases: Mapping[Case, Line], exact: Mapping[Case, Line]) -> d
         "trims": _mean(own, lambda x: x["trims"], 1),
         "forgotten": _mean(own, lambda x: x["forgotten"], 1),
     }
-    words = _groups(pairs, lambda x, static: (x["errors"], x["errors"] - static["errors"], x["words"]))
-    for column, figure in enumerate(("word_error_rate", "word_errors_over_exact")):
-        row[figure] = _figure(words, lambda rows, column=column: rows[:, column].sum() / rows[:, 2].sum(), 4)
+    row["errors"] = {meter: _errors(pairs, meter) for meter in ERRORS}
     for figure, (field, digits) in MEANS.items():
         values = _groups(pairs, lambda x, _, field=field: (_value(x, field),))
         row[figure] = _figure(values, lambda rows: np.nanmean(rows[:, 0]), digits)
-    for number, kind in ((1, "single"), (2, "pair")):
-        part = [line for line in own if line["sentences"] == number]
-        if part:
-            row[f"word_error_rate_{kind}"] = round(_sum(part, "errors") / _sum(part, "words"), 4)
     return row
+
+
+def _errors(pairs: Sequence[tuple[Line, Line]], meter: str) -> dict[str, Any]:
+    """Errors of ``meter``, and how many more than of the exact run, over what could be right; and by kind of text."""
+
+    def counts(line: Line, static: Line) -> tuple[float, ...]:
+        (errors, size), (exact, _) = line["errors"][meter], static["errors"][meter]
+        return errors, errors - exact, size
+
+    groups = _groups(pairs, counts)
+    result: dict[str, Any] = {
+        figure: _figure(groups, lambda rows, column=column: rows[:, column].sum() / rows[:, 2].sum(), 4)
+        for column, figure in enumerate(("rate", "over_exact"))
+    }
+    for number, kind in ((1, "single"), (2, "pair")):
+        part = np.array([line["errors"][meter] for line, _ in pairs if line["sentences"] == number])
+        if len(part):
+            result[kind] = round(float(part[:, 0].sum() / part[:, 1].sum()), 4)
+    return result
 
 
 def _speed(pairs: Sequence[tuple[Line, Line]]) -> dict[str, Any]:
@@ -111,10 +126,6 @@ def _mean(items: Sequence[Any], value: Callable[[Any], float], digits: int) -> f
     return round(float(np.mean([value(item) for item in items])), digits)
 
 
-def _sum(lines: Sequence[Line], field: str) -> float:
-    return sum(line[field] for line in lines)
-
-
 def family(name: str) -> str:
     """The configurations that a line of the plot joins: one policy at several budgets."""
     if name in (EXACT, OTHER_SEED, "dynamic"):
@@ -124,25 +135,28 @@ def family(name: str) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Word error rate and log-mel distance against bytes, with 95% intervals."""
+    """Phone errors and log-mel distance against bytes, with 95% intervals."""
     figure = Figure(figsize=(11, 4.8))
     panels = figure.subplots(1, 2, sharex=True)
     families: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         families.setdefault(family(row["name"]), []).append(row)
     other_seed = families.pop(OTHER_SEED, [])
-    labels = {"word_error_rate": "word error rate", "log_mel_db": "log-mel distance to the exact output, dB"}
-    for axes, (field, label) in zip(panels, labels.items(), strict=True):
+    labels: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+        "phone errors of speech tokens": lambda row: row["errors"]["phone_errors"]["rate"],
+        "log-mel distance to the exact output, dB": lambda row: row["log_mel_db"],
+    }
+    for axes, (label, figure_of) in zip(panels, labels.items(), strict=True):
         for row in other_seed:
-            axes.axhline(row[field]["value"], color="grey", linestyle=":", label="exact, with another seed")
+            axes.axhline(figure_of(row)["value"], color="grey", linestyle=":", label="exact, with another seed")
         counts: Counter[str] = Counter()
         for name, members in families.items():
             kind = name.partition(" ")[0]
             style = {"color": COLORS.get(kind, "black"), "marker": "osD^v<>"[counts[kind] % 7], "label": name}
             counts[kind] += 1
             ordered = sorted(members, key=lambda row: row["share_of_static_bytes"])
-            y = np.array([row[field]["value"] for row in ordered])
-            bounds = np.array([row[field]["interval"] for row in ordered])
+            y = np.array([figure_of(row)["value"] for row in ordered])
+            bounds = np.array([figure_of(row)["interval"] for row in ordered])
             spread = np.maximum(0, [y - bounds[:, 0], bounds[:, 1] - y])
             x = [100 * row["share_of_static_bytes"] for row in ordered]
             axes.errorbar(x, y, yerr=spread, capsize=2, linewidth=1, elinewidth=0.6, markersize=5, alpha=0.8, **style)
@@ -158,7 +172,8 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The figures that docs/kvcache.md shows, as Markdown."""
     head = (
-        "", "bytes", "KiB/s", "tokens/s", "same", "leading", "places", "ran on", "word errors", "more than exact",
+        "", "bytes", "KiB/s", "tokens/s", "same", "leading", "places", "ran on",
+        *(column for name in ERRORS.values() for column in (name, "more than exact")),
         "log-mel", "F0", "speaker", "duration",
     )  # fmt: skip
     cells = [head, ("---",) * len(head), *map(_cells, rows)]
@@ -166,17 +181,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    more = row["word_errors_over_exact"]
-    signed = [f"{round(value, 2) + 0.0:+.2f}" for value in (more["value"], *more["interval"])]
     return (
         f"`{row['name']}`" if row["name"] != OTHER_SEED else row["name"],
         f"{row['share_of_static_bytes']:.2f}",
         f"{row['kib_per_second']:.0f}",
         f"{row['tokens_per_second']['ratio']:.2f}",
         *(f"{row[share]:.2f}" for share in ("same_tokens", "leading", "positions", "ran_on")),
-        f"{row['word_error_rate']['value']:.2f}",
-        "{} ({} to {})".format(*signed),
+        *(cell for meter in ERRORS for cell in _error_cells(row["errors"][meter])),
         *(f"{row[figure]['value']:.2f}" for figure in ("log_mel_db", "f0_semitones")),
         f"{row['speaker_similarity']['value']:.3f}",
         f"{row['duration_ratio']['value']:.2f}",
     )
+
+
+def _error_cells(errors: Mapping[str, Any]) -> tuple[str, str]:
+    more = errors["over_exact"]
+    signed = [f"{round(value, 3) + 0.0:+.3f}" for value in (more["value"], *more["interval"])]
+    return f"{errors['rate']['value']:.3f}", "{} ({} to {})".format(*signed)
