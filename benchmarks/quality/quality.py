@@ -6,7 +6,8 @@ configuration. ``--voices`` measures some of them, so that two processes can sha
 of the lines that are there.
 
 Texts: the 20 longest evaluation sentences as they are, and 20 pairs of the 40 shortest, by turns, so that there is a
-pause to forget and every budget bites. Each is spoken in four voices, cloned from flite's recordings that training never saw.
+pause to forget and every budget bites. Each is spoken in four voices, cloned from flite's recordings that training
+never saw.
 
 A budget is the number of speech positions that a row may hold: ``max_cache_size`` is the prefix of the text and the
 budget, ``window_size`` half of the budget. The first run of a case, with `static`, is the exact one that the others
