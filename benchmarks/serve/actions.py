@@ -95,6 +95,8 @@ async def events(client: Client) -> AsyncIterator[Outcome]:
             async for piece in reply.pieces():
                 *lines, rest = (rest + piece).split(b"\n\n")
                 for line in lines:
+                    if line.startswith(b":"):  # a comment, which keeps the connection
+                        continue
                     told = json.loads(line.removeprefix(b"data: "))
                     last = told["type"]
                     base64.b64decode(told.get("audio", ""))

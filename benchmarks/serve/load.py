@@ -1,6 +1,6 @@
 """The same load on this server and on one that calls `generate` behind a lock (`locked`): audio made a second.
 
-Owns: the load, in the fields of travisvn/chatterbox-tts-api, whole WAVs; which two take turns; the rows. Does not know:
+Owns: the load, in the fields of travisvn/chatterbox-tts-api, whole WAVs that nobody hears before their end; which two take turns; the rows. Does not know:
 how either server answers.
 
 The embedded voice is none that chatterbox-tts 0.1.7 can load: it knows one size. So there are two tables: with the
@@ -89,7 +89,9 @@ async def audio_rate(url: str, fields: Row, clients: int, requests: int) -> floa
 
     async def client(number: int) -> float:
         texts = (TEXTS[(number + turn * clients) % len(TEXTS)] for turn in range(requests))
-        return sum([await _whole(url, {**fields, "input": text, "response_format": "wav"}) for text in texts])
+        return sum(
+            [await _whole(url, {**fields, "input": text, "response_format": "wav", "stream": False}) for text in texts]
+        )
 
     started = time.perf_counter()
     seconds = sum(await asyncio.gather(*(client(number) for number in range(clients))))

@@ -170,7 +170,7 @@ def test_a_text_that_pauses_holds_nobody(running: Running) -> None:
         ({"type": "input.text", "text": "x" * 501}, "more than 500 characters wait to be spoken"),
         ({"type": "session.config", "continuity": "none"}, "continuity must be one of isolated, history, append"),
         ({"type": "session.config", "response_format": "ogg"}, "response_format must be one of"),
-        ({"type": "session.config", "speed": 2}, "speed and loudness are of whole speech alone"),
+        ({"type": "session.config", "speed": 2}, "speed, loudness and stream=false are of whole speech"),
     ],
 )
 def test_what_is_not_understood_is_told_and_the_session_goes_on(running: Running, message: Any, reason: str) -> None:

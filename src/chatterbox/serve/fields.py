@@ -13,8 +13,8 @@ from typing import Any
 from chatterbox.audio.encoding import FORMATS
 from chatterbox.config import SPEECH_RANGES, SamplingConfig, SpeechOptions
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import ApiError
-from chatterbox.values import shown
+from chatterbox.serve.errors import ApiError, api_error
+from chatterbox.values import shown, switch
 
 OPENAI_VOICES = (
     "alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse",
@@ -24,10 +24,10 @@ STREAM_FORMATS = ("audio", "sse")
 SPEED, OPENAI_SPEED = SPEECH_RANGES["speed"][:2], (0.25, 4.0)  # what can be spoken, and what is taken for it
 OPTIONS = {one.name for one in dataclasses.fields(SpeechOptions)} - {"use_cache", "watermark"}
 SAMPLING = {one.name for one in dataclasses.fields(SamplingConfig)}
-OWN = {"input", "model", "voice", "response_format", "stream_format", "instructions", "language", "kvcache"}
-# Of other servers' clients: how a text is cut, and whether audio is sent while it is made. Here it always is.
+OWN = {"input", "model", "voice", "response_format", "stream_format", "instructions", "language", "kvcache", "stream"}
+# Of other servers' clients: how a text is cut.
 UNUSED = {
-    "streaming_chunk_size", "streaming_strategy", "streaming_buffer_size", "streaming_quality", "stream", "split_text",
+    "streaming_chunk_size", "streaming_strategy", "streaming_buffer_size", "streaming_quality", "split_text",
     "chunk_size",
 }  # fmt: skip
 KNOWN = OPTIONS | SAMPLING | OWN | UNUSED
@@ -91,6 +91,7 @@ def speech_call(
         sampling={name: given[name] for name in SAMPLING & given.keys()},
         language=_name("language", given.get("language")),
         kvcache=_name("kvcache", given.get("kvcache")),
+        is_collected=not _switch("stream", given.get("stream", True)),
         given=frozenset(given),
         warnings=tuple(warnings),
     )
@@ -123,6 +124,13 @@ def _name(field_name: str, value: Any) -> str | None:
 def _voice(value: Any) -> str | None:
     """OpenAI's clients send a name, or an object with the id of one."""
     return _name("voice", value.get("id") if isinstance(value, Mapping) else value)
+
+
+def _switch(field_name: str, value: Any) -> bool:
+    try:
+        return switch(field_name, value)
+    except (TypeError, ValueError) as error:
+        raise api_error(error, (field_name,)) from error
 
 
 def _one_of(field_name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -127,6 +127,10 @@ def _speech(config: ServerConfig, most: int) -> Schema:
         "voice": {**voice, "description": "a name of /v1/audio/voices; OpenAI's names are the default's"},
         "response_format": _one_of([*FORMATS], "of the audio; the default is mp3"),
         "stream_format": _one_of(STREAM_FORMATS, "audio, or events that hold it in base64"),
+        "stream": {
+            "type": ["boolean", "null"],
+            "description": "false: utterances are made whole, for whoever does not hear them before; no first audio soon",
+        },
         "instructions": {"description": "ignored, with a warning"},
         "language": {**NAME, "description": "code of the text's language"},
         "kvcache": _one_of(sorted(POLICIES), "policy of the key-value cache"),

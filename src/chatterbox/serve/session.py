@@ -108,7 +108,9 @@ class Session:
         streaming = dataclasses.replace(self._usual, **given)
         call = speech_call({"response_format": "pcm", **values, "input": "."}, self._config)
         if call.is_whole:
-            raise ApiError("speed and loudness are of whole speech alone; leave them out", code="invalid_value")
+            raise ApiError(
+                "speed, loudness and stream=false are of whole speech alone; leave them out", code="invalid_value"
+            )
         self._call, self._streaming = call, streaming
 
     def _take(self, text: Any) -> None:

@@ -22,6 +22,10 @@ def test_openais_fields_and_their_defaults() -> None:
     asked = call(response_format="pcm", stream_format="sse", speed=1.5, voice={"id": "voice_1"})
     assert (asked.format, asked.is_sse, asked.voice, asked.options["speed"]) == ("pcm", True, "voice_1", 1.5)
     assert asked.is_whole and not call().is_whole and call(loudness=-16).is_whole
+    assert call(stream=False).is_whole and not call(stream=True).is_whole and not call(stream=None).is_whole
+    with pytest.raises(ApiError, match="stream must be") as caught:
+        call(stream="no")
+    assert caught.value.param == "stream"
 
 
 def test_fields_of_this_model() -> None:
