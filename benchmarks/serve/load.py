@@ -1,7 +1,7 @@
 """The same load on this server and on one that calls `generate` behind a lock (`locked`): audio made a second.
 
-Owns: the load, in the fields of travisvn/chatterbox-tts-api, whole WAVs that nobody hears before their end; which two take turns; the rows. Does not know:
-how either server answers.
+Owns: the load, in the fields of travisvn/chatterbox-tts-api, whole WAVs that nobody hears before their end; which two
+take turns; the rows. Does not know: how either server answers.
 
 The embedded voice is none that chatterbox-tts 0.1.7 can load: it knows one size. So there are two tables: with the
 embedded voice the lock is around this package's own `generate`; with synthetic weights of the published size, whose

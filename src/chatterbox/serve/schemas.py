@@ -129,7 +129,7 @@ def _speech(config: ServerConfig, most: int) -> Schema:
         "stream_format": _one_of(STREAM_FORMATS, "audio, or events that hold it in base64"),
         "stream": {
             "type": ["boolean", "null"],
-            "description": "false: utterances are made whole, for whoever does not hear them before; no first audio soon",
+            "description": "false: utterances are made whole, for whoever does not hear them before",
         },
         "instructions": {"description": "ignored, with a warning"},
         "language": {**NAME, "description": "code of the text's language"},
