@@ -251,7 +251,15 @@ def measure(work: Path, num_texts: int, voices: Sequence[str]) -> None:
 
 
 def lines(work: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted(work.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    """Of all cases that were measured. Raises ValueError: a line is none, as where a disk was full."""
+    found = []
+    for path in sorted(work.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise ValueError(f"{path} is broken at line {number}; remove the lines from there on") from None
+    return found
 
 
 def about(work: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -279,10 +287,18 @@ def main() -> None:
     parser.add_argument("--voices", nargs="+", choices=VOICES, default=VOICES, help="measure these")
     parser.add_argument("--summarize", action="store_true", help="measure nothing more")
     arguments = parser.parse_args()
+    if not 1 <= arguments.texts <= NUM_TEXTS:
+        parser.error(f"--texts must be 1 to {NUM_TEXTS}, got {arguments.texts}")
     arguments.work.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = lines(arguments.work)
+    except ValueError as error:
+        parser.error(str(error))
     if not arguments.summarize:
         measure(arguments.work, arguments.texts, arguments.voices)
-    rows = lines(arguments.work)
+        rows = lines(arguments.work)
+    elif not rows:
+        parser.error(f"{arguments.work} has no lines; measure some first, without --summarize")
     result = {**about(arguments.work, rows), "rows": summarize(rows)}
     save(result, arguments.output)
     print(table(result["rows"]))

@@ -24,6 +24,7 @@ import numpy as np
 
 from chatterbox.evaluation.recognition import edit_distance, recognize, words_of
 from chatterbox.text.in_words import in_words
+from chatterbox.values import whole
 
 RATE = 16_000  # Hz, what every meter listens at
 RESAMPLES, CONFIDENCE = 2000, 0.95
@@ -33,13 +34,22 @@ _SHORTEST = 1.0  # seconds, that the networks of sound take
 
 @dataclass(frozen=True)
 class Spoken:
-    """One utterance, and what it should have been. Audio is mono float (N,) on -1..1 at `RATE`."""
+    """One utterance, and what it should have been. Audio is mono float (N,) on -1..1 at `RATE`.
+
+    Raises ValueError: audio that is empty, not mono, or not finite.
+    """
 
     text: str
     wav: np.ndarray
     teacher: np.ndarray | None = None  # somebody who reads the same text well
     speaker: np.ndarray | None = None  # somebody who says anything in the voice that was wanted
     phones: tuple[Sequence[str], Sequence[str]] | None = None  # wanted, and those that the speech tokens name
+
+    def __post_init__(self) -> None:
+        for name in ("wav", "teacher", "speaker"):
+            audio = getattr(self, name)
+            if audio is not None:
+                _check(name, audio)
 
 
 class Score(NamedTuple):
@@ -124,11 +134,24 @@ def table(columns: Mapping[str, Mapping[str, Figure]]) -> str:
 
 
 def at_rate(wav: np.ndarray, rate: int) -> np.ndarray:
-    """Mono audio (N,) of any rate as meters take it: at `RATE`, nowhere beyond full scale."""
+    """Mono audio (N,) of any rate as meters take it: at `RATE`, nowhere beyond full scale.
+
+    Raises ValueError: as `Spoken`, or a rate that is none.
+    """
     import librosa
 
+    rate = whole("rate", rate, 1, unit="samples a second")
+    _check("wav", wav)
     heard = librosa.resample(np.asarray(wav, np.float32), orig_sr=rate, target_sr=RATE) if rate != RATE else wav
     return np.clip(np.asarray(heard, np.float32), -1.0, 1.0)
+
+
+def _check(name: str, audio: np.ndarray) -> None:
+    audio = np.asarray(audio)
+    if audio.ndim != 1 or not audio.size:
+        raise ValueError(f"{name} must be mono audio (N,) of at least one sample, got the shape {audio.shape}")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite samples")
 
 
 def _is_met(name: str, spoken: Sequence[Spoken]) -> bool:

@@ -63,6 +63,29 @@ def test_meters_whose_needs_are_not_met_are_left_out_or_refused(monkeypatch):
         measure([])
 
 
+@pytest.mark.parametrize(
+    ("wav", "message"),
+    [
+        (np.zeros(0), r"wav must be mono audio \(N,\) of at least one sample, got the shape \(0,\)"),
+        (np.zeros((1, 8)), r"got the shape \(1, 8\)"),
+        (np.array([0.0, np.nan]), "wav must be finite"),
+    ],
+)
+def test_audio_that_is_none(wav, message):
+    with pytest.raises(ValueError, match=message):
+        Spoken("a", wav)
+    with pytest.raises(ValueError, match=message):
+        at_rate(wav, 24_000)
+    with pytest.raises(ValueError, match="teacher"):
+        Spoken("a", QUIET, teacher=wav[..., :0])
+
+
+@pytest.mark.parametrize("rate", [0, -1, 24_000.5, None])
+def test_a_rate_that_is_none(rate):
+    with pytest.raises(ValueError, match="rate must be a whole number of samples a second from 1"):
+        at_rate(QUIET, rate)
+
+
 def test_a_meter_that_is_not_installed_says_how(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "speechmos.dnsmos", None)
     with pytest.raises(ModuleNotFoundError, match=r"make quality-env"):
