@@ -20,6 +20,7 @@ from chatterbox.cli.options import add_command, add_settings, add_speaker, confi
 from chatterbox.cli.output import Progress, progress, tell
 from chatterbox.cli.speaker import checked, models_of
 from chatterbox.config import PRECISIONS, PrecisionConfig
+from chatterbox.runtime.allocator import share_arenas
 from chatterbox.voice.library import BUILT_IN
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     with as_usage():
         keys = keys_of(config.server, os.environ.get(KEY_VARIABLE))
         loadings = list(_loadings(config))
+    share_arenas()  # before there are threads
     with progress() as report:
         report.stage(f"loading {loadings[0].name}")
 
