@@ -233,11 +233,11 @@ class Quality:
         }
 
 
-def measure(work: Path, num_texts: int, voices: Sequence[str]) -> None:
-    """Add the lines of all cases of ``voices`` that ``work`` lacks; a case is written whole."""
+def measure(work: Path, rows: list[dict[str, Any]], num_texts: int, voices: Sequence[str]) -> None:
+    """Add the lines of all cases of ``voices`` that ``rows``, those of ``work``, lack; a case is written whole."""
     if not (begun := work / "environment.json").exists():
         begun.write_text(json.dumps(environment()))
-    done = {(row["text"], row["voice"]) for row in lines(work)}
+    done = {(row["text"], row["voice"]) for row in rows}
     quality = Quality()
     chosen = [voice for voice in quality.voices if voice.name in voices]
     for (index, text), voice in itertools.product(enumerate(texts()[:num_texts]), chosen):
@@ -295,7 +295,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     if not arguments.summarize:
-        measure(arguments.work, arguments.texts, arguments.voices)
+        measure(arguments.work, rows, arguments.texts, arguments.voices)
         rows = lines(arguments.work)
     elif not rows:
         parser.error(f"{arguments.work} has no lines; measure some first, without --summarize")

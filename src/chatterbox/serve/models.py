@@ -236,11 +236,19 @@ class ModelHub:
         if asked in OPENAI_MODELS:
             return default, []
         if self._config.strict:
-            there = ", ".join(self.names)
-            raise ApiError(
-                f"there is no model {asked!r}; there are {there}", NOT_FOUND, param="model", code="model_not_found"
-            )
+            raise self._unknown(asked)
         return default, [f"there is no model {asked!r}; {default} answered"]
+
+    def known(self, asked: str | None) -> str:
+        """As `named`, for what no other model may do in place of the one that is named."""
+        name, warnings = self.named(asked)
+        if asked is not None and warnings:
+            raise self._unknown(asked)
+        return name
+
+    def _unknown(self, asked: str) -> ApiError:
+        message = f"there is no model {asked!r}; there are {', '.join(self.names)}"
+        return ApiError(message, NOT_FOUND, param="model", code="model_not_found")
 
     def asked(self, call: SpeechCall) -> Asked:
         """What a call means: its model, which may have to be loaded, its voice, its request.

@@ -12,7 +12,7 @@ from typing import Any
 
 from chatterbox.audio.recordings import LIBRARY
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import CONFLICT, NOT_FOUND, ApiError, api_error
+from chatterbox.serve.errors import CONFLICT, ApiError, api_error
 from chatterbox.serve.models import ModelHub, library_of
 from chatterbox.values import shown
 from chatterbox.voice.conditionals import Hearing
@@ -60,17 +60,12 @@ class Voices:
             ApiError: there is such a voice, it cannot have this name, or nowhere to keep it; or there is nothing that
                 can be heard, or too little; or there is no such model, or it does not speak the language.
         """
-        voice, title, hears = name_of(name), name.strip()[:MAX_NAME_LEN], self._hub.names[0]
+        voice, title = name_of(name), name.strip()[:MAX_NAME_LEN]
         if not voice:
             message = f"a voice's name needs letters of a to z, or digits, got {shown(name)}"
             raise ApiError(message, param="name", code="invalid_value")
         self._check_free(voice)
-        if model is not None:
-            hears, warnings = self._hub.named(model)
-            if warnings:
-                message = f"there is no model {shown(model)}; there are {', '.join(self._hub.names)}"
-                raise ApiError(message, NOT_FOUND, param="model", code="model_not_found")
-        listener = self._hub.get(hears)
+        listener = self._hub.get(self._hub.known(model))
         notes = {"model": listener.name, "family": listener.family, "title": title}
         if language is not None:
             try:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import wave
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from chatterbox.checkpoints import EMBEDDED_VOICES, load_models
+from chatterbox.checkpoints import EMBEDDED_VOICES
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import ApiError
 from chatterbox.serve.models import Loading, ModelHub
 from chatterbox.serve.voices import Voices
+from chatterbox.voice.conditionals import Conditionals
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def listened() -> list[str]:
 
 @pytest.fixture
 def voices(tmp_path: Path, listened: list[str]) -> Voices:
-    conds = load_models(EMBEDDED_VOICES / "tiny", "cpu").conds
+    conds = Conditionals.load(EMBEDDED_VOICES / "tiny" / "conds.safetensors")
 
     def model(name: str) -> Any:
         def conditionals(recording: io.BytesIO, hearing: Any) -> Any:
@@ -41,23 +40,13 @@ def voices(tmp_path: Path, listened: list[str]) -> Voices:
     return Voices(ModelHub(loadings, config), config)
 
 
-def recording() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as wav:
-        wav.setnchannels(1)
-        wav.setsampwidth(2)
-        wav.setframerate(24_000)
-        wav.writeframes(np.zeros(24_000, np.int16).tobytes())
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(("asked", "listens"), [(None, "tiny"), ("turbo", "turbo"), ("tts-1", "tiny")])
 def test_the_model_that_is_named_listens(voices: Voices, listened: list[str], asked: str | None, listens: str) -> None:
-    voices.add("mary", recording(), model=asked)
+    voices.add("mary", b"RIFF", model=asked)
     assert listened == [listens] and voices.about("mary")["model"] == listens
 
 
 def test_no_other_model_listens_in_place_of_one_that_is_not_there(voices: Voices, listened: list[str]) -> None:
     with pytest.raises(ApiError, match="there is no model 'nano'; there are tiny, turbo") as caught:
-        voices.add("mary", recording(), model="nano")
+        voices.add("mary", b"RIFF", model="nano")
     assert (caught.value.status, caught.value.param, listened) == (404, "model", [])
