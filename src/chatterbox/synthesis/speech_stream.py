@@ -262,15 +262,21 @@ class SpeechStream:
             return RenderJob(self, self._render, num_tokens, deadline, fail=self._dropped)
 
     def _grown(self, num_due: int, plays_until: float) -> int:
-        """Tokens of the next chunk, of ``num_due`` at least: more where they wait and their listener has the time."""
+        """Tokens of the next chunk, of ``num_due`` at least: more where they wait and there is room for them."""
         num_waiting, ends = 0, False
         for num_tokens, ends, is_pause in self._utterances.waiting():
             num_waiting += num_tokens
             if is_pause or (ends and self._ends_a_chunk):
                 break
-        room = self._renders.num_tokens_within(plays_until - time.monotonic()) - self._renderer.num_seen_again
-        self._renderer.grow(num_waiting, room, ends=ends)
+        self._renderer.grow(num_waiting, self._room(plays_until), ends=ends)
         return self._due() or num_due
+
+    def _room(self, plays_until: float) -> int:
+        """Tokens that a chunk may have before its listener hears a gap; who hears one already is to be caught up with."""
+        left = plays_until - time.monotonic()
+        if left <= 0:
+            return self._plan.max_chunk or 0
+        return self._renders.num_tokens_within(left) - self._renderer.num_seen_again
 
     def _due(self) -> int | None:
         """Tokens of the next chunk, if it can be rendered."""

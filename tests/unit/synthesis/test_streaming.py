@@ -6,7 +6,9 @@ import dataclasses
 import inspect
 import itertools
 import re
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,19 +236,15 @@ def lens_of(said: Sequence[SpeechChunk]) -> list[int]:
     return [chunk.audio.shape[1] / 960 for chunk in said]
 
 
-def test_chunks_grow_to_what_is_decoded_where_there_is_time(
-    tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Longer chunks of the same speech tokens, none longer than `max_chunk`; without the time the schedule's own."""
+@pytest.mark.parametrize("is_late", [False, True], ids=["time is left", "nothing is left to hear"])
+def test_chunks_grow_to_what_is_decoded(is_late: bool, tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer chunks of the same speech tokens, none longer than `max_chunk`."""
     request = request_of(tiny, " ".join(SENTENCES), 200)
     usual = chunks_of(tiny, request)
-    with monkeypatch.context() as patch:
-        patch.setattr(RenderQueue, "num_tokens_within", lambda *_: 0)
-        hurried = chunks_of(tiny, request, max_chunk=60)
-    assert [chunk.audio.shape for chunk in hurried] == [chunk.audio.shape for chunk in usual]
-    assert all(torch.equal(one.audio, other.audio) for one, other in zip(hurried, usual, strict=True))
-
-    monkeypatch.setattr(RenderQueue, "num_tokens_within", lambda *_: 10**6)
+    clock = itertools.count(step=1000) if is_late else itertools.repeat(0)
+    times = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    monkeypatch.setattr("chatterbox.synthesis.speech_stream.time", times)
+    monkeypatch.setattr(RenderQueue, "num_tokens_within", lambda *_: 0 if is_late else 10**6)
     stream = tiny.synthesizer.stream(request, StreamingConfig(max_chunk=60, decode_ahead=1000))
     said = [next(stream)]
     wait_for(lambda: not tiny.synthesizer.scheduler.stats()["rows"])  # T3 is ahead
@@ -255,6 +253,17 @@ def test_chunks_grow_to_what_is_decoded_where_there_is_time(
     assert max(lens_of(said)) > 26 and max(lens_of(said)) <= 60 + FILTER_HELD_FRAMES / 2
     assert [t for chunk in said for t in chunk.speech_tokens] == [t for chunk in usual for t in chunk.speech_tokens]
     assert collect(said).audio.shape == collect(usual).audio.shape
+
+
+def test_chunks_do_not_grow_without_the_time(tiny: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_of(tiny, " ".join(SENTENCES), 200)
+    usual = chunks_of(tiny, request)
+    monkeypatch.setattr(RenderQueue, "num_tokens_within", lambda *_: 0)
+    stopped = SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter)  # so nobody is ever late
+    monkeypatch.setattr("chatterbox.synthesis.speech_stream.time", stopped)
+    hurried = chunks_of(tiny, request, max_chunk=60)
+    assert [chunk.audio.shape for chunk in hurried] == [chunk.audio.shape for chunk in usual]
+    assert all(torch.equal(one.audio, other.audio) for one, other in zip(hurried, usual, strict=True))
 
 
 def test_a_chunk_that_grows_takes_the_end_of_its_utterance_with_it(small_tts: ChatterboxTTS) -> None:
