@@ -272,7 +272,7 @@ class SpeechStream:
         return self._due() or num_due
 
     def _room(self, plays_until: float) -> int:
-        """Tokens that a chunk may have before its listener hears a gap; who hears one already is to be caught up with."""
+        """Tokens that a chunk may have before its listener hears a gap; whoever hears one already is caught up with."""
         left = plays_until - time.monotonic()
         if left <= 0:
             return self._plan.max_chunk or 0
