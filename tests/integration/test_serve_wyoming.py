@@ -17,6 +17,7 @@ from wyoming.info import Describe, Info
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
 from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.wyoming import MAX_WAITING
 from tests.integration.test_serve import TEXT, Running, served
 from tests.support.waiting import wait_for
 
@@ -110,6 +111,31 @@ def test_whoever_leaves_gives_the_rows_back(running: Wyoming) -> None:
 
     asyncio.run(ask())
     wait_for(lambda: running.rows == 0)
+
+
+def test_so_many_texts_may_wait(running: Wyoming) -> None:
+    """One connection cannot fill the server with texts; those that were taken are spoken."""
+
+    async def ask() -> tuple[list[Event], list[Event]]:
+        async with AsyncTcpClient("127.0.0.1", running.wyoming_port) as client:
+            for _ in range(MAX_WAITING + 3):
+                await client.write_event(Synthesize("Hi.").event())
+            refused = await until(client, "error")
+            stops = sum(one.type == "audio-stop" for one in refused)
+            events = [event for _ in range(MAX_WAITING + 1 - stops) for event in await until(client, "audio-stop")]
+            return refused, events
+
+    refused, events = asyncio.run(ask())
+    assert Error.from_event(refused[-1]).code == "queue_full"
+    assert sum(one.type == "error" for one in events) == 1 and len(samples(events)) > MAX_WAITING * 2400
+
+
+def test_whoever_lets_others_speak_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    server = Running(served(), ServerConfig(voices=str(tmp_path), wyoming_port=port, wyoming_host="0.0.0.0"))
+    server.close()
+    said = [record.getMessage() for record in caplog.records if "Wyoming" in record.getMessage()]
+    assert said == [f"Wyoming at 0.0.0.0, port {port}, knows no keys: whoever reaches it may speak"]
 
 
 def test_what_cannot_be_spoken_is_told(running: Wyoming) -> None:

@@ -71,12 +71,17 @@ class ServerConfig:
     @property
     def is_local(self) -> bool:
         """Whether none but this machine can call."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def keys_of(config: ServerConfig, variable: str | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
-from chatterbox.serve.config import ServerConfig
+from chatterbox.serve.config import ServerConfig, is_loopback
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.health import Health
 from chatterbox.serve.job_routes import JobRoutes
@@ -79,10 +79,13 @@ class Lifecycle:
         host = self._config.wyoming_host
         try:
             say = partial(self._speaking.say, Client())
-            return await wyoming.start(host, port, self._spoken_voices, say, self._config.max_input)
+            listening = await wyoming.start(host, port, self._spoken_voices, say, self._config.max_input)
         except OSError as error:
             self._on_failure(OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}"))
             return None
+        if not is_loopback(host):
+            logger.warning("Wyoming at %s, port %d, knows no keys: whoever reaches it may speak", host, port)
+        return listening
 
     def _spoken_voices(self) -> list[tuple[str, list[str]]]:
         model = self._hub.get(self._hub.names[0])

@@ -185,7 +185,8 @@ class ArrivingText:
             message = f"more than {self._most} characters wait to be spoken; send the rest when some are said"
             raise ApiError(message, param="text", code="string_above_max_length")
         self._num_waiting += len(piece)
-        self._pieces.put_nowait(piece)
+        if piece:
+            self._pieces.put_nowait(piece)
 
     def end(self) -> None:
         self._pieces.put_nowait(None)

@@ -30,7 +30,7 @@ from wyoming.tts import (
 
 from chatterbox import __version__
 from chatterbox.models.s3gen import S3GEN_SR
-from chatterbox.serve.errors import api_error
+from chatterbox.serve.errors import BUSY, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.session import ArrivingText, Speak
 
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 ABOUT = Attribution(name="Chatterbox", url="https://github.com/resemble-ai/chatterbox")
 FORMAT = {"rate": S3GEN_SR, "width": 2, "channels": 1}
 DESCRIPTION = "Text to speech with voice cloning"
+MAX_WAITING = 16  # texts of one connection behind the one that is spoken
 
 
 async def start(
@@ -65,6 +66,7 @@ class _Handler(AsyncEventHandler):
         self._voices, self._speak, self._max_input = voices, speak, max_input
         self._text: ArrivingText | None = None  # of a stream that is under way
         self._speaking: asyncio.Task[None] | None = None
+        self._num_asked = 0  # texts that are not spoken yet
 
     async def handle_event(self, event: Event) -> bool:
         """Do what an event says; those that are not known are dropped."""
@@ -95,10 +97,18 @@ class _Handler(AsyncEventHandler):
             await asyncio.wait([self._speaking])
 
     def _begin(self, text: ArrivingText, voice: SynthesizeVoice | None, *, is_stream: bool) -> None:
+        if self._num_asked > MAX_WAITING:
+            message = f"{MAX_WAITING} texts of this connection wait; send the next when one is spoken"
+            raise ApiError(message, BUSY, code="queue_full")
         name = None if voice is None else voice.name or voice.speaker
         language = None if voice is None else voice.language
         call = SpeechCall("", voice=name, language=language, format="pcm")
+        self._num_asked += 1
         self._speaking = asyncio.create_task(self._say(call, text, self._speaking, is_stream=is_stream))
+        self._speaking.add_done_callback(self._spoken)
+
+    def _spoken(self, _: asyncio.Task[None]) -> None:
+        self._num_asked -= 1
 
     async def _say(
         self, call: SpeechCall, text: AsyncIterator[str], before: asyncio.Task[None] | None, *, is_stream: bool
