@@ -23,6 +23,7 @@ from tests.support.attacks import ROOT, killed
 from tests.support.command import command
 
 LASTS = 120  # seconds that a process may take
+OF_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"}  # that its children inherit
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells, pipes and signals of POSIX")
 
 # The command, whose model is a tone.
@@ -117,7 +118,8 @@ def test_make_says_a_text_as_it_stands(tmp_path, text, way):
     (tmp_path / ".ready").touch()
     os.utime(tmp_path / ".ready", (2**33, 2**33))
     given = {"argument": [f"TEXT={text}"], "environment": []}[way]
-    environment = {**os.environ, **({"TEXT": text} if way == "environment" else {})}
+    own = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    environment = own | ({"TEXT": text} if way == "environment" else {})
     words = ["make", "-s", "-C", str(ROOT), "say", f"VENV={tmp_path}", "OUT=-$(shell touch x).wav", *given]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=LASTS)
     assert done.returncode == 0 and done.stdout == f"say|--output=-$(shell touch x).wav|--|{text}|", done.stderr
