@@ -36,7 +36,7 @@ RESULTS ?= build/results
 WORK ?= tiny-work
 STAGES ?= data speakers tokenizer flow vocoder t3 export
 
-.PHONY: say serve test test-browser test-openapi test-clients test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams bench-serve serve-soak serve-killed streaming-hour report shim
+.PHONY: say serve test test-browser test-openapi test-clients test-thorough test-slow test-oldest test-transformers test-peer peer-env streaming-env gate structure style types docs format clean train-tiny voice-eval memory soak quality quality-env teachers-env meters judging-flow bench-precision bench-s3gen bench-loading bench-realtime bench-kvcache bench-peer bench-streaming bench-streams bench-serve serve-soak serve-killed streaming-hour report shim
 
 say: $(READY)
 	@$(BIN)/chatterbox say --output="$$SAY_OUT" $(ARGS) -- "$$SAY_TEXT"
@@ -62,6 +62,10 @@ test-openapi: $(READY)
 # OpenAI's package for node, LiveKit's and Pipecat's own code against the server.
 test-clients: $(READY) $(CLIENTS_READY)
 	CHATTERBOX_CLIENTS="$(abspath $(CLIENTS))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients $(ARGS)
+
+# More of the same, of which `make test` has a part (tests/thorough.py).
+test-thorough: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile -m "thorough and not slow" $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not peer and not browser" $(ARGS)

@@ -16,6 +16,16 @@ from chatterbox.tts import ChatterboxTTS
 from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
 from tests.support.folders import SMALL, SMALL_TURBO, recording, write_folder, write_tokenizer
+from tests.thorough import is_thorough, unmatched
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_thorough(item.nodeid):
+            item.add_marker("thorough")
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and (lines := unmatched([one.nodeid for one in items])):
+        raise pytest.UsageError(f"tests/thorough.py has lines that fit no test: {', '.join(lines)}")
 
 
 @pytest.fixture(scope="session")

@@ -336,7 +336,7 @@ class TestBatch:
         def steps() -> int:
             return running.model.synthesizer.scheduler.stats()["steps"]
 
-        items, before = [{"input": " ".join([TEXT] * 3), "seed": seed} for seed in range(4)], steps()
+        items, before = [{"input": TEXT, "seed": seed} for seed in range(4)], steps()
         for item in items:
             self.ask(running, item)
         alone, between = steps() - before, steps()

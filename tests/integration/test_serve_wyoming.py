@@ -21,7 +21,7 @@ from chatterbox.serve.wyoming import MAX_WAITING
 from tests.integration.test_serve import TEXT, Running, served
 from tests.support.waiting import wait_for
 
-LONG = " ".join([TEXT] * 10)
+LONG = " ".join([TEXT] * 5)
 
 
 def free_port() -> int:

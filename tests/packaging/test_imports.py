@@ -47,10 +47,12 @@ KNOWN = structure.modules()
 FORBIDDEN = re.compile(r"Must not\s+import:(.*?)[.;]\s", re.DOTALL)
 
 
-def loaded_after(statement: str) -> set[str]:
+def loaded_after(statement: str, *, whole: bool = False) -> set[str]:
+    """Packages that it imports, or with ``whole`` all modules."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    names = done.stdout.splitlines()[-1].split()
+    return {name if whole else name.partition(".")[0] for name in names}
 
 
 def test_importing_the_package_loads_nothing_else():
@@ -73,6 +75,15 @@ def test_kernels_kept_per_shape_are_few_unless_the_user_says_otherwise(given, ke
 def test_heavy_libraries_wait_until_they_are_needed(statement):
     loaded = loaded_after(statement)
     assert "torch" in loaded and loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("policy", ["static", "compressed"])
+def test_speaking_never_needs_torchs_compiler(policy, precision, tmp_path):
+    """It takes a second and 70 MB to import, which torch does for some shapes that are computed without memory."""
+    words = ["say", "Hi.", "-o", str(tmp_path / "hi.wav"), f"kvcache={policy}", f"precision={precision}"]
+    loaded = loaded_after(f"from chatterbox.cli import main; assert main({words}) == 0", whole=True)
+    assert "torch" in loaded and loaded.isdisjoint({"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"})
 
 
 def test_names_of_the_package():

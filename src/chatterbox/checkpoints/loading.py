@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenize
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.allocator import return_freed_memory
+from chatterbox.runtime.meta import ShapesAlone
 from chatterbox.runtime.torch_context import own_context
 from chatterbox.voice.conditionals import Conditionals
 
@@ -326,11 +328,18 @@ def _submodule(module: nn.Module, name: str) -> Any:
 def shapes_of(build: Callable[[], nn.Module], path: Path) -> Shapes:
     """Shapes by key of a module that is not built: it has no memory."""
     try:
-        with _WithoutInitialisation(), torch.device("meta"):
+        with without_memory():
             return {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: sizes that cannot be ({reason}); config.json must be the file's own") from None
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Parameters that are built have shapes alone."""
+    with _WithoutInitialisation(), ShapesAlone():
+        yield
 
 
 class _WithoutInitialisation(TorchFunctionMode):

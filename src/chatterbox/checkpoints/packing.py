@@ -11,12 +11,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from chatterbox.checkpoints.contents import Contents, config_of
 from chatterbox.checkpoints.layouts import CheckpointError
-from chatterbox.checkpoints.loading import CONDITIONALS_FILES, MAY_LACK, UNUSED, check_tensors, make_s3gen, shapes_of
+from chatterbox.checkpoints.loading import (
+    CONDITIONALS_FILES,
+    MAY_LACK,
+    UNUSED,
+    check_tensors,
+    make_s3gen,
+    shapes_of,
+    without_memory,
+)
 from chatterbox.checkpoints.packed_files import packed_in, write_packed
 from chatterbox.checkpoints.tensors import open_tensors
 from chatterbox.config import PRECISIONS
@@ -71,7 +78,7 @@ def _pack(
         raise CheckpointError(f"{path} is packed in {found} already; take the folder that it was made of")
     with open_tensors(path) as (stored, read):
         prefix, shapes = check_tensors(path, stored, shapes_of(build, path), may_lack, ignored)
-        with torch.device("meta"):
+        with without_memory():
             packed = Packing(layers, MATRICES[precision]).layers_of(build())
         target = folder / f"{path.stem}.safetensors"
         write_packed(target, shapes, lambda key: read(prefix + key), precision, packed)

@@ -17,6 +17,7 @@ from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
 from chatterbox.kvcache.prefix.tiers import prefix_eviction
+from chatterbox.runtime.meta import ShapesAlone
 from chatterbox.values import word
 
 MIB = 2**20
@@ -72,7 +73,8 @@ def planned_nbytes(
     dtype: torch.dtype = torch.float32,
 ) -> int:
     """`max_nbytes` of the cache that `make_cache` would make, 0 for "none". Allocates nothing."""
-    cache = make_cache(config, num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device="meta")
+    with ShapesAlone():
+        cache = make_cache(config, num_layers, rows, num_heads, head_dim, capacity, dtype=dtype, device="meta")
     return 0 if cache is None else cache.max_nbytes
 
 

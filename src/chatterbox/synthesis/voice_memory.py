@@ -30,9 +30,9 @@ FRAMES_PER_SECOND = 50
 
 
 def steps_of(options: S3GenOptions, s3gen: S3Gen) -> Steps:
-    """Of the solver. A model that was distilled to few steps takes no more than those."""
+    """Of the solver: no more than the model's own, which may have been made for few."""
     num = options.steps
-    if num is not None and s3gen.meanflow:
+    if num is not None:
         num = min(num, s3gen.flow.decoder.num_steps(None))
     return Steps(num, options.unguided_steps)
 

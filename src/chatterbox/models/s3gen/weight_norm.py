@@ -35,12 +35,14 @@ class CachedWeightNorm(nn.Module):
 
     Without autograd the product is kept until g or v is written or moved; on a CPU also where torch does not count it,
     as through ``weight.data``. The kept entry is one tuple, replaced as a whole, so threads that share the module see
-    either the old or the new one.
+    either the old or the new one. On the meta device there are shapes alone, which torch would compute in Python.
     """
 
     _kept: _Kept | None = None
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        if v.is_meta:
+            return v.new_empty(v.shape)
         if torch.is_grad_enabled() or g.is_inference() or v.is_inference():
             return torch._weight_norm(v, g, 0)
         state = (g._version, v._version, g.data_ptr(), v.data_ptr())
@@ -55,6 +57,8 @@ class CachedWeightNorm(nn.Module):
         return kept
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if weight.is_meta:
+            return weight.new_empty((len(weight), *[1] * (weight.dim() - 1))), weight
         return torch.norm_except_dim(weight, 2, 0), weight
 
 
