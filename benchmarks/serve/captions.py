@@ -33,9 +33,13 @@ Whole WAVs, clients that ask again at once. The other server holds a lock around
 embedded voice is none that chatterbox-tts 0.1.7 can load. Brackets are 95% intervals of the median of paired turns.""",
     "load, published size": """\
 The same with synthetic weights and texts that are bounded, against a lock around `generate` of chatterbox-tts 0.1.7.
-There each call brings the voice's recording, as in travisvn's server; this one was sent it once.""",
+There each call brings the voice's recording, as in travisvn's server; this one was sent it once. *realtime* is an
+approximation (docs/performance.md); without it the speech is the same.""",
     "soak": "All that was answered, and what no request had earned.",
     "held at the end": "What the server held once all clients had left.",
-    "memory": "Resident memory of the server's process a minute after the start, and at the end.",
+    "memory": """\
+Resident memory of the server's process a minute after the start, at the end, and when all are gone. T3's rows are set
+aside once, and count from when speech of their length first fills them, up to `chatterbox_engine_cache_bytes`; nobody's
+are given back.""",
     "answers": "Answers by what was asked; 101 is a WebSocket's.",
 }

@@ -4,7 +4,9 @@
 ``--minutes`` is how long. 32 clients at once ask for speech in all formats, in events, over WebSockets; a third of
 those who listen leave half-way, some read at half the pace of playing; others add and remove voices and jobs, or ask
 what has to be refused. The embedded voice in a server of its own, with its defaults. Memory is that of the server's
-process, read every ten seconds: the median of three readings behind the first minute against that of the last three.
+process, read every ten seconds: the median of three readings behind the first minute against that of the last three,
+and once more when all are gone. T3's rows are set aside once, and count from when speech of their length first fills
+them; they are given back when nobody speaks.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Soak:
         self.outcomes: list[Outcome] = []
         self.resident: list[tuple[float, float]] = []  # seconds, MiB
         self.held: dict[str, float] = {}
+        self.free_mib = 0.0  # resident, once nothing is held
         self._started = 0.0
 
     async def run(self) -> None:
@@ -55,6 +58,7 @@ class Soak:
         await asyncio.gather(*clients)
         reading.cancel()
         self.held = await self._settled()
+        self.free_mib = self._server.resident_mib
 
     @property
     def _is_over(self) -> bool:
@@ -101,7 +105,7 @@ def rows_of(soak: Soak, minutes: float) -> list[dict[str, Any]]:
     rows = [total | goal(len(wrong), at_most=0), {"table": "held at the end", **soak.held}]
     rows[1] |= goal(sum(soak.held.values()), at_most=0)
     if any(seconds >= WARM for seconds, _ in soak.resident):
-        memory = grown(soak.resident)
+        memory = {**grown(soak.resident), "mib_when_free": round(soak.free_mib, 1)}
         rows.append({"table": "memory", **own, **memory} | goal(memory["growth_percent"], at_most=MOST_GROWTH))
     return rows + counted(soak.outcomes)
 
