@@ -62,6 +62,28 @@ def lines(
     return figure
 
 
+def named_points(
+    title: str, series: Mapping[str, Sequence[tuple[str, float, float]]], *, x_label: str, y_label: str
+) -> Figure:
+    """Points in a colour for each series, the first one's with their names; the horizontal axis is logarithmic."""
+    if not any(series.values()):
+        raise ValueError("nothing is drawn without a point")
+    figure, axes = _axes(title, height=4.2)
+    for name, points in series.items():
+        axes.plot(*zip(*((x, y) for _, x, y in points), strict=True), "o", label=name)
+    for label, x, y in next(iter(series.values())):
+        axes.annotate(label, (x, y), xytext=(6, -3), textcoords="offset points", fontsize="small")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.margins(x=0.25)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to ``path``, whose ending says how, without the date."""
     figure.savefig(path, metadata={"Date": None})

@@ -239,6 +239,32 @@ def voice_text(name: str, result: Result) -> list[str]:
     )
 
 
+def s3gen_plots(results: Results) -> Plots:
+    """Error in units of noise, of the judging flow, against the time of the published size's piece."""
+    judged = results.get("judging_flow", {}).get("rows", {})
+    series: dict[str, list[tuple[str, float, float]]] = {}
+    for row in results["s3gen"].get("rows", ()):
+        name = _judged_case(row)
+        if row["model"] == "english" and name in judged:
+            label = f"{row['memory']}, {row['steps']} steps" + (
+                f", {row['without guidance']} plain" * bool(row["without guidance"])
+            )
+            point = (label, row["seconds a piece of 1 s"], judged[name]["in_noise"][0])
+            series.setdefault(row["precision"], []).append(point)
+    if not series:
+        return {}
+    labels = {"x_label": "seconds a piece of 1 s takes S3Gen", "y_label": "error, in units of noise"}
+    drawn = plots.named_points("What S3Gen leaves out, and what it saves", series, **labels)
+    return {"benchmark_s3gen": ("Error in units of noise against the seconds that a piece of a stream takes", drawn)}
+
+
+def _judged_case(row: Mapping[str, Any]) -> str:
+    """What the judging flow calls the case of a row."""
+    remembered = {"none": "", "prompt": ", prompt remembered", "past": ", past remembered"}[row["memory"]]
+    fewer = f", {row['steps']} steps, {row['without guidance']} without guidance" if row["steps"] < 10 else ""
+    return f"in pieces{remembered}{fewer}"
+
+
 def judging_text(name: str, result: Result) -> list[str]:
     titles = {
         "decibels": "dB",
@@ -439,6 +465,15 @@ SECTIONS = (
         about="A flow of ten steps with noise and guidance (docs/models.md), fed with true speech tokens. *In noise*:\n"
         "the distance to the mel that is made at once, in units of that of two mels from different noise.\n"
         "*Words wrong*: by whisper-base. Brackets are 95% intervals over texts.",
+    ),
+    Section(
+        "S3Gen: a piece of a stream",
+        ("s3gen",),
+        "make bench-s3gen",
+        all_columns,
+        s3gen_plots,
+        "One second new, behind two of context and a voice of ten, at the published size with synthetic weights. The\n"
+        "plot has the errors of the judging flow above; *plain*: steps without guidance. What int8 adds is not in it.",
     ),
     Section(
         "Meters of speech",

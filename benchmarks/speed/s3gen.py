@@ -1,8 +1,9 @@
-"""What does a piece of a stream cost S3Gen, by what it remembers and by precision? Published size, synthetic weights.
+"""What does a piece of a stream cost S3Gen, by what it remembers, its steps and precision? Published size, synthetic
+weights.
 
 ``python -m benchmarks.speed.s3gen -o build/results/s3gen.json``: a voice of 10 s, 2 s of context, 1 s new, ten steps
-with guidance (`--turbo`: two, without). All cases in turn; ratios are of "none" in float32 in the same run. A piece is
-one that has all its context: the third. Mels of random weights say nothing of quality: benchmarks/quality does.
+with guidance (`--turbo`: two, without). All cases in turn; ratios are of the first in float32 in the same run. A piece
+is one that has all its context: the third. Mels of random weights say nothing of quality: benchmarks/quality does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.lib.harness import report
-from chatterbox.config import MEMORIES, PRECISIONS
+from chatterbox.config import PRECISIONS
 from chatterbox.models.packed import MATRICES
 from chatterbox.models.precision import BFLOAT16, ESTIMATOR, S3GEN_LAYERS, Packing, has_bfloat16, pack
 from chatterbox.models.s3gen import S3Gen
@@ -27,6 +28,11 @@ from chatterbox.models.s3gen.stream import S3GenStream, remember_prompt
 from tools.synthetic import fill_module
 
 PIECE, CONTEXT, PROMPT_SECONDS = 25, 50, 10.0  # speech tokens, 25 a second
+# What is remembered, steps, those of them without guidance; None is the model's own number.
+Case = tuple[str, int | None, int]
+EXACT: Case = ("none", None, 0)
+CASES: tuple[Case, ...] = (EXACT, ("prompt", None, 0), ("past", None, 0))
+FEWER_STEPS: tuple[Case, ...] = (("past", 7, 2), ("past", 5, 0), ("past", 5, 2), ("past", 4, 1))
 
 
 def network(precision: str, *, meanflow: bool) -> S3Gen:
@@ -51,25 +57,25 @@ def voice_of(s3gen: S3Gen) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure(
-    kinds: list[str], memories: list[str], turns: int, steps: int | None, *, meanflow: bool
-) -> list[dict[str, Any]]:
+def measure(kinds: list[str], turns: int, *, meanflow: bool) -> list[dict[str, Any]]:
+    cases = CASES if meanflow else (*CASES, *FEWER_STEPS)
     tokens = torch.randint(0, 6561, (3 * PIECE + 3,), generator=torch.Generator().manual_seed(1))
     networks = {kind: network(kind, meanflow=meanflow) for kind in kinds}
     reference = voice_of(networks[kinds[0]])
-    seconds: dict[tuple[str, str], list[float]] = {}
-    remembered: dict[str, float] = {}
+    seconds: dict[tuple[str, Case], list[float]] = {}
+    remembered: dict[tuple[str, Case], float] = {}
     for _ in range(turns):
         for kind, s3gen in networks.items():
-            for memory in memories:
+            for case in cases:
+                memory, steps = case[0], Steps(*case[1:])
                 started = time.perf_counter()
                 options: dict[str, Any] = {}
                 if memory != "none":
-                    known = remember_prompt(s3gen, reference, Steps(steps))
-                    remembered[kind] = time.perf_counter() - started
+                    known = remember_prompt(s3gen, reference, steps)
+                    remembered[kind, case] = time.perf_counter() - started
                     options["voice"] = partial(nullcontext, known)
                 stream = S3GenStream(
-                    s3gen, reference, seed=1, context_len=CONTEXT, steps=Steps(steps), memory=memory, **options
+                    s3gen, reference, seed=1, context_len=CONTEXT, steps=steps, memory=memory, **options
                 )
                 if memory == "past":
                     stream.push(tokens[: PIECE + 3])
@@ -81,20 +87,21 @@ def measure(
                     stream._mel = torch.zeros(1, 80, stream._held)
                 started = time.perf_counter()
                 stream.push(tokens[2 * PIECE + 3 :])
-                seconds.setdefault((kind, memory), []).append(time.perf_counter() - started)
-                print(kind, memory, round(seconds[kind, memory][-1], 2), flush=True)
-    exact = seconds[kinds[0], memories[0]]
+                seconds.setdefault((kind, case), []).append(time.perf_counter() - started)
+                print(kind, case, round(seconds[kind, case][-1], 2), flush=True)
+    exact = seconds[kinds[0], EXACT]
     return [
         {
             "model": "turbo" if meanflow else "english",
-            "steps": networks[kind].flow.decoder.num_steps(steps),
             "precision": kind,
-            "memory": memory,
+            "memory": case[0],
+            "steps": networks[kind].flow.decoder.num_steps(case[1]),
+            "without guidance": case[2],
             "seconds a piece of 1 s": round(statistics.median(spent), 3),
             "times as fast": round(statistics.median(a / b for a, b in zip(exact, spent, strict=True)), 2),
-            "seconds to remember the voice": round(remembered[kind], 2) if memory != "none" else None,
+            "seconds to remember the voice": round(remembered[kind, case], 2) if case[0] != "none" else None,
         }
-        for (kind, memory), spent in seconds.items()
+        for (kind, case), spent in seconds.items()
     ]
 
 
@@ -102,14 +109,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="of the solver; the model's own number if it is left out")
     parser.add_argument("--turbo", action="store_true")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS[1:])
-    parser.add_argument("--memories", nargs="+", choices=MEMORIES, default=list(MEMORIES))
     arguments = parser.parse_args()
     usual = ["float32", *([BFLOAT16] if has_bfloat16() else []), "int8"]
     kinds = arguments.precisions or usual
-    rows = measure(kinds, arguments.memories, arguments.turns, arguments.steps, meanflow=arguments.turbo)
+    rows = measure(kinds, arguments.turns, meanflow=arguments.turbo)
     report("s3gen", rows, arguments.output, unit="seconds")
 
 
