@@ -337,6 +337,11 @@ def by_table(tables: Mapping[str, str]) -> Callable[[str, Result], list[str]]:
     return text
 
 
+PRECISION_TABLES = {
+    "speed": "Milliseconds, and times as fast as float32 in the same run; *(in, out)*: as Turbo's files have weights.",
+    "tokens": "The embedded voice: seeded runs with float32's tokens, and the likeliest token where the others are given.",
+}
+
 QUALITY_COLUMNS = """\
 The embedded voice: single sentences and pairs by turns, in four voices cloned from recordings of flite. The
 number behind a name is the budget, speech positions that a row may hold beside its prefix; `window_size` is half of it.
@@ -465,6 +470,29 @@ SECTIONS = (
         about="A flow of ten steps with noise and guidance (docs/models.md), fed with true speech tokens. *In noise*:\n"
         "the distance to the mel that is made at once, in units of that of two mels from different noise.\n"
         "*Words wrong*: by whisper-base. Brackets are 95% intervals over texts.",
+    ),
+    Section(
+        "Weights in fewer bits",
+        ("precision",),
+        "make bench-precision",
+        by_table(PRECISION_TABLES),
+        about="Published sizes, synthetic weights, what this CPU has; T3's decode step and a prefill, all in turn.",
+    ),
+    Section(
+        "Loading",
+        ("loading",),
+        "make bench-loading",
+        all_columns,
+        about="A process for each case: seconds, and resident memory before, behind loading, at most, after speech.",
+    ),
+    Section(
+        "Near to real time",
+        ("realtime",),
+        "make bench-realtime",
+        all_columns,
+        about="A stream of the published size in a voice that is known, a process for each case. *rtf*: what its\n"
+        "reader waited over what it plays; *dry*: seconds that a player stood still; *generate*: the same as a whole, its\n"
+        "seconds over those that it plays. `realtime` is the preset (docs/performance.md).",
     ),
     Section(
         "S3Gen: a piece of a stream",

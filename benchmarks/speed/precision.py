@@ -106,6 +106,7 @@ def measure(name: str, kinds: list[str], turns: int) -> list[dict[str, Any]]:
             ratios = [a / b for a, b in zip(seconds["float32"], seconds[kind], strict=True)]
             rows.append(
                 {
+                    "table": "speed",
                     "model": name,
                     "what": "step" if num_new == 1 else f"prefill of {PREFILL}",
                     "rows": num_rows,
@@ -137,6 +138,7 @@ def on_tiny(kinds: list[str], num_seeds: int) -> list[dict[str, Any]]:
             errors.append(float((ours - theirs).norm() / theirs.norm()))
         rows.append(
             {
+                "table": "tokens",
                 "model": "tiny",
                 "precision": kind,
                 "runs": len(requests),
