@@ -339,7 +339,7 @@ def by_table(tables: Mapping[str, str]) -> Callable[[str, Result], list[str]]:
 
 PRECISION_TABLES = {
     "speed": "Milliseconds, and times as fast as float32 in the same run; *(in, out)*: as Turbo's files have weights.",
-    "tokens": "The embedded voice: seeded runs with float32's tokens, and the likeliest token where the others are given.",
+    "tokens": "The embedded voice: seeded runs with float32's tokens; the likeliest token where the others are given.",
 }
 
 QUALITY_COLUMNS = """\
@@ -491,8 +491,8 @@ SECTIONS = (
         "make bench-realtime",
         all_columns,
         about="A stream of the published size in a voice that is known, a process for each case. *rtf*: what its\n"
-        "reader waited over what it plays; *dry*: seconds that a player stood still; *generate*: the same as a whole, its\n"
-        "seconds over those that it plays. `realtime` is the preset (docs/performance.md).",
+        "reader waited over what it plays; *dry*: seconds that a player stood still; *generate*: the same as a whole,\n"
+        "its seconds over those that it plays. `realtime` is the preset (docs/performance.md).",
     ),
     Section(
         "S3Gen: a piece of a stream",
