@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 UNKNOWN_LEN = 0xFFFFFFFF  # bytes of a WAV that goes on, as players read it
+HEADER_LEN = 44  # bytes of a WAV's
 PIECE_MS = 20  # of audio that a codec is handed at a time: it gives what it has after each
 
 
@@ -63,12 +64,15 @@ class EncodingError(ValueError):
     """A format that there is not, or that needs a package which is not installed."""
 
 
-def encoder_of(name: str, sample_rate: int) -> Encoder:
-    """Of mono audio. Raises EncodingError if the format cannot be had."""
+def encoder_of(name: str, sample_rate: int, num_samples: int | None = None) -> Encoder:
+    """Of mono audio. ``num_samples``: of all that will be pushed, for a WAV's header; None: nobody knows.
+
+    Raises EncodingError if the format cannot be had.
+    """
     if name not in FORMATS:
         raise EncodingError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     if FORMATS[name].container is None:
-        return _Pcm(sample_rate, has_header=name == "wav")
+        return _Pcm(wav_header(sample_rate, num_samples) if name == "wav" else b"")
     if not has_codecs():
         raise EncodingError(
             f"format {name} needs PyAV: pip install 'chatterbox-kvcache[serve]'; wav and pcm need nothing"
@@ -94,10 +98,10 @@ def to_pcm(samples: np.ndarray) -> np.ndarray:
 
 
 class _Pcm:
-    """16-bit samples, behind a WAV header of unknown length or none."""
+    """16-bit samples behind a header."""
 
-    def __init__(self, sample_rate: int, *, has_header: bool) -> None:
-        self._header = wav_header(sample_rate) if has_header else b""
+    def __init__(self, header: bytes) -> None:
+        self._header = header
 
     def push(self, samples: np.ndarray) -> bytes:
         header, self._header = self._header, b""
@@ -110,11 +114,19 @@ class _Pcm:
         pass
 
 
-def wav_header(sample_rate: int) -> bytes:
-    """Of a mono WAV of unknown length, as players and sox read it from a pipe."""
+def wav_header(sample_rate: int, num_samples: int | None = None) -> bytes:
+    """Of a mono WAV; None: of unknown length, as players and sox read it from a pipe."""
+    size = UNKNOWN_LEN if num_samples is None or 2 * num_samples > UNKNOWN_LEN - HEADER_LEN else 2 * num_samples
     form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, mono
-    parts = (b"RIFF", struct.pack("<I", UNKNOWN_LEN), b"WAVEfmt ", struct.pack("<I", len(form)), form)
-    return b"".join((*parts, b"data", struct.pack("<I", UNKNOWN_LEN)))
+    riff_size = size if size == UNKNOWN_LEN else size + HEADER_LEN - 8
+    parts = (b"RIFF", struct.pack("<I", riff_size), b"WAVEfmt ", struct.pack("<I", len(form)), form)
+    return b"".join((*parts, b"data", struct.pack("<I", size)))
+
+
+def with_its_length(wav: bytes) -> bytes:
+    """A WAV that was made piece by piece, all of which is there now."""
+    (sample_rate,) = struct.unpack("<I", wav[24:28])
+    return wav_header(sample_rate, (len(wav) - HEADER_LEN) // 2) + wav[HEADER_LEN:]
 
 
 class _Codec:

@@ -4,7 +4,7 @@ Owns: layouts, names, downloads, strict loading. Must not import: `engine`, `syn
 """
 
 from chatterbox.checkpoints.contents import Contents, config_of, read_folder, read_s3gen
-from chatterbox.checkpoints.hub import fetch_base, find_checkpoint, find_model, find_s3gen
+from chatterbox.checkpoints.hub import check_name, fetch_base, find_checkpoint, find_model, find_s3gen
 from chatterbox.checkpoints.layouts import (
     EMBEDDED_VOICES,
     ENGLISH,
@@ -54,6 +54,7 @@ __all__ = [
     "Layout",
     "LoadedModels",
     "all_layouts",
+    "check_name",
     "config_of",
     "embedded_voices",
     "fetch_base",

@@ -108,6 +108,12 @@ def fetch_base(layout: Layout, *, local_files_only: bool = False) -> Path:
     return _download(REPO_ID, layout.base, local_files_only)
 
 
+def check_name(model: str | Path) -> None:
+    """Raise CheckpointError if ``model`` is no name that there is, and no folder; nothing is fetched or read."""
+    if _named(model) is None:
+        _local_folder(model)
+
+
 def _named(model: object) -> Layout | None:
     return named_models().get(model) if isinstance(model, str) else None
 

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _loadings(config: ServeCommandConfig) -> Iterator[Loading]:
     """The model of the configuration, and those beside it, by the names that clients give."""
+    from chatterbox.checkpoints import check_name
     from chatterbox.serve.models import Loading
 
     names = set[str]()
@@ -91,6 +92,7 @@ def _loadings(config: ServeCommandConfig) -> Iterator[Loading]:
         source, _, precision = given.rpartition(":")
         if precision not in PRECISIONS or not source:
             source, precision = given, ""
+        check_name(source)
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, source=source))
         if precision:
             own = dataclasses.replace(own, precision=PrecisionConfig(precision))

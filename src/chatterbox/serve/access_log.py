@@ -20,6 +20,15 @@ ID_HEADER = "x-request-id"
 _IDS = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
+def write_lines() -> None:
+    """Have the lines on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 class RequestsLog:
     """ASGI middleware: gives each request an id, that of the client where it sent one, and logs its end as JSON."""
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
 
@@ -24,7 +24,7 @@ from chatterbox.serve.access_log import RequestsLog
 from chatterbox.serve.batch import Batches
 from chatterbox.serve.bodies import BodyLimit
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import ApiError, api_error
+from chatterbox.serve.errors import LEFT, REFUSALS, ApiError, api_error
 from chatterbox.serve.health import Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.lifecycle import Lifecycle, say_a_word
@@ -60,7 +60,7 @@ class Server:
         voices, jobs = Voices(hub, config), JobRoutes(hub, config)
         about = AboutRoutes(hub, config, health, metrics, lambda: self.speaking.num_streams)
         life = Lifecycle(hub, config, self.speaking, health, voices, jobs, on_ready=on_ready, on_failure=on_failure)
-        self.end = life.end
+        self.end, self.cut = life.end, life.cut
         versioned = [
             Route("/v1/audio/speech", self.speaking.speech, methods=["POST"]),
             Route("/v1/audio/speech/batch", Batches(self.speaking, config).batch, methods=["POST"]),
@@ -93,7 +93,12 @@ class Server:
             routes=routes,
             middleware=middleware,
             lifespan=life.lifespan,
-            exception_handlers={ApiError: _on_error, HTTPException: _on_http, Exception: _on_error},
+            exception_handlers={
+                **dict.fromkeys((ApiError, *REFUSALS), _on_error),
+                ClientDisconnect: _on_left,
+                HTTPException: _on_http,
+                Exception: _on_error,
+            },
         )
 
 
@@ -111,6 +116,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if told.status >= 500:
         logger.error("a request to %s failed", request.url.path, exc_info=error)
     return _failed(told)
+
+
+async def _on_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=LEFT)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

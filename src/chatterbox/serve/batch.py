@@ -16,10 +16,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from chatterbox.audio.encoding import FORMATS
+from chatterbox.audio.encoding import FORMATS, with_its_length
 from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, ApiError, api_error
+from chatterbox.serve.errors import BUSY, LEFT, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.security import Client, client_of
 from chatterbox.serve.speaking import Speaking
@@ -29,7 +29,6 @@ from chatterbox.values import shown
 logger = logging.getLogger(__name__)
 
 MAX_ITEMS = 32
-LEFT = 499  # nobody reads it but the log
 
 
 class Batches:
@@ -84,7 +83,8 @@ class Batches:
         try:
             speech, warnings = await self._speaking.say(client, call)
             async with aclosing(audio(speech)) as parts:  # type: ignore[type-var]  # an asynchronous generator
-                return _Spoken(call.format, b"".join([part async for part in parts]), warnings)
+                data = b"".join([part async for part in parts])
+            return _Spoken(call.format, with_its_length(data) if call.format == "wav" else data, warnings)
         except Exception as error:
             told = api_error(error, call.given)
             if told.status >= 500:

@@ -47,6 +47,7 @@ class ServerConfig:
     unload_seconds: float | None = option(
         None, "a model that nobody uses for so long gives its memory back, and is loaded when it is asked for again"
     )
+    log_requests: bool = option(False, "a line of JSON on standard error for each request, without its text")
     drain_seconds: float = option(30.0, "that answers under way have to end when the server is told to stop")
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class ServerConfig:
             own.whole(name, 1)
         for name in ("key_streams", "key_rate"):
             own.whole_or_none(name, 1, "null is any number")
-        for name in ("open_lists", "no_keys", "strict", "preload"):
+        for name in ("open_lists", "no_keys", "strict", "preload", "log_requests"):
             own.switch(name)
         own.number("drain_seconds", 0.0, 3600.0, "in seconds")
         if self.unload_seconds is not None:

@@ -14,7 +14,7 @@ from chatterbox.voice.library import VoiceError
 
 RETRY_SECONDS = 1
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, TOO_LARGE, BUSY = 400, 401, 403, 404, 409, 413, 429
-FAULT, CLOSED = 500, 503
+LEFT, FAULT, CLOSED = 499, 500, 503  # the first: nobody reads it but the log
 _TYPES = {
     UNAUTHORIZED: "authentication_error",
     FORBIDDEN: "permission_error",
@@ -43,6 +43,10 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+# What routes raise for what was asked. Starlette logs a traceback for errors that it does not know.
+REFUSALS = (QueueFullError, EngineClosedError, VoiceError, EncodingError)
 
 
 def api_error(error: BaseException, known: Container[str] = ()) -> ApiError:

@@ -14,6 +14,7 @@ from chatterbox.audio.encoding import FORMATS
 from chatterbox.config import SPEECH_RANGES, SamplingConfig, SpeechOptions
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.errors import ApiError, api_error
+from chatterbox.text.cleaning import clean
 from chatterbox.values import shown, switch
 
 OPENAI_VOICES = (
@@ -79,6 +80,8 @@ def speech_call(
     _check_names(given, config)
     warnings: list[str] = []
     text = _text(given.get("input"), max_input or config.max_input)
+    if not any(map(str.isalnum, text)):
+        warnings.append("input has nothing to speak; a moment of silence stands for it")
     if "instructions" in given:
         warnings.append("instructions have no effect: this model cannot follow them")
     return SpeechCall(
@@ -112,7 +115,7 @@ def _text(text: Any, most: int) -> str:
             param="input",
             code="string_above_max_length",
         )
-    return text
+    return clean(text, "none")  # halves of characters, which JSON may hold, are in no text
 
 
 def _name(field_name: str, value: Any) -> str | None:

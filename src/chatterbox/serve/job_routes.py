@@ -168,7 +168,11 @@ async def _events(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
             yield KEEP_ALIVE
         if jobs.is_ending:
             return
-        job = await run_in_threadpool(jobs.wait, job.id, known, KEEP_ALIVE_SECONDS)
+        try:
+            job = await run_in_threadpool(jobs.wait, job.id, known, KEEP_ALIVE_SECONDS)
+        except ApiError as error:  # it was removed
+            yield event({"type": "error", **error.body})
+            return
 
 
 def _told(job: Job) -> dict[str, Any]:

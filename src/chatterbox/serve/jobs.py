@@ -180,7 +180,10 @@ class Jobs:
         self._file.close()
 
     def _encoded(self, job: Job) -> Iterator[bytes]:
-        with contextlib.closing(encoder_of(job.fields.get("response_format", "mp3"), self._rate)) as encoder:
+        pauses = sum(round(pause * self._rate) for _, pause in job.parts)
+        spoken = sum(self._path(job, number).stat().st_size // 2 for number in range(len(job.parts)))
+        form = job.fields.get("response_format", "mp3")
+        with contextlib.closing(encoder_of(form, self._rate, spoken + pauses)) as encoder:
             for number, (_, pause) in enumerate(job.parts):
                 samples = np.fromfile(self._path(job, number), "<i2").astype(np.float32) / 32767
                 yield encoder.push(np.concatenate([samples, np.zeros(round(pause * self._rate), np.float32)]))

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -73,6 +74,10 @@ class Lifecycle:
         self._speaking.end()
         self._jobs.end()
 
+    async def cut(self) -> None:
+        """End what is under way, with an error that says why."""
+        await run_in_threadpool(self._hub.close)
+
     async def _listen(self, port: int) -> AsyncTcpServer | None:
         from chatterbox.serve import wyoming
 
@@ -95,9 +100,12 @@ class Lifecycle:
         """Load what is configured, and have it say something: what is slow once is slow before the first caller."""
         first, *others = self._hub.names
         try:
+            self._make_folders()
             with self._hub.used(first):
                 say_a_word(self._hub)
                 self._warm(self._hub.get(first))
+            if self._config.default_voice is not None:
+                self._voices.default()
             for name in others if self._config.preload else ():
                 self._hub.get(name)
             self._voices.sweep()
@@ -107,6 +115,15 @@ class Lifecycle:
         else:
             self._health.begin()
             self._on_ready()
+
+    def _make_folders(self) -> None:
+        """Raises OSError: there cannot be one that was named."""
+        for name in ("voices", "jobs"):
+            if (folder := getattr(self._config, name)) is not None:
+                try:
+                    Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise OSError(f"server.{name}={folder} cannot be a folder: {error.strerror or error}") from None
 
     def _warm(self, model: ServedModel) -> None:
         """Compute what every text of the voices that are to be warm begins with.

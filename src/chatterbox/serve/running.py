@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from chatterbox.serve.access_log import write_lines
 from chatterbox.serve.app import Server
 from chatterbox.serve.config import ServerConfig
 from chatterbox.serve.models import Loading, ModelHub
 
 LOOK_SECONDS = 0.05  # between two looks whether speech under way has ended
+CUT_SECONDS = 2.0  # that speech which is cut has to say so
 
 
 def serve(
@@ -32,7 +34,11 @@ def serve(
         OSError: the address cannot be listened at.
         CheckpointError, ValueError: the first model cannot be loaded.
     """
-    listening, failures = _socket(config), list[Exception]()
+    listening, failures = _socket(config.host, config.port), list[Exception]()
+    if config.wyoming_port:  # its library binds it, behind what takes long
+        _socket(config.wyoming_host, config.wyoming_port).close()
+    if config.log_requests:
+        write_lines()
 
     def failed(error: Exception) -> None:
         failures.append(error)
@@ -70,19 +76,26 @@ class _Process(uvicorn.Server):
         self._application.end()
         for listening in self.servers:
             listening.close()
-        while self._application.speaking.num_streams and time.monotonic() < deadline and not self.force_exit:
-            await asyncio.sleep(LOOK_SECONDS)
+        await self._spoken(deadline)
+        if self._application.speaking.num_streams:  # uvicorn would cancel them, and nobody be told why
+            await self._application.cut()
+            await self._spoken(time.monotonic() + CUT_SECONDS)
         self.config.timeout_graceful_shutdown = max(1, round(deadline - time.monotonic()))
         await super().shutdown(sockets)
 
+    async def _spoken(self, deadline: float) -> None:
+        """Wait until nothing is being said, until ``deadline`` at most."""
+        while self._application.speaking.num_streams and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(LOOK_SECONDS)
 
-def _socket(config: ServerConfig) -> socket.socket:
+
+def _socket(host: str, port: int) -> socket.socket:
     """Bound before weights are loaded: who cannot listen is told at once."""
     try:
-        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise OSError(f"cannot listen at {config.host}, port {config.port}: {error.strerror or error}") from None
+        raise OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
 
 
 def _url(host: str, listening: socket.socket) -> str:

@@ -43,7 +43,9 @@ class Keys:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 4401, "reason": "a key is needed"})
             return
-        error = ApiError("a key is needed: Authorization: Bearer KEY", UNAUTHORIZED, code="invalid_api_key")
+        sent = not {"x-api-key", "authorization"}.isdisjoint(Headers(scope=scope))
+        message = "the key is none of the server's" if sent else "a key is needed: Authorization: Bearer KEY"
+        error = ApiError(message, UNAUTHORIZED, code="invalid_api_key")
         await self._answer(error)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
@@ -53,7 +55,8 @@ class Keys:
 
     def _caller(self, headers: Headers) -> int | None:
         """Whose key came, by number; None: nobody's."""
-        given = headers.get("x-api-key", "") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        scheme, _, rest = headers.get("authorization", "").strip().partition(" ")
+        given = headers.get("x-api-key", "") or (rest.strip() if scheme.lower() == "bearer" else scheme)
         encoded = given.encode("utf-8", "surrogateescape")
         fits = [hmac.compare_digest(encoded, key) for key in self._keys]  # all of them, whichever fits
         return fits.index(True) if any(fits) else None

@@ -106,7 +106,7 @@ class Session:
         """What is said from now on; it does not reach into what is under way."""
         given = {name: values.pop(name) for name in STREAMING & values.keys()}
         streaming = dataclasses.replace(self._usual, **given)
-        call = speech_call({"response_format": "pcm", **values, "input": "."}, self._config)
+        call = speech_call({"response_format": "pcm", **values, "input": "a"}, self._config)
         if call.is_whole:
             raise ApiError(
                 "speed, loudness and stream=false are of whole speech alone; leave them out", code="invalid_value"
@@ -118,16 +118,19 @@ class Session:
             raise ApiError("text must be a string", param="text", code="invalid_value")
         if self._text is None:
             before, self._text = self._speaking, ArrivingText(self._config.max_input)
-            self._speaking = asyncio.create_task(self._say(self._text, before))
+            said = self._say(self._text, self._call, self._streaming, before)
+            self._speaking = asyncio.create_task(said)
         self._text.push(text)
 
-    async def _say(self, text: ArrivingText, before: asyncio.Task[None] | None) -> None:
+    async def _say(
+        self, text: ArrivingText, call: SpeechCall, streaming: StreamingConfig, before: asyncio.Task[None] | None
+    ) -> None:
         """Speak ``text`` while it comes, behind what was asked for before."""
         if before is not None:
             await asyncio.wait([before])
-        call, num_tokens, sentence = self._call, 0, None
+        num_tokens, sentence = 0, None
         try:
-            made, warnings = await self._speak(call, self._streaming, text)
+            made, warnings = await self._speak(call, streaming, text)
             async with aclosing(made) as speech:  # type: ignore[type-var]
                 form = {"response_format": call.format, "sample_rate": S3GEN_SR, "channels": 1}
                 await self._tell(type="audio.start", **form, warnings=warnings)

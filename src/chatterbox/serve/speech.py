@@ -14,15 +14,18 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from chatterbox.audio.encoding import FORMATS, encoder_of
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR
-from chatterbox.serve.errors import api_error
+from chatterbox.serve.errors import FAULT, api_error
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.models import ServedModel
 from chatterbox.synthesis.aio import astream
 from chatterbox.synthesis.render import StreamingMetrics
 from chatterbox.synthesis.request import SynthesisRequest
+from chatterbox.synthesis.utterances import SILENCE
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ def _encoded(
             seconds += chunk.audio.shape[1] / S3GEN_SR
             if data := encoder.push(chunk.audio[0].numpy()):
                 yield Piece(data, metrics, sentence)
+        if not seconds:  # nothing in the text can be spoken: programs try a server out by a full stop
+            yield Piece(encoder.push(np.zeros(round(SILENCE * S3GEN_SR), np.float32)), metrics, sentence)
         yield Piece(encoder.finish(), metrics, sentence)
 
 
@@ -105,8 +110,10 @@ async def events(speech: AsyncIterator[Piece], call: SpeechCall, num_text_tokens
                     encoded = base64.b64encode(piece.data).decode("ascii")
                     yield event({"type": "speech.audio.delta", "audio": encoded, "response_format": call.format})
     except Exception as error:
-        logger.exception("speech failed behind its first bytes")
-        yield event({"type": "speech.audio.error", **api_error(error).body})
+        told = api_error(error)
+        if told.status == FAULT:
+            logger.exception("speech failed behind its first bytes")
+        yield event({"type": "speech.audio.error", **told.body})
         return
     num_speech_tokens = 0 if metrics is None else metrics.num_tokens
     usage = {"input_tokens": num_text_tokens, "output_tokens": num_speech_tokens}

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypedDict
 
+from chatterbox.engine.scheduler import EngineClosedError
 from chatterbox.engine.worker import CHECK_SECONDS, Worker, process_num_threads
 from chatterbox.runtime import forking
 from chatterbox.runtime.openmp import alone, can_compute_alone
-from chatterbox.synthesis.render_order import Expected, Pace, RenderJob, pick
+from chatterbox.synthesis.render_order import SAFE_SECONDS, Expected, Pace, RenderJob, pick
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +92,12 @@ class RenderQueue:
         """Have ``job`` run when its turn comes.
 
         Raises:
-            RuntimeError: the queue is closed.
+            EngineClosedError: the queue is closed.
         """
         job = replace(job, submitted=self._clock())
         with self._lock:
             if self._is_closed:
-                raise RuntimeError(CLOSED)
+                raise EngineClosedError(CLOSED)
             self._expected.pop(job.owner, None)
             self._jobs.append(job)
             num_jobs = len(self._jobs)
@@ -109,7 +110,7 @@ class RenderQueue:
             if not is_woken:
                 self._remove(lambda waiting: waiting is job)
         if not is_woken:
-            raise RuntimeError(CLOSED)
+            raise EngineClosedError(CLOSED)
 
     def announce(self, owner: Hashable) -> None:
         """A listener waits for a first chunk whose tokens are not decoded yet, and counts as one who starts."""
@@ -164,7 +165,7 @@ class RenderQueue:
                 waiting.clear()
         for job in dropped:
             if job.fail is not None:
-                job.fail(RuntimeError(CLOSED))
+                job.fail(EngineClosedError(CLOSED))
         for worker in self._workers:
             worker.close()
 
@@ -209,9 +210,10 @@ class RenderQueue:
         return self._starting[owner].until <= now or len(self._busy_for(now)) <= self._num_workers
 
     def _busy_for(self, now: float) -> set[Hashable]:
-        """Owners who start, and those whose jobs run or wait; with the lock held."""
+        """Owners who start, and those whose jobs run, or wait and cannot do so for long; with the lock held."""
         starting = (owner for owner, start in self._starting.items() if start.until > now)
-        return self._running.union(starting, (job.owner for job in self._jobs))
+        urgent = (job.owner for job in self._jobs if job.deadline is None or job.deadline <= now + SAFE_SECONDS)
+        return self._running.union(starting, urgent)
 
     def _ask(self) -> None:
         """Tell those who may start by now."""

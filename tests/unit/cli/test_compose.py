@@ -129,6 +129,7 @@ GIVEN = {
         "preload": True,
         "warm": ("mary",),
         "unload_seconds": 600.0,
+        "log_requests": True,
         "drain_seconds": 3.0,
     },
 }
