@@ -8,7 +8,10 @@ import http.client
 import io
 import json
 import logging
+import socket
 import threading
+import time
+import wave
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,10 +153,35 @@ def test_events_hold_the_format_that_was_asked_for(running: Running, whole: np.n
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
 
-def test_home_assistants_probe_is_a_short_sound(running: Running) -> None:
-    """It posts "." to see whether a server speaks."""
-    status, _, data = running.ask("POST", "/v1/audio/speech", {"input": ".", "model": "tts-1", "voice": "alloy"})
-    assert status == 200 and 0 < decoded(data) < 2
+@pytest.mark.parametrize("text", [".", "...", "!?", "\N{GRINNING FACE}", "\N{ZERO WIDTH SPACE}.", "\ud800."])
+def test_home_assistants_probe_is_a_short_sound(running: Running, text: str) -> None:
+    """It posts "." to see whether a server speaks. Nothing can be said of it, which the caller is told."""
+    for name in FORMATS:
+        status, headers, data = running.speak(input=text, response_format=name)
+        seconds = len(data) / 48_000 if name == "pcm" else decoded(data)
+        assert status == 200 and 0.2 < seconds < 0.5
+        assert headers["x-chatterbox-warning"] == "input has nothing to speak; a moment of silence stands for it"
+
+
+def test_halves_of_characters_are_no_text(running: Running) -> None:
+    plain, halves = (running.speak(input=text, response_format="pcm") for text in ("Hi you.", "Hi \ud83d you.\udc00"))
+    assert (plain[0], halves[0]) == (200, 200) and len(halves[2]) > 0.5 * len(plain[2])
+
+
+def test_what_clients_do_is_no_fault_in_the_log(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", running.port)) as one:
+        one.sendall(b'POST /v1/audio/speech HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"input"')
+        time.sleep(0.2)
+    assert running.ask("DELETE", "/v1/audio/voices/nobody")[0] == 404
+    path, slow = "/v1/audio/speech/long", f"{TEXT}\n\n" * 20
+    job = json.loads(running.ask("POST", path, {"input": slow, "voice": "alloy"})[2])
+    with ThreadPoolExecutor(1) as other:
+        followed = other.submit(running.ask, "GET", job["sse_url"])
+        time.sleep(0.5)
+        assert running.ask("DELETE", f"{path}/{job['job_id']}")[0] == 200
+    assert '"code":"job_not_found"' in followed.result()[2].decode().split("\n\n")[-2]
+    assert running.ask("GET", "/health")[0] == 200
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
 
 
 def test_errors_are_openais(running: Running) -> None:
@@ -343,6 +371,8 @@ def test_a_long_text_is_a_job(running: Running) -> None:
     status, headers, data = running.ask("GET", job["download_url"])
     assert status == 200 and headers["content-disposition"].endswith('.wav"') and data[:4] == b"RIFF"
     assert len(data) / 48_000 == pytest.approx(events[-1]["duration_seconds"], abs=0.01)
+    with wave.open(io.BytesIO(data)) as file:
+        assert file.getnframes() == (len(data) - 44) // 2
     assert [one["job_id"] for one in json.loads(running.ask("GET", path)[2])["jobs"]] == [job["job_id"]]
     assert running.ask("PUT", f"{path}/{job['job_id']}/pause")[0] == 409
     assert running.ask("DELETE", f"{path}/{job['job_id']}")[0] == 200
@@ -450,8 +480,12 @@ def test_a_key_is_asked_for(running: Running) -> None:
     try:
         hello = {"model": "tts-1", "voice": "alloy", "input": "Hi.", "response_format": "wav"}
         for key in ("wrong", "secre"):
-            with pytest.raises(openai.AuthenticationError, match="a key is needed"):
+            with pytest.raises(openai.AuthenticationError, match="the key is none of the server's"):
                 keyed.client(key).audio.speech.create(**hello)
+        status, _, data = keyed.ask("POST", "/v1/audio/speech", hello)
+        assert status == 401 and "a key is needed" in json.loads(data)["error"]["message"]
+        for scheme in ("bearer secret", "BEARER  secret"):
+            assert keyed.ask("POST", "/v1/audio/speech", hello, authorization=scheme)[0] == 200
         for key in ("secret", "other"):
             assert keyed.client(key).audio.speech.create(**hello).content
         for key, status in (("secret", 200), ("sécret", 401)):

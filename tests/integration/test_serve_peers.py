@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import uuid
+import wave
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -325,6 +327,8 @@ class TestBatch:
             (0, "success", "audio/wav"), (1, "success", "audio/mpeg"), (2, "success", "audio/wav"),
         ]  # fmt: skip
         first, second, third = (base64.b64decode(one["audio_data"]) for one in results)
+        with wave.open(io.BytesIO(first)) as file:
+            assert file.getnframes() == (len(first) - 44) // 2
         request = running.model.request(SpeechCall(TEXT, options={"seed": 1}), "built-in")
         assert first[44:] == to_pcm(running.model.synthesizer.speak(request).audio[0].numpy()).tobytes()
         assert 0.2 < decoded(second) < 3 and decoded(third) < 0.8 * decoded(first)

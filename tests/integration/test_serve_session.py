@@ -114,6 +114,17 @@ def test_one_thing_is_said_behind_the_other_and_settings_hold(running: Running) 
         assert until(socket, "audio.done")[1].startswith(b"RIFF")
 
 
+def test_settings_do_not_reach_into_what_was_asked_for_before(running: Running) -> None:
+    with connected(running) as socket:
+        for name, voice in (("pcm", "alloy"), ("wav", "nobody")):
+            tell(socket, "session.config", response_format=name, voice=voice)
+            tell(socket, "input.text", text="One two.")
+            tell(socket, "input.done")
+        told, _ = until(socket, "audio.done")
+        assert told[0]["response_format"] == "pcm"
+        assert "there is no voice 'nobody'" in until(socket, "error")[0][-1]["error"]["message"]
+
+
 def test_what_is_not_done_as_asked_is_told(running: Running) -> None:
     with connected(running) as socket:
         tell(socket, "session.config", model="gpt-9-tts", instructions="Whisper.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,42 @@ def test_whoever_lets_others_speak_is_warned(tmp_path: Path, caplog: pytest.LogC
     server.close()
     said = [record.getMessage() for record in caplog.records if "Wyoming" in record.getMessage()]
     assert said == [f"Wyoming at 0.0.0.0, port {port}, knows no keys: whoever reaches it may speak"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]", b"no json", b'{"type": 5}', b"{}", b'{"type": "describe", "data_length": 99999999999}',
+        b'{"type": "describe", "payload_length": 99999999999}', b'{"type": "describe", "data_length": 9}',
+    ],
+)  # fmt: skip
+def test_what_is_no_event_ends_the_connection(running: Wyoming, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", running.wyoming_port)) as one:
+        one.sendall(line + b"\n")
+        one.shutdown(socket.SHUT_WR)
+        one.settimeout(60)
+        assert one.recv(100) == b""
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event("synthesize", {"text": 5}),
+        Event("synthesize", {}),
+        Event("synthesize", {"text": "Hi.", "voice": 5}),
+        Event("synthesize", {"text": "Hi.", "voice": {"name": 5}}),
+        Event("synthesize-start", {"voice": 5}),
+    ],
+)
+def test_an_event_of_other_data_is_told(running: Wyoming, event: Event) -> None:
+    async def ask() -> Error:
+        async with AsyncTcpClient("127.0.0.1", running.wyoming_port) as client:
+            await client.write_event(event)
+            return Error.from_event((await until(client, "error"))[-1])
+
+    error = asyncio.run(ask())
+    assert error.code in ("invalid_event", "voice_not_found") and "\n" not in error.text
 
 
 def test_what_cannot_be_spoken_is_told(running: Wyoming) -> None:

@@ -24,7 +24,7 @@ from chatterbox.serve.access_log import RequestsLog
 from chatterbox.serve.batch import Batches
 from chatterbox.serve.bodies import BodyLimit
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import LEFT, REFUSALS, ApiError, api_error
+from chatterbox.serve.errors import FAULT, LEFT, REFUSALS, ApiError, api_error
 from chatterbox.serve.health import Health
 from chatterbox.serve.job_routes import JobRoutes
 from chatterbox.serve.lifecycle import Lifecycle, say_a_word
@@ -113,7 +113,7 @@ def _failed(error: ApiError) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     told = api_error(error)
-    if told.status >= 500:
+    if told.status == FAULT:
         logger.error("a request to %s failed", request.url.path, exc_info=error)
     return _failed(told)
 

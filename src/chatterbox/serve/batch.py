@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from chatterbox.audio.encoding import FORMATS, with_its_length
 from chatterbox.serve.bodies import json_of
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import BUSY, LEFT, ApiError, api_error
+from chatterbox.serve.errors import BUSY, FAULT, LEFT, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.security import Client, client_of
 from chatterbox.serve.speaking import Speaking
@@ -87,7 +87,7 @@ class Batches:
             return _Spoken(call.format, with_its_length(data) if call.format == "wav" else data, warnings)
         except Exception as error:
             told = api_error(error, call.given)
-            if told.status >= 500:
+            if told.status == FAULT:
                 logger.error("an item of a batch failed", exc_info=error)
             return told
 

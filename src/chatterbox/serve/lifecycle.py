@@ -25,6 +25,7 @@ from chatterbox.serve.models import ModelHub, ServedModel
 from chatterbox.serve.security import Client
 from chatterbox.serve.speaking import Speaking
 from chatterbox.serve.voices import Voices
+from chatterbox.voice.library import VoiceError
 
 if TYPE_CHECKING:
     from wyoming.server import AsyncTcpServer
@@ -104,8 +105,7 @@ class Lifecycle:
             with self._hub.used(first):
                 say_a_word(self._hub)
                 self._warm(self._hub.get(first))
-            if self._config.default_voice is not None:
-                self._voices.default()
+            self._look_for_default()
             for name in others if self._config.preload else ():
                 self._hub.get(name)
             self._voices.sweep()
@@ -115,6 +115,14 @@ class Lifecycle:
         else:
             self._health.begin()
             self._on_ready()
+
+    def _look_for_default(self) -> None:
+        """Say so where the voice that is to speak is still to be added."""
+        model = self._hub.get(self._hub.names[0])
+        try:
+            model.voice_name(self._config.default_voice, None)
+        except VoiceError as error:
+            logger.warning("server.default_voice: %s; requests that name no voice fail until it is added", error)
 
     def _make_folders(self) -> None:
         """Raises OSError: there cannot be one that was named."""

@@ -25,7 +25,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from chatterbox.config import StreamingConfig
 from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import ApiError, api_error
+from chatterbox.serve.errors import FAULT, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall, speech_call
 from chatterbox.serve.speech import Speech
 
@@ -166,7 +166,7 @@ class Session:
 
     async def _fail(self, error: Exception) -> None:
         told = api_error(error)
-        if told.status >= 500:
+        if told.status == FAULT:
             logger.error("a session failed", exc_info=error)
         await self._tell(type="error", **told.body)
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import Any, cast
 
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
@@ -30,7 +31,7 @@ from wyoming.tts import (
 
 from chatterbox import __version__
 from chatterbox.models.s3gen import S3GEN_SR
-from chatterbox.serve.errors import BUSY, ApiError, api_error
+from chatterbox.serve.errors import BUSY, FAULT, ApiError, api_error
 from chatterbox.serve.fields import SpeechCall
 from chatterbox.serve.session import ArrivingText, Speak
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 ABOUT = Attribution(name="Chatterbox", url="https://github.com/resemble-ai/chatterbox")
 FORMAT = {"rate": S3GEN_SR, "width": 2, "channels": 1}
 DESCRIPTION = "Text to speech with voice cloning"
+MAX_EVENT = 2**20  # bytes of one event's data
 MAX_WAITING = 16  # texts of one connection behind the one that is spoken
 
 
@@ -49,6 +51,20 @@ async def start(
     server = AsyncTcpServer(host, port)
     await server.start(partial(_Handler, voices, speak, max_input))
     return server
+
+
+class _Bounded:
+    """A reader of events that are no larger than any is."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self.readline, self.feed_eof = reader.readline, reader.feed_eof
+
+    async def readexactly(self, num: int) -> bytes:
+        """Raises ValueError: more than an event may have."""
+        if num > MAX_EVENT:
+            raise ValueError(f"an event of {num} bytes")
+        return await self._reader.readexactly(num)
 
 
 class _Handler(AsyncEventHandler):
@@ -62,11 +78,20 @@ class _Handler(AsyncEventHandler):
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        super().__init__(reader, writer)
+        super().__init__(cast(asyncio.StreamReader, _Bounded(reader)), writer)
         self._voices, self._speak, self._max_input = voices, speak, max_input
         self._text: ArrivingText | None = None  # of a stream that is under way
         self._speaking: asyncio.Task[None] | None = None
         self._num_asked = 0  # texts that are not spoken yet
+
+    async def run(self) -> None:
+        """Until the client leaves, or sends what is no event."""
+        try:
+            await super().run()
+        except ConnectionError:
+            pass
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError):
+            logger.info("a Wyoming client sent what is no event, and was left")
 
     async def handle_event(self, event: Event) -> bool:
         """Do what an event says; those that are not known are dropped."""
@@ -74,15 +99,15 @@ class _Handler(AsyncEventHandler):
             if Describe.is_type(event.type):
                 await self.write_event((await asyncio.to_thread(self._info)).event())
             elif SynthesizeStart.is_type(event.type):
-                self._text = ArrivingText(self._max_input)
-                self._begin(self._text, SynthesizeStart.from_event(event).voice, is_stream=True)
+                voice, self._text = _read(SynthesizeStart, event).voice, ArrivingText(self._max_input)
+                self._begin(self._text, voice, is_stream=True)
             elif SynthesizeChunk.is_type(event.type) and self._text is not None:
-                self._text.push(SynthesizeChunk.from_event(event).text)
+                self._text.push(_read(SynthesizeChunk, event).text)
             elif SynthesizeStop.is_type(event.type) and self._text is not None:
                 self._text.end()
                 self._text = None
             elif Synthesize.is_type(event.type) and self._text is None:
-                asked, text = Synthesize.from_event(event), ArrivingText(self._max_input)
+                asked, text = _read(Synthesize, event), ArrivingText(self._max_input)
                 text.push(asked.text)
                 text.end()
                 self._begin(text, asked.voice, is_stream=False)
@@ -133,7 +158,7 @@ class _Handler(AsyncEventHandler):
 
     async def _fail(self, error: Exception) -> None:
         told = api_error(error)
-        if told.status >= 500:
+        if told.status == FAULT:
             logger.error("a Wyoming client's request failed", exc_info=error)
         await self.write_event(Error(text=str(told), code=told.code).event())
 
@@ -149,3 +174,17 @@ class _Handler(AsyncEventHandler):
             voices=voices, supports_synthesize_streaming=True,
         )  # fmt: skip
         return Info(tts=[program])
+
+
+def _read(kind: Any, event: Event) -> Any:
+    """An event's data as its ``kind`` has them. Raises ApiError: they are others."""
+    try:
+        data = kind.from_event(event)
+        voice = getattr(data, "voice", None)
+        texts = [getattr(data, "text", ""), *(vars(voice).values() if voice is not None else ())]
+        is_right = all(one is None or isinstance(one, str) for one in texts) and texts[0] is not None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise ApiError(f"{event.type} needs a text, and a voice by its name, as Wyoming has them", code="invalid_event")
+    return data
