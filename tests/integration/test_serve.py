@@ -252,6 +252,23 @@ def test_a_recording_becomes_a_voice(running: Running) -> None:
     assert running.ask("DELETE", "/v1/audio/voices/built-in")[0] == 409
 
 
+def test_names_of_other_letters(running: Running) -> None:
+    """Accents fall; two names that differ in letters alone must not be one voice."""
+    recording = running.speak(response_format="wav")[2]
+    assert upload(running, "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}.wav", recording)["id"] == "Zoe"
+    for name in ("Zo\N{LATIN SMALL LETTER A WITH DIAERESIS}", "Zo", "\u5c0f\u660e", "Zo\u58f0"):
+        assert running.speak(voice=name, response_format="pcm")[0] == 404
+    for name in ("\u5c0f\u660e", "Zo \u58f0", "\u0416"):
+        with pytest.raises(openai.BadRequestError, match="letters of a to z, or digits, and no other letters, got"):
+            upload(running, name, recording)
+    path = "/voices/Zo%C3%AB.wav"
+    assert running.ask("GET", path)[0] == 200
+    assert running.ask("PUT", path, {"new_name": "Zoe2"})[0] == 200
+    listed = {one["id"]: one["name"] for one in json.loads(running.ask("GET", "/v1/audio/voices")[2])["voices"]}
+    assert listed["Zoe2"] == "Zoe2" and "Zoe" not in listed
+    assert running.ask("DELETE", "/v1/audio/voices/Zoe2.wav")[0] == 200
+
+
 def test_a_name_is_given_once_and_taken_once_by_whoever_asks_at_once(running: Running) -> None:
     recording = running.speak(response_format="wav")[2]
 
@@ -291,7 +308,7 @@ def test_voices_that_were_removed_are_not_kept(running: Running, monkeypatch: py
     [
         ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
         ("empty", b"", openai.BadRequestError, "audio_sample is empty"),
-        ("..", b"RIFF", openai.BadRequestError, "a voice's name needs letters of a to z, or digits, got '..'"),
+        ("..", b"RIFF", openai.BadRequestError, "a voice's name needs letters of a to z, or digits, and no other letters, got '..'"),
         ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
         ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),
     ],

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from chatterbox import __version__
 from chatterbox.audio.encoding import available
 from chatterbox.serve.config import ServerConfig
-from chatterbox.serve.errors import CLOSED, NOT_FOUND, ApiError
+from chatterbox.serve.errors import CLOSED
 from chatterbox.serve.health import FAILING, Health
 from chatterbox.serve.metrics import CONTENT_TYPE, ServerMetrics
 from chatterbox.serve.models import ModelHub
@@ -81,10 +81,7 @@ class AboutRoutes:
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
-        name = request.path_params["name"]
-        if name not in self._hub.names:
-            raise ApiError(f"there is no model {name!r}", NOT_FOUND, param="model", code="model_not_found")
-        return JSONResponse(self._about(name))
+        return JSONResponse(self._about(self._hub.known(request.path_params["name"])))
 
     async def audio_models(self, request: Request) -> Response:
         """GET /v1/audio/models, as Open WebUI asks."""

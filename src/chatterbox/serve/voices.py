@@ -62,7 +62,7 @@ class Voices:
         """
         voice, title = name_of(name), name.strip()[:MAX_NAME_LEN]
         if not voice:
-            message = f"a voice's name needs letters of a to z, or digits, got {shown(name)}"
+            message = f"a voice's name needs letters of a to z, or digits, and no other letters, got {shown(name)}"
             raise ApiError(message, param="name", code="invalid_value")
         self._check_free(voice)
         listener = self._hub.get(self._hub.known(model))
@@ -83,29 +83,29 @@ class Voices:
 
     def about(self, name: str) -> dict[str, Any]:
         """A voice, and what was noted when it was added. Raises VoiceError: there is none."""
-        self._check_there(name)
+        name = self._there(name)
         noted = {} if name == BUILT_IN else self._library.about(name)
         told = {key: noted[key] for key in ("language", "model", "heard", "size") if key in noted}
-        return voice_object(name, noted.get("title")) | told
+        title = noted.get("title", name)
+        return voice_object(name, title if name_of(title) == name else None) | told  # it may have another name by now
 
     def data(self, name: str) -> bytes:
         """What a voice's file holds. Raises VoiceError: there is none, ApiError: it is a model's own, without one."""
-        self._check_kept(name)
+        name = self._kept(name)
         self._library.about(name)  # a file, and whole
         return self._library.path(name).read_bytes()
 
     def rename(self, name: str, new: str) -> dict[str, Any]:
         """Raises VoiceError: there is no such voice, ApiError: none can have the new name, or it is a model's own."""
         with _ADDING:
-            self._check_kept(name)
+            name = self._kept(name)
             self._check_free(name_of(new))
             self._library.rename(name, name_of(new))
         return self.about(name_of(new))
 
     def remove(self, name: str) -> None:
         """Forget a voice. Raises VoiceError: there is none, ApiError: it is a model's own."""
-        self._check_kept(name)
-        self._library.remove(name)
+        self._library.remove(self._kept(name))
 
     @property
     def _library(self) -> VoiceLibrary:
@@ -121,14 +121,18 @@ class Voices:
         except VoiceError as error:
             raise ApiError(str(error), param="name", code="invalid_value") from None
 
-    def _check_kept(self, name: str) -> None:
-        self._check_there(name)
-        if name == BUILT_IN:
+    def _kept(self, name: str) -> str:
+        if (name := self._there(name)) == BUILT_IN:
             raise ApiError(f"the voice {BUILT_IN!r} is a model's own and stays", CONFLICT, code="voice_is_built_in")
+        return name
 
-    def _check_there(self, name: str) -> None:
-        if name not in (there := self.names()):
+    def _there(self, name: str) -> str:
+        """The voice of a name, also as its recording was called."""
+        there = self.names()
+        found = name if name in there or {"/", "\\"} & set(name) else name_of(name)
+        if found not in there:
             raise VoiceError(f"there is no voice {shown(name)}; there are {', '.join(there) or 'none'}")
+        return found
 
 
 def voice_object(voice: str, title: str | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,15 @@ def default_folder() -> Path | None:
 
 
 def name_of(title: str) -> str:
-    """What a voice is called of this title, or of a recording of this name: what no name may hold is a dash in it."""
-    return _NOT_IN_NAMES.sub("-", _RECORDING.sub("", title.strip())).strip("-_")
+    """What a voice is called of this title, or of a recording of this name: what no name may hold is a dash in it.
+
+    Letters lose their accents; "" where there are others than those of a to z, as two titles must not become one name.
+    """
+    written = unicodedata.normalize("NFKD", _RECORDING.sub("", title.strip()))
+    plain = "".join(one for one in written if not unicodedata.combining(one))
+    if any(one.isalnum() and not one.isascii() for one in plain):
+        return ""
+    return _NOT_IN_NAMES.sub("-", plain).strip("-_")
 
 
 @dataclass(frozen=True)
