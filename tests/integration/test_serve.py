@@ -263,7 +263,7 @@ def test_names_of_other_letters(running: Running) -> None:
             upload(running, name, recording)
     path = "/voices/Zo%C3%AB.wav"
     assert running.ask("GET", path)[0] == 200
-    assert running.ask("PUT", path, {"new_name": "Zoe2"})[0] == 200
+    assert running.ask("PUT", path, {"new_name": "Zoe2"}, **{"content-type": "application/json"})[0] == 200
     listed = {one["id"]: one["name"] for one in json.loads(running.ask("GET", "/v1/audio/voices")[2])["voices"]}
     assert listed["Zoe2"] == "Zoe2" and "Zoe" not in listed
     assert running.ask("DELETE", "/v1/audio/voices/Zoe2.wav")[0] == 200
@@ -308,7 +308,12 @@ def test_voices_that_were_removed_are_not_kept(running: Running, monkeypatch: py
     [
         ("noise", b"no audio at all", openai.BadRequestError, "cannot be read as audio"),
         ("empty", b"", openai.BadRequestError, "audio_sample is empty"),
-        ("..", b"RIFF", openai.BadRequestError, "a voice's name needs letters of a to z, or digits, and no other letters, got '..'"),
+        (
+            "..",
+            b"RIFF",
+            openai.BadRequestError,
+            "a voice's name needs letters of a to z, or digits, and no other letters, got '..'",
+        ),
         ("built-in", b"RIFF", openai.BadRequestError, "a voice cannot be called 'built-in'"),
         ("large", bytes(2**20 + 1), openai.APIStatusError, "more than 1 MiB"),
     ],
