@@ -34,6 +34,7 @@ from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.stream import with_prompt_seconds
 from chatterbox.text.in_words import in_words
 from chatterbox.tts import ChatterboxTTS
+from tools.arguments import whole_number
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.recordings import PitchScale, load, trimmed_symbols
 from tools.tiny_voice.speech_tokens import to_speech_tokens
@@ -171,7 +172,7 @@ def measure(num_texts: int, voice: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.judging_flow", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=40)
+    parser.add_argument("--texts", type=whole_number(1, 40), default=40)
     parser.add_argument("--voice", default=BUILT_IN_VOICE, choices=VOICES, help="whose speech tokens")
     arguments = parser.parse_args()
     about = {"benchmark": "judging_flow", "texts": arguments.texts, "voice": arguments.voice, "seed": SEED}

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.lib.harness import command, environment, save
 from chatterbox.evaluation.meters import METERS, RATE, Score, Spoken, interval, scores_of
+from tools.arguments import whole_number
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.evaluate import REFERENCE_TEXT
 from tools.tiny_voice.teacher import speak
@@ -66,7 +67,7 @@ def advantage(clean: Sequence[Score], worse: Sequence[Score], higher_is_better: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.known_material", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=NUM_SENTENCES)
+    parser.add_argument("--sentences", type=whole_number(2, NUM_SENTENCES), default=NUM_SENTENCES)
     arguments = parser.parse_args()
     made = materials(arguments.sentences)
     result: dict[str, object] = {

@@ -21,6 +21,7 @@ from benchmarks.lib.harness import command, environment, save
 from benchmarks.quality.judging_flow import SEED, Case, judging_s3gen, mel_of, true_speech_tokens, wav_of
 from chatterbox.evaluation.meters import Spoken, at_rate, interval, scores_of
 from chatterbox.text.in_words import in_words
+from tools.arguments import whole_number
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.teacher import SAMPLE_RATE, speak
 
@@ -61,7 +62,7 @@ def measure(num_texts: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.prompt_seconds", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=10, help="of each voice")
+    parser.add_argument("--texts", type=whole_number(1, 40), default=10, help="of each voice")
     asked = parser.parse_args()
     about = {"benchmark": "prompt_seconds", "seed": SEED, "voices": list(VOICES)}
     save(about | {"command": command(), "environment": environment(), "rows": measure(asked.texts)}, asked.output)

@@ -59,6 +59,7 @@ from chatterbox.synthesis.synthesizer import render_speech_tokens
 from chatterbox.synthesis.token_filter import valid_speech_tokens
 from chatterbox.tts import ChatterboxTTS
 from chatterbox.voice.conditionals import Conditionals
+from tools.arguments import whole_number
 from tools.tiny_voice.corpus import evaluation_set
 from tools.tiny_voice.evaluate import REFERENCE_TEXT, named_phones, phones_of, spectral_profile
 from tools.tiny_voice.flite import RATE as TEACHER_RATE
@@ -283,12 +284,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the lines, outside of the repository")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=NUM_TEXTS, help="fewer, for a quick look")
+    parser.add_argument("--texts", type=whole_number(1, NUM_TEXTS), default=NUM_TEXTS, help="fewer, for a quick look")
     parser.add_argument("--voices", nargs="+", choices=VOICES, default=VOICES, help="measure these")
     parser.add_argument("--summarize", action="store_true", help="measure nothing more")
     arguments = parser.parse_args()
-    if not 1 <= arguments.texts <= NUM_TEXTS:
-        parser.error(f"--texts must be 1 to {NUM_TEXTS}, got {arguments.texts}")
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:
         rows = lines(arguments.work)

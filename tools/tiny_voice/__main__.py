@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chatterbox.checkpoints import EMBEDDED_VOICES
+from tools.arguments import whole_number
 from tools.tiny_voice import festival, flite, kokoro
 from tools.tiny_voice.corpus import (
     dictionary_lists,
@@ -111,6 +112,8 @@ def load_recordings(work: Path) -> tuple[Recordings, Recordings, PitchScale]:
     """Recordings to train on, those held out, and the pitch scale of the voices."""
     learnt: list[Utterance] = []
     rest: list[Utterance] = []
+    if not (work / "acoustic").is_dir():
+        raise FileNotFoundError(f"{work} has no recordings; make them: python -m tools.tiny_voice data --work {work}")
     for folder in sorted((work / "acoustic").iterdir()):
         spoken = load(folder)
         held_out = max(1, NUM_HELD_OUT * len(spoken) // (NUM_FLITE + NUM_FESTIVAL + NUM_KOKORO))
@@ -161,13 +164,23 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder of data and checkpoints; a stage resumes from it"
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next run goes on")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=whole_number(1, 1024))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--warm-start", type=Path, help="exported folder to begin from when there is no checkpoint yet")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.warm_start and not arguments.warm_start.is_dir():
+        parser.error(f"--warm-start {arguments.warm_start} is no folder; an exported one is src/chatterbox/voices/tiny")
+    try:
+        run(arguments)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{parser.prog}: {error}") from None
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """A stage, or what is made of stages. Raises FileNotFoundError: what it needs is not there."""
     if arguments.stage == "data":
         make_data(arguments.work)
     elif arguments.stage == "export":

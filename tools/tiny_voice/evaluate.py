@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,11 +22,14 @@ import librosa
 import numpy as np
 import torch
 
+from chatterbox.checkpoints import CheckpointError
 from chatterbox.evaluation.meters import METERS, RATE, Score, Spoken, at_rate, interval, scores_of
 from chatterbox.evaluation.prosody import pitch
+from chatterbox.runtime.files import whole
 from chatterbox.synthesis.request import SynthesisRequest
 from chatterbox.text.in_words import in_words
 from chatterbox.tts import ChatterboxTTS
+from tools.arguments import whole_number
 from tools.tiny_voice.corpus import EVALUATION_SETS, evaluation_set
 from tools.tiny_voice.speech_tokens import NUM_SYMBOLS, SILENCE, SYMBOL_NAMES, to_symbols
 from tools.tiny_voice.teacher import VOICES, speak
@@ -131,6 +136,12 @@ def _f0_deviation(wav: np.ndarray) -> float:
     return float(np.std(12 * np.log2(f0[~np.isnan(f0)])))
 
 
+def write(result: dict[str, Any], output: Path) -> None:
+    """The file, whole or not at all."""
+    with whole(output) as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_voice.evaluate", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -138,18 +149,25 @@ def main() -> None:
     parser.add_argument("--voice", choices=VOICES, default=BUILT_IN_VOICE, help="who taught the built-in voice")
     parser.add_argument("--sets", nargs="+", choices=EVALUATION_SETS, default=EVALUATION_SETS)
     parser.add_argument("--meters", nargs="+", choices=METERS, default=list(METERS))
-    parser.add_argument("--limit", type=int, default=None, help="texts per set, for a quick look")
+    parser.add_argument("--limit", type=whole_number(1, 1000), help="texts per set, for a quick look")
     parser.add_argument("--teacher", action="store_true", help="measure the teacher's own speech too")
     arguments = parser.parse_args()
-    speaker = Speaker(ChatterboxTTS.from_pretrained("cpu", model=arguments.model), arguments.voice)
-    result: dict[str, Any] = {"environment": ENVIRONMENT, "seed": SEED, "voice": arguments.voice, "sets": {}}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # before hours of work
+    try:
+        speaker = Speaker(ChatterboxTTS.from_pretrained("cpu", model=arguments.model), arguments.voice)
+    except CheckpointError as error:
+        parser.error(str(error))
+    about: dict[str, Any] = {"command": shlex.join(["python", "-m", "tools.tiny_voice.evaluate", *sys.argv[1:]])}
+    about |= {"environment": ENVIRONMENT, "seed": SEED, "voice": arguments.voice}
+    result: dict[str, Any] = {**about, "sets": {}}
     for name in arguments.sets:
         found = evaluate(speaker, name, arguments.limit, arguments.meters, teacher=arguments.teacher)
         result["sets"][name] = found
         print(name, json.dumps({key: value for key, value in found.items() if key != "rows"}), flush=True)
+        write(result, arguments.output)  # what is measured is kept, whatever ends the rest
     result["emotion"] = emotion(speaker, arguments.limit)
     print("emotion", json.dumps(result["emotion"]))
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
     [
         (None, ["--summarize"], "has no lines; measure some first, without --summarize"),
         ('{"text": "a"}\n{"tex', ["--summarize"], "rms.jsonl is broken at line 2; remove the lines from there on"),
-        (None, ["--texts", "0"], "--texts must be 1 to 40, got 0"),
+        (None, ["--texts", "0"], "argument --texts: must be a whole number of 1 to 40, got 0"),
     ],
 )
 def test_what_cannot_be_summarized_is_told(tmp_path: Path, line: str | None, options: list[str], message: str) -> None:
