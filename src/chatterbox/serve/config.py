@@ -89,12 +89,15 @@ def keys_of(config: ServerConfig, variable: str | None) -> tuple[str, ...]:
     """Keys that clients may send. ``variable``: of the environment, several with commas.
 
     Raises:
-        ValueError: none, where others than this machine can call; a file without a key.
-        OSError: the file cannot be read.
+        ValueError: none, where others than this machine can call; a file without a key, or that cannot be read.
     """
     keys = [key.strip() for key in (variable or "").split(",")]
     if config.key_file is not None:
-        lines = Path(config.key_file).expanduser().read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(config.key_file).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ValueError(f"key_file {config.key_file} cannot be read: {reason}") from None
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise ValueError(f"key_file {config.key_file} has no key; write one a line")

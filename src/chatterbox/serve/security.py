@@ -21,7 +21,10 @@ from chatterbox.values import shown
 
 # With /v1 before them and without.
 HEALTH_PATHS = ("/health", "/ready", "/ping")
-LISTS = ("", "/models", "/audio/models", "/audio/voices", "/voices", "/voices/all-names", "/languages", "/openapi.json")
+LISTS = (
+    "", "/models", "/audio/models", "/audio/voices", "/voices", "/voices/all-names", "/languages", "/openapi.json",
+    "/get_reference_files", "/get_predefined_voices", "/api/model-info",
+)  # fmt: skip
 
 
 class Keys:

@@ -102,6 +102,9 @@ def test_another_address_needs_a_key(tmp_path: Any) -> None:
     file.write_text("# none\n")
     with pytest.raises(ValueError, match="has no key; write one a line"):
         keys_of(ServerConfig(key_file=str(file)), "one")
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match=r"key_file .* cannot be read: (Is a directory|No such file or directory)"):
+            keys_of(ServerConfig(key_file=str(path)), None)
 
 
 @pytest.mark.parametrize(
