@@ -84,7 +84,7 @@ train-tiny: $(TEACHERS_READY)
 	set -e; for stage in $(STAGES); do $(BIN)/python -m tools.tiny_voice $$stage --work $(WORK) $(ARGS); done
 
 voice-eval: $(QUALITY_READY)
-	$(BIN)/python -m tools.tiny_voice.evaluate -o $(RESULTS)/voice_eval.json $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.tiny_voice.evaluate -o $(RESULTS)/voice_eval.json $(ARGS)
 
 memory: $(READY)
 	$(BIN)/python -m benchmarks.speed.memory -o $(RESULTS)/memory.json $(ARGS)
