@@ -42,8 +42,7 @@ from chatterbox.models.tokenizers import EnTokenizer, MTLTokenizer, TextTokenize
 from chatterbox.models.tokenizers.languages import CANGJIE_FILE
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.runtime.allocator import return_freed_memory
-from chatterbox.runtime.meta import ShapesAlone
-from chatterbox.runtime.torch_context import own_context
+from chatterbox.runtime.torch_context import ShapesAlone, own_context
 from chatterbox.voice.conditionals import Conditionals
 
 logger = logging.getLogger(__name__)

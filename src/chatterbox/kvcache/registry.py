@@ -17,7 +17,7 @@ from chatterbox.kvcache.prefix.disk import DiskTier
 from chatterbox.kvcache.prefix.manager import GlobalKVCacheManager
 from chatterbox.kvcache.prefix.memory_pressure import MemoryMonitor, SystemProbe
 from chatterbox.kvcache.prefix.tiers import prefix_eviction
-from chatterbox.runtime.meta import ShapesAlone
+from chatterbox.runtime.torch_context import ShapesAlone
 from chatterbox.values import word
 
 MIB = 2**20
