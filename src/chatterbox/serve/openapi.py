@@ -35,7 +35,7 @@ OK, CREATED, ACCEPTED = 200, 201, 202
 JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
 Content = Mapping[str, Schema]  # by its type
 AUDIO: Content = {one.content_type: {} for one in FORMATS.values()}
-EVENTS: Content = {EVENTS_TYPE: TEXT}
+EVENTS: Content = {EVENTS_TYPE: {}}  # a line of JSON each
 REFUSED = (BAD_REQUEST, NOT_FOUND, TOO_LARGE, BUSY, CLOSED)  # a request for speech
 
 
