@@ -1,7 +1,7 @@
 """Numbers, ordinals, dates, times, money and units in words.
 
-Owns: what is such an expression in English, and how it is read. Does not know: other languages (`in_other_words`), how
-a number is spelt, which the library num2words does.
+Owns: what is such an expression in English, and how it is read. Does not know: other languages (`in_other_words`),
+other forms of numbers (`number_forms`), how a number is spelt, which the library num2words does.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ from functools import cache
 from typing import Any
 
 from chatterbox.text.in_other_words import ENDLESS, in_other_words, spaced
+from chatterbox.text.number_forms import MONTHS, one_by_one, plain_numbers
 
 logger = logging.getLogger(__name__)
 
 EXTRA = "pip install 'chatterbox-kvcache[normalize]'"
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_DIGITS = _words("zero one two three four five six seven eight nine")
-_MONTHS = _words("January February March April May June July August September October November December")
-_MONTH = "|".join(f"{month}|{month[:3]}\\.?" for month in _MONTHS) + r"|Sept\.?"
+_MONTH = "|".join(f"{month}|{month[:3]}\\.?" for month in MONTHS) + r"|Sept\.?"
 _CURRENCIES = {  # one, several, a hundredth, several hundredths
     "$": ("dollar", "dollars", "cent", "cents"),
     "€": ("euro", "euros", "cent", "cents"),
@@ -120,7 +115,7 @@ def in_words(text: str, language: str = "en") -> str:
 
     As it was, with one warning, where num2words is not installed or does not know the language.
     """
-    if not any(map(str.isdecimal, text)) and not any(char in text for char in _FRACTIONS):
+    if not any(map(str.isdigit, text)) and not any(char in text for char in _FRACTIONS):
         return text
     spell = _speller(language)
     if spell is None:
@@ -156,8 +151,8 @@ def _spell(number: int, to: str = "cardinal") -> str:
 
 
 def _english(text: str) -> str:
-    text = ENDLESS.sub(lambda digits: spaced(digits, _one_by_one(digits.group())), text)
-    text = re.sub("|".join(_FRACTIONS), _unicode_fraction, text)
+    text = ENDLESS.sub(lambda digits: spaced(digits, one_by_one(digits.group())), text)
+    text = plain_numbers(re.sub("|".join(_FRACTIONS), _unicode_fraction, text))
     for rule, words in _RULES:
         text = rule.sub(words, text)
     return text
@@ -171,12 +166,8 @@ def _unicode_fraction(found: re.Match[str]) -> str:
 def _amount(written: str) -> str:
     """A number as it is counted: thousands, decimals."""
     whole, _, decimals = written.replace(",", "").partition(".")
-    words = _one_by_one(whole) if len(whole) > 1 and whole.startswith("0") else _spell(int(whole))
-    return f"{words} point {_one_by_one(decimals)}" if decimals else words
-
-
-def _one_by_one(digits: str) -> str:
-    return " ".join(_DIGITS[int(digit)] for digit in digits if digit.isdecimal())
+    words = one_by_one(whole) if len(whole) > 1 and whole.startswith("0") else _spell(int(whole))
+    return f"{words} point {one_by_one(decimals)}" if decimals else words
 
 
 def _is_one(written: str) -> bool:
@@ -219,7 +210,7 @@ def _money_words(sign: str, written: str, scale: str | None) -> str:
 
 
 def _month_of(written: str) -> str:
-    return next(month for month in _MONTHS if month.startswith(written[:3]))
+    return next(month for month in MONTHS if month.startswith(written[:3]))
 
 
 def _day(written: str) -> str:
@@ -240,7 +231,7 @@ def _day_month(found: re.Match[str]) -> str:
 def _dated(found: re.Match[str], year: str, month: str, day: str) -> str:
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return found.group()
-    return f"{_MONTHS[int(month) - 1]} {_day(day)}, {_year(year)}"
+    return f"{MONTHS[int(month) - 1]} {_day(day)}, {_year(year)}"
 
 
 def _iso_date(found: re.Match[str]) -> str:
@@ -258,8 +249,10 @@ def _time(found: re.Match[str]) -> str:
     if int(hour) > 24 or int(minute) > 59 or int(second or 0) > 59:
         return found.group()
     halves = "" if not half else f" {half[0].lower()} m"
+    if not int(hour) and not half:
+        hour, halves = "12", " a m"
     if not int(minute) and not second:
-        words = _spell(int(hour)) + ("" if half else " o'clock" if 0 < int(hour) <= 12 else " hundred")
+        words = _spell(int(hour)) + ("" if halves else " o'clock" if 0 < int(hour) <= 12 else " hundred")
     else:
         words = f"{_spell(int(hour))} " + _spelled_minute(minute)
     if second:
@@ -316,7 +309,7 @@ def _fraction_words(top: int, bottom: int) -> str:
 
 
 def _phone(found: re.Match[str]) -> str:
-    groups = ", ".join(map(_one_by_one, re.findall(r"\d+", found.group())))
+    groups = ", ".join(map(one_by_one, re.findall(r"\d+", found.group())))
     return f"plus {groups}" if found.group().startswith("+") else groups
 
 
