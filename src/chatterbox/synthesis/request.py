@@ -22,7 +22,6 @@ from chatterbox.models.tokenizers import TextTokenizer, rules_of, tokens_by
 from chatterbox.models.tokenizers.languages import base_language, begun
 from chatterbox.text import Utterance, utterances
 from chatterbox.text.cleaning import clean, clean_pieces, clean_utterance
-from chatterbox.text.in_words import in_words
 from chatterbox.text.incremental import is_in_pieces
 from chatterbox.text.normalize import ENGLISH, speakable, with_all_enders
 from chatterbox.voice.conditionals import Conditionals
@@ -150,6 +149,8 @@ def text_tokens_of(
     language, is_exact = _language(request), request.cleaning == "none"
     spells = request.normalize if request.normalize is not None else getattr(tokenizer, "spells_numbers", False)
     if spells:
+        from chatterbox.text.in_words import in_words  # what most models have no use for
+
         text = in_words(text, language or "en")
     text = text if is_exact else begun(text, language)
     if request.punctuate is not None:
